@@ -1,0 +1,1 @@
+"""The tokenizer families, one file each, read top to bottom."""

@@ -1,0 +1,93 @@
+"""The tokenizer zoo: one ``zoo.load("name")``, one ``encode``/``decode``, for every modality.
+
+Public names are imported when first used, so that ``import zoo`` and the ``zoo list`` command do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import (
+    ChecksumError,
+    CorruptWeightsError,
+    DiskFullError,
+    DownloadError,
+    FormatError,
+    GatedRepoError,
+    HubError,
+    InputError,
+    KeysError,
+    MismatchError,
+    MissingExtraError,
+    NotOnHubError,
+    OfflineError,
+    RegistryError,
+    UnsafePickleError,
+    WeightsError,
+    ZooError,
+)
+
+if TYPE_CHECKING:
+    from zoo.hub import convert, load, load_upstream, pull
+    from zoo.registry import Entry, info, list, register
+    from zoo.spec import Spec
+    from zoo.tokenizer import Tokenizer
+    from zoo.tokens import Tokens
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "convert": "zoo.hub",
+    "load": "zoo.hub",
+    "load_upstream": "zoo.hub",
+    "pull": "zoo.hub",
+    "Entry": "zoo.registry",
+    "info": "zoo.registry",
+    "list": "zoo.registry",
+    "register": "zoo.registry",
+    "Spec": "zoo.spec",
+    "Tokenizer": "zoo.tokenizer",
+    "Tokens": "zoo.tokens",
+}
+
+__all__ = [
+    "ChecksumError",
+    "CorruptWeightsError",
+    "DiskFullError",
+    "DownloadError",
+    "Entry",
+    "FormatError",
+    "GatedRepoError",
+    "HubError",
+    "InputError",
+    "KeysError",
+    "MismatchError",
+    "MissingExtraError",
+    "NotOnHubError",
+    "OfflineError",
+    "RegistryError",
+    "Spec",
+    "Tokenizer",
+    "Tokens",
+    "UnsafePickleError",
+    "WeightsError",
+    "ZooError",
+    "convert",
+    "info",
+    "list",
+    "load",
+    "load_upstream",
+    "pull",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,80 @@
+"""Every error the library raises on purpose. Each one names the item and the reason, and says what to do next."""
+
+from __future__ import annotations
+
+
+class ZooError(Exception):
+    """Base of all errors raised by the zoo."""
+
+
+class InputError(ZooError, ValueError):
+    """An input item cannot be used; ``index`` is its position in the batch (``None`` for the call as a whole)."""
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        self.index = index
+        self.reason = reason
+        super().__init__(reason if index is None else f"item {index}: {reason}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, int | None]]:
+        # The default would pickle the formatted message and prefix the index a second time.
+        return type(self), (self.reason, self.index)
+
+
+class MismatchError(InputError):
+    """Tokens of one checkpoint were handed to another one, which would decode to babble."""
+
+
+class FormatError(ZooError, ValueError):
+    """A ``.zt`` file is truncated, corrupt, of an unknown version or hostile."""
+
+
+class RegistryError(ZooError, ValueError):
+    """A catalogue entry is invalid, or a name is not in any catalogue."""
+
+
+class HubError(ZooError, OSError):
+    """Files could not be fetched from the Hugging Face Hub."""
+
+
+class GatedRepoError(HubError):
+    """The repository needs an accepted licence and a token."""
+
+
+class OfflineError(HubError):
+    """There is no network (or it is switched off) and the file is not in the cache."""
+
+
+class NotOnHubError(HubError):
+    """The repository, the revision or the file does not exist."""
+
+
+class DiskFullError(HubError):
+    """The cache has no room for the file."""
+
+
+class DownloadError(HubError):
+    """The Hub answered with an error, or the transfer broke off."""
+
+
+class WeightsError(ZooError):
+    """A checkpoint cannot be used."""
+
+
+class ChecksumError(WeightsError):
+    """The file is not the one that the catalogue names."""
+
+
+class UnsafePickleError(WeightsError):
+    """The pickle holds more than tensors and plain containers, so it is not opened."""
+
+
+class KeysError(WeightsError):
+    """Tensors are missing, unexpected or of the wrong shape."""
+
+
+class CorruptWeightsError(WeightsError):
+    """The file is truncated or not of the format its name says."""
+
+
+class MissingExtraError(ZooError, ImportError):
+    """An optional dependency is not installed; the message names the ``pip install`` that brings it."""

@@ -1,0 +1,302 @@
+"""Read and write media: audio files through soundfile, arrays and tensors as they are."""
+
+from __future__ import annotations
+
+import glob
+import io
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torchaudio
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.errors import InputError
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
+# More rows than this are taken for an array stored the other way round, [samples, channels].
+_MOST_CHANNELS = 16
+_BLOCK_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Samples with their rate, and the rate and length they had before they were resampled.
+
+    Attributes:
+        waveform: float32, nominally in [-1, 1].
+        sample_rate: samples per second of ``waveform``.
+    """
+
+    waveform: Float[Tensor, "channels samples"]
+    sample_rate: int
+    original_rate: int
+    original_samples: int
+
+
+def read_audio(
+    source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
+) -> Audio:
+    """Read audio from a file or take it from an array.
+
+    Files are read, averaged and resampled block by block, so that memory holds little more than the result.
+
+    Args:
+        source: a path, the bytes of an audio file, ``(array, sample_rate)``, or an array or tensor of
+            ``default_sample_rate``; arrays are ``[samples]`` or ``[channels, samples]``, integers are scaled to [-1, 1).
+        sample_rate: rate to resample to by windowed sinc (torchaudio's defaults); the source's own if ``None``.
+        mono: average the channels.
+        default_sample_rate: rate of arrays that come without one.
+
+    Raises:
+        InputError: the source is of the wrong kind or rank, empty, not finite, unreadable or truncated.
+    """
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        rate, samples, blocks = _open_file(source)
+    else:
+        rate, samples, blocks = _from_array(source, default_sample_rate)
+    target = sample_rate or rate
+    resampler = Resampler(rate, target)
+    parts = []
+    for block in blocks:
+        if not torch.isfinite(block).all():
+            raise InputError("the audio holds NaN or infinite samples")
+        parts.append(resampler.push(block.mean(0, keepdim=True) if mono else block))
+    parts.append(resampler.finish())
+    waveform = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    return Audio(waveform, target, rate, samples)
+
+
+def _from_array(source: Any, default_sample_rate: int | None) -> tuple[int, int, Iterator[Tensor]]:
+    rate = default_sample_rate
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise InputError(f"a tuple must be (array, sample_rate), not {len(source)} values")
+        source, rate = source
+    if rate is None:
+        raise InputError("an array needs its sample rate: pass (array, sample_rate)")
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate < 1:
+        raise InputError(f"the sample rate must be a positive integer, not {rate!r}")
+    if not isinstance(source, np.ndarray | Tensor | list):
+        raise InputError(f"expected a path, bytes, an array, a tensor or (array, sample_rate), not {type(source).__name__}")
+    try:
+        waveform = torch.as_tensor(source).detach().cpu()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cannot read the array: {error}") from error
+    if waveform.ndim == 1:
+        waveform = waveform[None]
+    if waveform.ndim != 2:
+        raise InputError(f"audio must be [samples] or [channels, samples], not of shape {tuple(waveform.shape)}")
+    if waveform.numel() == 0:
+        raise InputError("the audio is empty")
+    if waveform.shape[0] > _MOST_CHANNELS:
+        raise InputError(f"{waveform.shape[0]} channels: expected [channels, samples]; is the array transposed?")
+    return int(rate), waveform.shape[1], iter([_to_float(waveform)])
+
+
+def _to_float(waveform: Tensor) -> Float[Tensor, "channels samples"]:
+    """float32 in [-1, 1): integers are divided by their range, unsigned bytes are centred first."""
+    if waveform.is_floating_point():
+        return waveform.float()
+    if waveform.dtype == torch.uint8:
+        return (waveform.float() - 128) / 128
+    if waveform.dtype in (torch.int8, torch.int16, torch.int32):
+        return (waveform.double() / (torch.iinfo(waveform.dtype).max + 1.0)).float()
+    raise InputError(f"audio samples must be floating point or 8-, 16- or 32-bit integers, not {waveform.dtype}")
+
+
+def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
+    """Rate, frames and blocks of an audio file; the file stays open until the blocks are read."""
+    import soundfile
+
+    name = "audio bytes" if isinstance(source, bytes | bytearray | memoryview) else os.fspath(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not source:
+            raise InputError("the audio is empty (0 bytes)")
+        handle: BinaryIO = io.BytesIO(source)
+    else:
+        path = Path(source)
+        if path.is_dir():
+            raise InputError(f"{name} is a folder")
+        if not path.exists():
+            raise InputError(f"{name} does not exist")
+        if path.stat().st_size == 0:
+            raise InputError(f"{name} is empty (0 bytes)")
+        handle = path.open("rb")
+    try:
+        _check_riff_complete(handle, name)
+        file = soundfile.SoundFile(handle)
+    except soundfile.LibsndfileError as error:
+        handle.close()
+        raise InputError(f"{name} is not an audio file that can be read: {error.error_string}") from error
+    except InputError:
+        handle.close()
+        raise
+    if file.frames == 0:
+        handle.close()
+        raise InputError(f"{name} holds no samples")
+    return file.samplerate, file.frames, _read_blocks(file, handle, name)
+
+
+def _read_blocks(file: Any, handle: BinaryIO, name: str) -> Iterator[Float[Tensor, "channels samples"]]:
+    import soundfile
+
+    done = 0
+    with handle, file:
+        while done < file.frames:
+            try:
+                block = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise InputError(f"{name} is damaged after {done} samples: {error.error_string}") from error
+            if not len(block):
+                raise InputError(f"{name} is truncated: {done} of {file.frames} samples can be read")
+            done += len(block)
+            yield torch.from_numpy(np.ascontiguousarray(block.T))
+
+
+def _check_riff_complete(handle: BinaryIO, name: str) -> None:
+    """Refuse a WAV file whose data chunk is cut short, which libsndfile would read without a word."""
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    try:
+        header = handle.read(12)
+        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+            return
+        while len(chunk := handle.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", chunk)
+            # Streaming writers leave 0 or the largest value where they cannot know the length.
+            if kind == b"data" and length not in (0, 0xFFFFFFFF, 0x7FFFFFFF) and handle.tell() + length > size:
+                raise InputError(f"{name} is truncated: {size - handle.tell()} of {length} bytes of samples are there")
+            handle.seek(length + length % 2, os.SEEK_CUR)
+    finally:
+        handle.seek(0)
+
+
+def resampled_length(samples: int, rate: int, new_rate: int) -> int:
+    """Samples that `resample` gives: ``ceil(samples * new_rate / rate)``."""
+    return -(-samples * new_rate // rate)
+
+
+@lru_cache(maxsize=32)
+def _sinc_resampler(rate: int, new_rate: int) -> torchaudio.transforms.Resample:
+    # The transform computes its kernel in float64, as the original code does; the functional form would not.
+    return torchaudio.transforms.Resample(rate, new_rate)
+
+
+class Resampler:
+    """Windowed-sinc resampling of a stream; the blocks add up to what the whole signal would give."""
+
+    def __init__(self, rate: int, new_rate: int) -> None:
+        divisor = math.gcd(rate, new_rate)
+        self.rate, self.new_rate = rate, new_rate
+        self._orig, self._new = rate // divisor, new_rate // divisor
+        # torchaudio's kernel reaches ceil(6 * orig / (0.99 * min(orig, new))) input samples to either side.
+        reach = math.ceil(6 * self._orig / (0.99 * min(self._orig, self._new)))
+        self._context = -(-reach // self._orig) * self._orig + self._orig
+        self._pending: Tensor | None = None
+        self._seen_context = 0
+
+    def push(self, block: Float[Tensor, "channels samples"]) -> Float[Tensor, "channels _"]:
+        """Take the next samples; return those output samples that no later input can change."""
+        if self.rate == self.new_rate:
+            return block
+        self._pending = block if self._pending is None else torch.cat([self._pending, block], dim=1)
+        fixed = (self._pending.shape[1] - self._context) // self._orig * self._orig
+        if fixed <= self._seen_context:
+            return block[:, :0]
+        kept = self._emit(self._seen_context, fixed)
+        drop = max(0, fixed - self._context)
+        self._pending = self._pending[:, drop:]
+        self._seen_context = fixed - drop
+        return kept
+
+    def finish(self) -> Float[Tensor, "channels _"]:
+        """The rest of the output, which makes ``ceil(received * new_rate / rate)`` samples in all."""
+        if self._pending is None:
+            return torch.zeros(1, 0)
+        rest = self._emit(self._seen_context, None)
+        self._pending = None
+        return rest
+
+    def _emit(self, start: int, stop: int | None) -> Tensor:
+        """Resample the pending samples and keep the outputs that belong to inputs ``start`` to ``stop``."""
+        assert self._pending is not None
+        resampled = _sinc_resampler(self._orig, self._new)(self._pending)
+        end = None if stop is None else stop // self._orig * self._new
+        return resampled[:, start // self._orig * self._new : end]
+
+
+def resample(waveform: Float[Tensor, "channels samples"], rate: int, new_rate: int) -> Float[Tensor, "channels _"]:
+    """Windowed-sinc resampling (torchaudio's defaults: width 6, roll-off 0.99, Hann window) in bounded extra memory."""
+    if rate == new_rate:
+        return waveform
+    resampler = Resampler(rate, new_rate)
+    block = _BLOCK_SECONDS * rate
+    parts = [resampler.push(part) for part in waveform.cpu().split(block, dim=1)]
+    return torch.cat([*parts, resampler.finish()], dim=1).to(waveform.device)
+
+
+def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels samples"], sample_rate: int) -> Path:
+    """Write an audio file, its format chosen by the extension; samples are clipped to [-1, 1] and WAV is 16-bit PCM.
+
+    Raises:
+        InputError: soundfile knows no format of that extension.
+    """
+    import soundfile
+
+    path = Path(path)
+    kind = path.suffix.lstrip(".").upper() or "WAV"
+    if kind not in soundfile.available_formats():
+        raise InputError(f"cannot write {path.name}: no audio format {path.suffix!r}")
+    samples = waveform.detach().float().clamp(-1, 1).cpu().numpy().T
+    with replacing(path) as temporary:
+        soundfile.write(temporary, samples, sample_rate, format=kind)
+    return path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the same folder that replaces ``path`` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes private files
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str]) -> list[Path]:
+    """Files named by paths, folders (searched recursively, sorted) and glob patterns, each once and in order.
+
+    Raises:
+        InputError: an argument matches nothing.
+    """
+    wanted = {extension.lower() for extension in extensions}
+    found: dict[Path, None] = {}
+    for argument in map(os.fspath, arguments):
+        path = Path(argument)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())
+        if not matches:
+            raise InputError(f"{argument}: no such file, or no file with a known extension in it")
+        found |= dict.fromkeys(matches)
+    return list(found)
