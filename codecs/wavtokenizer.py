@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoo import media
 from zoo.errors import InputError, KeysError, WeightsError
 from zoo.kernels import codebook as codebook_search
-from zoo.nn.conv import ReflectConv1d, conv1d, reflect_pad
+from zoo.nn.conv import ReflectConv1d, conv1d, elu, reflect_pad
 from zoo.nn.istft import InverseSTFT
 from zoo.nn.precision import Float32Module, exact_float32
 from zoo.spec import Spec
@@ -97,13 +97,8 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time channels"], lengths: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch time channels"]:
-        hidden = _elu_(self.narrow(F.elu(x), lengths))
+        hidden = elu(self.narrow(elu(x), lengths))
         return self.widen(hidden) + self.shortcut(x)
-
-
-def _elu_(x: Tensor) -> Tensor:
-    """ELU in place where no gradient needs the input."""
-    return F.elu(x, inplace=not torch.is_grad_enabled())
 
 
 class EncoderStage(nn.Module):
@@ -118,7 +113,7 @@ class EncoderStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time channels"], lengths: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch time_out channels_out"]:
-        return self.down(_elu_(self.block(x, lengths)), lengths)
+        return self.down(elu(self.block(x, lengths)), lengths)
 
 
 @dataclass
@@ -230,7 +225,7 @@ class Encoder(Float32Module):
     ) -> tuple[Float[Tensor, "batch frames channels"], tuple[Tensor, Tensor]]:
         """LSTM with its skip connection, and the ELU that follows."""
         y, memory = self.lstm(x, None if state is None else (state.hidden, state.cell))
-        return _elu_(y + x), memory
+        return elu(y + x), memory
 
 
 # -------------------------------------------------------------------------------------------------------------- codebook
@@ -526,7 +521,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
 
     # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
     # fill a GPU. They change memory and speed, never the numbers.
-    CHUNK_SAMPLES = {"cpu": 64_000, "cuda": 8_000_000}
+    CHUNK_SAMPLES = {"cpu": 128_000, "cuda": 8_000_000}
     BLOCK_FRAMES = {"cpu": 1_500, "cuda": 60_000}
 
     def __init__(self, config: WavTokenizerConfig | None = None, *, name: str = "wavtokenizer") -> None:

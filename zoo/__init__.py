@@ -30,21 +30,23 @@ from zoo.errors import (
 
 if TYPE_CHECKING:
     from zoo.hub import convert, load, load_upstream, pull
-    from zoo.registry import Entry, info, list, register
+    from zoo.registry import Entry, info, register
+    from zoo.registry import names as list
     from zoo.spec import Spec
     from zoo.tokenizer import Tokenizer
     from zoo.tokens import Tokens
 
 __version__ = "0.1.0"
 
+# Where each public name lives; "module:attribute" where it is called differently there.
 _HOMES = {
     "convert": "zoo.hub",
+    "list": "zoo.registry:names",
     "load": "zoo.hub",
     "load_upstream": "zoo.hub",
     "pull": "zoo.hub",
     "Entry": "zoo.registry",
     "info": "zoo.registry",
-    "list": "zoo.registry",
     "register": "zoo.registry",
     "Spec": "zoo.spec",
     "Tokenizer": "zoo.tokenizer",
@@ -86,7 +88,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

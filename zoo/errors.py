@@ -45,7 +45,14 @@ class OfflineError(HubError):
 
 
 class NotOnHubError(HubError):
-    """The repository, the revision or the file does not exist."""
+    """Something does not exist on the Hub; ``missing`` says what: ``"repository"``, ``"revision"`` or ``"file"``."""
+
+    def __init__(self, message: str, missing: str) -> None:
+        self.missing = missing
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[NotOnHubError], tuple[str, str]]:
+        return type(self), (str(self), self.missing)
 
 
 class DiskFullError(HubError):

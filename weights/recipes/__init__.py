@@ -1,1 +1,1 @@
-"""Recipes."""
+"""Recipes that train the embedded checkpoints, one module each."""

@@ -1,0 +1,23 @@
+"""Shape annotations are checked at run time in every test: a wrong shape fails where it arises."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["zoo"], "beartype.beartype")
+
+import pytest  # noqa: E402  (the hook must be in place before anything imports zoo)
+import torch  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of cases with the original code's outputs."""
+    return Path(__file__).parent / "golden"
