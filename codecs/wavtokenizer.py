@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo import media
@@ -65,7 +65,6 @@ class WavTokenizerConfig:
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ratios", tuple(self.ratios))
         if self.dim % GROUPS:
             raise ValueError(f"dim must be a multiple of {GROUPS}, not {self.dim}")
         if len(self.ratios) != 4 or min(self.ratios) < 2:
@@ -272,8 +271,8 @@ def _spans(frames: int, block: int) -> Iterator[tuple[int, int]]:
 
 
 def _window(
-    x: Float[Tensor, "batch frames channels"], start: int, stop: int, halo: int
-) -> tuple[Float[Tensor, "batch window channels"], int]:
+    x: Shaped[Tensor, "batch frames channels"], start: int, stop: int, halo: int
+) -> tuple[Shaped[Tensor, "batch window channels"], int]:
     """The frames from ``start`` to ``stop`` with up to ``halo`` more on either side, and how many were added in front."""
     first = max(0, start - halo)
     return x[:, first : stop + halo], start - first

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,7 +148,8 @@ def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> M
 def _from_entry(entry: Entry, revision: str | None, download: Callable[..., Path]) -> AnyTokenizer:
     cls = registry.family_class(entry.family)
     config = registry.check_config(entry)
-    _warn_non_commercial(entry)
+    if entry.licence.non_commercial:
+        _warn_non_commercial(entry.name, entry.licence.weights)
     weights = entry.weights
     if weights.source == "none":
         raise WeightsError(
@@ -233,7 +235,8 @@ def _from_saved_file(path: Path, expect: Any) -> AnyTokenizer:
 def _from_saved(saved: Mapping[str, Any], state: Mapping[str, Tensor]) -> AnyTokenizer:
     try:
         cls = registry.family_class(saved["family"])
-        config = cls.Config(**saved["config"])
+        settings = saved["config"].items()
+        config = cls.Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings})
         name, fingerprint = saved["name"], saved["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptWeightsError(f"the saved configuration cannot be used: {error!r}") from error
@@ -258,11 +261,9 @@ def _build(
 
 
 @functools.cache
-def _warn_non_commercial(entry: Entry) -> None:
-    if entry.licence.non_commercial:
-        _log.warning(
-            "%s: the weights are under %s, which forbids commercial use", entry.name, entry.licence.weights
-        )
+def _warn_non_commercial(name: str, licence: str) -> None:
+    """Cached, so that each model is mentioned once."""
+    _log.warning("%s: the weights are under %s, which forbids commercial use", name, licence)
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
@@ -301,6 +302,12 @@ def read_state(path: str | os.PathLike[str], wanted: Callable[[str], bool] = lam
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor) and wanted(key)}
 
 
+# How PyTorch's restricted unpickler names what it will not build.
+_BEYOND_TENSORS = re.compile(
+    r"(?:GLOBAL \S+)|(?:Trying to call reduce for unrecognized function[^\n]*)|(?:Unsupported class \S+)|(?:Can only [^\n]*)"
+)
+
+
 def _unpickle(path: Path) -> Any:
     try:
         try:
@@ -310,10 +317,9 @@ def _unpickle(path: Path) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
-            reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        if found := _BEYOND_TENSORS.search(str(error)):
             raise UnsafePickleError(
-                f"{path} holds more than tensors ({reason}) and opening it could run code, so it is refused; "
+                f"{path} holds more than tensors ({found[0]}) and opening it could run code, so it is refused; "
                 "save its state dict as safetensors with the program that made it"
             ) from error
         raise CorruptWeightsError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
@@ -395,7 +401,6 @@ def _download(
 @contextmanager
 def _translating_hub_errors(repo: str, file: str | None, revision: str | None, ask: str | None) -> Iterator[None]:
     """The client's errors as ours, each with the next step."""
-    import httpx
     from huggingface_hub import errors
 
     what = f"{repo}/{file}" if file else repo
@@ -415,15 +420,17 @@ def _translating_hub_errors(repo: str, file: str | None, revision: str | None, a
             f"{repo} has no revision {revision!r}: check the branch, tag or commit", missing="revision"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise DownloadError(f"{what}: the Hub answered with an error: {error.__cause__}; try again later") from error
         command = f" (run `{ask}` where there is a network)" if ask else ""
         raise OfflineError(
             f"{what} is not in the cache, and the Hub cannot be reached or offline mode is on{command}"
         ) from error
     except errors.EntryNotFoundError as error:
         raise NotOnHubError(f"{repo} has no file {file} at revision {revision!r}", missing="file") from error
-    except (errors.OfflineModeIsEnabled, httpx.NetworkError) as error:
-        raise OfflineError(f"{what}: the Hub cannot be reached: {error}") from error
-    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
+    except errors.OfflineModeIsEnabled as error:
+        raise OfflineError(f"{what}: offline mode is on (HF_HUB_OFFLINE)") from error
+    except errors.HTTPError as error:
         raise DownloadError(f"{what}: the download failed: {error}; try again, it goes on where it stopped") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:

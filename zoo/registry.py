@@ -284,7 +284,9 @@ def check_config(entry: Entry) -> Any:
     unknown = sorted(entry.config.keys() - {field.name for field in fields(config_class)})
     if unknown:
         raise RegistryError(f"entry {entry.name!r}: config: {entry.family} has no field {', '.join(unknown)}")
+    # YAML has lists where the frozen configurations have tuples.
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.config.items()}
     try:
-        return config_class(**entry.config)
+        return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise RegistryError(f"entry {entry.name!r}: config: {error}") from error

@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
+from zoo.codecs.wavtokenizer import Encoder, WavTokenizer, WavTokenizerConfig
 from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
+from zoo.nn.conv import ReflectConv1d
 from zoo.nn.ema_codebook import EMACodebook
 from zoo.nn.losses import MelLoss, STFTLoss
 from zoo.weights.recipes import audio_data
@@ -136,6 +137,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * self.progress))
 
+        if self.step == 0:
+            scale_encoder(self.model.encoder, waveform)
         latents = self.model.encoder(waveform)
         commitment = latents.new_zeros(())
         if self.step < self.recipe.continuous:
@@ -199,6 +202,28 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
         self.step, self.elapsed, self.recent = state["step"], state["elapsed"], state["recent"]
+
+
+@torch.no_grad()
+def scale_encoder(encoder: Encoder, waveform: Float[Tensor, "batch samples"]) -> None:
+    """Scale the initial weights so that every convolution puts out unit variance (LSUV, arXiv 1511.06422).
+
+    PyTorch's defaults shrink the signal at each of the eighteen layers; it arrives at the codebook as a constant with 1.5 %
+    of variation, and the first thousand steps would go into mending that.
+    """
+
+    def normalise(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        assert isinstance(module, ReflectConv1d)
+        gain = 1 / output.std()
+        module.weight.mul_(gain)
+        module.bias.zero_()
+        return (output - output.mean(dim=(0, 1))) * gain
+
+    layers = [module for module in encoder.modules() if isinstance(module, ReflectConv1d)]
+    for layer in layers:
+        hook = layer.register_forward_hook(normalise)
+        encoder(waveform)
+        hook.remove()
 
 
 def write_embedded(model: WavTokenizer, path: Path) -> None:
