@@ -1,1 +1,1 @@
-"""Evaluation."""
+"""Measuring what a tokenizer keeps: metrics, the reconstruction run and its report."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
     if isinstance(source, bytes | bytearray | memoryview):
         if not source:
             raise InputError("the audio is empty (0 bytes)")
-        handle: BinaryIO = io.BytesIO(source)
+        handle: io.BufferedIOBase = io.BytesIO(source)
     else:
         path = Path(source)
         if path.is_dir():
@@ -148,7 +148,7 @@ def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
     return file.samplerate, file.frames, _read_blocks(file, handle, name)
 
 
-def _read_blocks(file: Any, handle: BinaryIO, name: str) -> Iterator[Float[Tensor, "channels samples"]]:
+def _read_blocks(file: Any, handle: io.BufferedIOBase, name: str) -> Iterator[Float[Tensor, "channels samples"]]:
     import soundfile
 
     done = 0
@@ -164,7 +164,7 @@ def _read_blocks(file: Any, handle: BinaryIO, name: str) -> Iterator[Float[Tenso
             yield torch.from_numpy(np.ascontiguousarray(block.T))
 
 
-def _check_riff_complete(handle: BinaryIO, name: str) -> None:
+def _check_riff_complete(handle: io.BufferedIOBase, name: str) -> None:
     """Refuse a WAV file whose data chunk is cut short, which libsndfile would read without a word."""
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)

@@ -27,7 +27,8 @@ SAMPLE_RATE = 24_000
 
 LANGUAGES = (
     ["en-us"] * 6 + ["en-gb"] * 5 + ["en-gb-x-rp", "en-029", "en-us-nyc"] * 2
-    + ["de", "fr-fr", "es", "it", "pt", "pt-br", "nl", "sv", "pl", "cs", "fi", "hu", "ro", "tr", "el", "da", "ca", "sk", "hr", "eo"]
+    + ["de", "fr-fr", "es", "it", "pt", "pt-br", "nl", "sv", "pl", "cs", "fi", "hu", "ro", "tr", "el", "da"]
+    + ["ca", "sk", "hr", "eo"]
 )  # fmt: skip
 VARIANTS = (
     "m1 m2 m3 m4 m5 m6 m7 f1 f2 f3 f4 klatt klatt2 klatt3 klatt4 Alex Alicia Andrea Andy Annie Diogo Gene Henrique Hugo "
@@ -170,7 +171,8 @@ def _organ(rng: np.random.Generator, frequency: float, length: int) -> np.ndarra
     harmonics = np.arange(1, max(2, min(12, int(11_000 / frequency))))
     weights = rng.uniform(0, 1, len(harmonics)) / harmonics
     envelope = np.minimum(1, time * 40) * np.minimum(1, time[::-1] * 20)
-    return (envelope * (weights[:, None] * np.sin(2 * math.pi * frequency * harmonics[:, None] * time)).sum(0)).astype(np.float32)
+    partials = weights[:, None] * np.sin(2 * math.pi * frequency * harmonics[:, None] * time)
+    return (envelope * partials.sum(0)).astype(np.float32)
 
 
 _TONES = {"pluck": _pluck, "fm": _fm, "organ": _organ}
@@ -184,18 +186,18 @@ def augment(crop: Float[Tensor, " samples"], rng: torch.Generator) -> Float[Tens
 
     length = len(crop)
     spectrum = torch.fft.rfft(crop, 2 * length)
-    if uniform(0, 1) < 0.5:
+    if uniform(0.0, 1.0) < 0.5:
         time = torch.arange(length) / SAMPLE_RATE
-        tail = torch.randn(length, generator=rng) * torch.exp(-time * uniform(12, 60)) * uniform(0.01, 0.08)
+        tail = torch.randn(length, generator=rng) * torch.exp(-time * uniform(12.0, 60.0)) * uniform(0.01, 0.08)
         tail[: int(uniform(0.002, 0.02) * SAMPLE_RATE)] = 0
         tail[0] = 1
         spectrum = spectrum * torch.fft.rfft(tail, 2 * length)
     frequency = torch.linspace(0, 1, len(spectrum)).clamp(min=1e-3)
-    wave = uniform(0, 2 * math.pi)
-    decibels = uniform(-4, 4) * torch.log2(frequency / 0.05).clamp(-3, 5) / 2 + uniform(0, 4) * torch.sin(
-        uniform(2, 9) * torch.log(frequency) + wave
+    wave = uniform(0.0, 2 * math.pi)
+    decibels = uniform(-4.0, 4.0) * torch.log2(frequency / 0.05).clamp(-3, 5) / 2 + uniform(0.0, 4.0) * torch.sin(
+        uniform(2.0, 9.0) * torch.log(frequency) + wave
     )
     crop = torch.fft.irfft(spectrum * 10 ** (decibels / 20), 2 * length)[:length]
-    if uniform(0, 1) < 0.4:
-        crop = crop + torch.randn(length, generator=rng) * crop.abs().max() * 10 ** (uniform(-60, -28) / 20)
-    return crop / crop.abs().max().clamp(min=1e-4) * 10 ** (uniform(-12, -1) / 20)
+    if uniform(0.0, 1.0) < 0.4:
+        crop = crop + torch.randn(length, generator=rng) * crop.abs().max() * 10 ** (uniform(-60.0, -28.0) / 20)
+    return crop / crop.abs().max().clamp(min=1e-4) * 10 ** (uniform(-12.0, -1.0) / 20)

@@ -111,7 +111,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.model = WavTokenizer(config, name="wavtokenizer-tiny")
-        self.codebook = EMACodebook(config.codebook_size, config.latent_dim)
+        # A batch has fewer frames than there are codes: the mean running count is 0.9, so upstream's threshold of 2
+        # would replace most of the codebook at every step.
+        self.codebook = EMACodebook(config.codebook_size, config.latent_dim, dead_below=0.1)
         self.losses = nn.ModuleList(
             [
                 MelLoss(resolutions=((512, 128, 60), (1024, 256, 100), (2048, 512, 128)), floor=AUDIBLE),
@@ -133,6 +135,8 @@ class Trainer:
     def train_step(self, waveform: Float[Tensor, "batch samples"]) -> dict[str, float]:
         """One optimiser step; returns the terms of the loss."""
         started = time.monotonic()
+        # Dropout draws from the global generator, which no checkpoint holds.
+        torch.manual_seed(self.recipe.seed + self.step)
         rate = self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * self.progress))

@@ -66,7 +66,9 @@ class EMACodebook(nn.Module):
         return Quantized(vectors, ids.reshape(latents.shape[:-1]), commitment)
 
     @torch.no_grad()
-    def initialise(self, vectors: Float[Tensor, "count dim"], iterations: int, generator: torch.Generator | None = None) -> None:
+    def initialise(
+        self, vectors: Float[Tensor, "count dim"], iterations: int, generator: torch.Generator | None = None
+    ) -> None:
         """Set the codes to the k-means centres of some vectors."""
         start = vectors[_choose(len(vectors), len(self.embed), generator)]
         centres, counts = kmeans(vectors, start, iterations)
