@@ -114,9 +114,7 @@ def pesq(reference: Float[Tensor, " samples"], estimate: Float[Tensor, " samples
         return None
 
 
-def pitch(
-    audio: Float[Tensor, " samples"], rate: int
-) -> tuple[Float[Tensor, " frames"], Bool[Tensor, " frames"]]:
+def pitch(audio: Float[Tensor, " samples"], rate: int) -> tuple[Float[Tensor, " frames"], Bool[Tensor, " frames"]]:
     """Fundamental frequency in Hz and voicing every 10 ms, by YIN (de Cheveigne and Kawahara 2002, steps 1 to 5).
 
     Frames of 40 ms at 16 kHz, 50 to 550 Hz. The period is the first dip of the cumulative-mean-normalised difference below
@@ -135,7 +133,9 @@ def pitch(
     normalised = torch.cat([torch.ones(len(frames), 1), difference[:, 1:] / mean.clamp(min=1e-12)], dim=1)
 
     inner = normalised[:, shortest : longest - 1]
-    is_dip = (inner <= normalised[:, shortest - 1 : longest - 2]) & (inner < normalised[:, shortest + 1 : longest]) & (inner < 0.15)
+    is_dip = (
+        (inner <= normalised[:, shortest - 1 : longest - 2]) & (inner < normalised[:, shortest + 1 : longest]) & (inner < 0.15)
+    )
     first_dip = is_dip.int().argmax(1)
     lag = torch.where(is_dip.any(1), first_dip, inner.argmin(1)) + shortest
     before, at, after = (normalised.gather(1, (lag + offset)[:, None])[:, 0] for offset in (-1, 0, 1))

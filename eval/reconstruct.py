@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import zoo
+from zoo.bench import device_name
 from zoo.errors import InputError, MissingExtraError
 from zoo.eval.tokens import usage_statistics
 from zoo.media import expand_paths, replacing
@@ -121,9 +122,7 @@ def _measuring(tokenizer: Tokenizer[Any]) -> ModuleType:
     return importlib.import_module(MODALITIES[modality])
 
 
-def _choose_metrics(
-    measuring: ModuleType, wanted: Sequence[str] | None, with_utmos: bool
-) -> tuple[list[str], dict[str, str]]:
+def _choose_metrics(measuring: ModuleType, wanted: Sequence[str] | None, with_utmos: bool) -> tuple[list[str], dict[str, str]]:
     """The metrics to compute, and why the others are not."""
     known = {**measuring.METRICS, **measuring.NEEDS_NETWORK}
     if wanted is not None:
@@ -238,7 +237,7 @@ def _summarise(
         "run": {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command,
-            "device": _device_name(tokenizer.device),
+            "device": device_name(tokenizer.device),
             "threads": torch.get_num_threads(),
             "versions": _versions(),
         },
@@ -258,17 +257,6 @@ def _statistics(values: Sequence[float | None]) -> dict[str, float] | None:
 
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        for line in cpu_info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:
@@ -294,7 +282,9 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 1 if an item failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.reconstruct", description="Reconstruct media and measure the loss.")
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.reconstruct", description="Reconstruct media and measure the loss."
+    )
     parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
     parser.add_argument("--data", required=True, nargs="+", help="folders, files or glob patterns")
     parser.add_argument("--out", required=True, type=Path)

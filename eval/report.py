@@ -92,9 +92,7 @@ def _table_row(measuring: ModuleType, name: str, figures: Mapping[str, Any]) -> 
     return _metric(measuring, name) | {"ours": figures["ours"], "baseline": figures["mu_law"]}
 
 
-def _best_median_worst(
-    rows: Sequence[Row], name: str, higher_is_better: bool
-) -> list[tuple[str, list[Row]]]:
+def _best_median_worst(rows: Sequence[Row], name: str, higher_is_better: bool) -> list[tuple[str, list[Row]]]:
     """Up to three items each of both ends and the middle; with few items, each is shown once."""
     ranked = sorted((row for row in rows if row[name] is not None), key=lambda row: row[name], reverse=higher_is_better)
     if len(ranked) <= 3 * SHOWN:
@@ -107,9 +105,7 @@ def _best_median_worst(
     ]
 
 
-def _item(
-    tokenizer: Tokenizer[Any], measuring: ModuleType, row: Row, metrics: Mapping[str, Any]
-) -> dict[str, Any]:
+def _item(tokenizer: Tokenizer[Any], measuring: ModuleType, row: Row, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """An item to hear and see; its reconstruction is decoded again from the stored ids."""
     rate = tokenizer.spec.sample_rate
     assert rate is not None

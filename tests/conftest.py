@@ -10,11 +10,8 @@ from jaxtyping import install_import_hook
 install_import_hook(["zoo"], "beartype.beartype")
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports zoo)
-import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, {})
         if re.fullmatch(r"/api/models/(.+)/preupload/(.+)", self.path.partition("?")[0]):
             files = [
-                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LFS_SUFFIXES) else "regular", "shouldIgnore": False}
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(LFS_SUFFIXES) else "regular",
+                    "shouldIgnore": False,
+                }
                 for f in json.loads(body)["files"]
             ]
             return self._answer(200, {"files": files})

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_server import Fault, HubServer
 from safetensors.torch import save
-from small_models import SMALL, small_wavtokenizer, upstream_state
 
 import zoo
+from hub_server import Fault, HubServer
+from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import hub, registry
 
 REPO = "lab/wavtokenizer"
@@ -47,7 +47,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
 
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
@@ -88,7 +90,9 @@ def published(server: HubServer, checkpoint: bytes, tmp_path: Path, monkeypatch:
 
 def same(left: zoo.Tokenizer, right: zoo.Tokenizer) -> bool:
     audio = torch.sin(torch.arange(5000) / 20)
-    return left.encode(audio).equal(right.encode(audio)) and torch.equal(left.reconstruct(audio)[0], right.reconstruct(audio)[0])
+    return left.encode(audio).equal(right.encode(audio)) and torch.equal(
+        left.reconstruct(audio)[0], right.reconstruct(audio)[0]
+    )
 
 
 def test_download_then_cache(published: HubServer, tokenizer: zoo.Tokenizer) -> None:
@@ -256,16 +260,19 @@ def test_push_and_load_again(server: HubServer, tokenizer: zoo.Tokenizer) -> Non
     loaded = zoo.load("hf-hub:user/mine")
     assert same(loaded, tokenizer)
     assert loaded.name == tokenizer.name
-    assert "library_name: tokenizer-zoo" in server.repo("user/mine").commits[server.repo("user/mine").branches["main"]][
-        "README.md"
-    ].decode()
+    assert (
+        "library_name: tokenizer-zoo"
+        in server.repo("user/mine").commits[server.repo("user/mine").branches["main"]]["README.md"].decode()
+    )
 
 
 def test_public_conversion_is_recognised_by_its_keys(server: HubServer, tokenizer: zoo.Tokenizer) -> None:
     for prefix in ("encoder_model.", ""):
         state = {}
         for key, tensor in upstream_state(tokenizer).items():
-            key = key.replace("feature_extractor.encodec.encoder.model", f"{prefix}encoder.layers").replace(".conv.conv.", ".conv.")
+            key = key.replace("feature_extractor.encodec.encoder.model", f"{prefix}encoder.layers").replace(
+                ".conv.conv.", ".conv."
+            )
             key = key.replace("feature_extractor.encodec.quantizer.vq.layers.0._codebook", f"{prefix}quantizer.codebook")
             key = key.replace("head.out", "head.linear")
             if key.startswith(f"{prefix}encoder.layers") and key.endswith("conv.weight"):

@@ -159,9 +159,7 @@ def test_training_lowers_the_loss(corpus: Corpus) -> None:
     assert bool(trainer.codebook.inited)
 
 
-def test_the_written_file_holds_the_exported_model(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_written_file_holds_the_exported_model(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids from the file equal those of the model that was exported: rounding to half precision comes first."""
     monkeypatch.setattr(recipe_module, "make_corpus", lambda recipe, folders: corpus)
     out = tmp_path / "tiny.safetensors"

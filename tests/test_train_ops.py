@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hash_weights import hash_tensor
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hash_weights import hash_tensor
 from zoo.nn.discriminators import (
     DACDiscriminator,
     Judgement,

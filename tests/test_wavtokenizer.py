@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hash_weights import wavtokenizer_state
 from safetensors.torch import load_file
-from small_models import SMALL, small_wavtokenizer, upstream_state
 from torch import Tensor
 
 import zoo
+from hash_weights import wavtokenizer_state
+from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import media, registry
 from zoo.codecs import wavtokenizer
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
@@ -51,7 +51,9 @@ def difference(left: Tensor, right: Tensor) -> float:
 def speech_like(samples: int, seed: int = 0) -> Tensor:
     """Noise through a slow random envelope, so that frames differ."""
     generator = torch.Generator().manual_seed(seed)
-    envelope = torch.nn.functional.interpolate(torch.rand(1, 1, samples // 500 + 2, generator=generator), samples, mode="linear")
+    envelope = torch.nn.functional.interpolate(
+        torch.rand(1, 1, samples // 500 + 2, generator=generator), samples, mode="linear"
+    )
     return torch.randn(samples, generator=generator) * envelope[0, 0] * 0.5
 
 
@@ -155,7 +157,9 @@ def test_manifest_maps_both_ways(name: str) -> None:
     manifests = [json.loads(path.read_text()) for path in MANIFESTS.glob("wavtokenizer-*.json")]
     [manifest] = [m for m in manifests if (m["hf_repo"], m["file"]) == (entry.weights.repo, entry.weights.file)]
     official = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
-    official |= {f"{prefix}x": torch.empty(1, device="meta") for prefix in manifest["other_state_dict_prefixes_in_training_class"]}
+    official |= {
+        f"{prefix}x": torch.empty(1, device="meta") for prefix in manifest["other_state_dict_prefixes_in_training_class"]
+    }
     wanted = {key: tensor for key, tensor in official.items() if WavTokenizer.wanted(key)}
     statistics = {key for key in wanted if key.endswith("inited")}
     # 227 tensors count the codebook's two running statistics and the Hann window, which are not read.
@@ -353,7 +357,9 @@ def test_windowed_decoding() -> None:
 
 
 def test_ids_survive_every_precision_setting() -> None:
-    tokenizer = zoo.load_upstream("wavtokenizer", CASES / "hop320_w4" / "config.json", CASES / "hop320_w4" / "weights.safetensors")
+    tokenizer = zoo.load_upstream(
+        "wavtokenizer", CASES / "hop320_w4" / "config.json", CASES / "hop320_w4" / "weights.safetensors"
+    )
     io = recorded("hop320_w4")
     torch.set_float32_matmul_precision("medium")
     try:

@@ -83,9 +83,7 @@ def load(
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
     """
-    download = functools.partial(
-        _download, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-    )
+    download = functools.partial(_download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     if name.startswith("hf-hub:"):
         repo, _, pinned = name.removeprefix("hf-hub:").partition("@")
         tokenizer = _from_repo(repo, revision or pinned or "main", download)
@@ -114,7 +112,7 @@ def load_upstream(
     Args:
         family: name of the codec family.
         config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the tensors.
-        weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file, or the state dict itself, in upstream's key names.
+        weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
 
     Raises:
         RegistryError: no such family.
@@ -393,7 +391,12 @@ def _download(
 
     with _translating_hub_errors(repo, file, revision, ask):
         found = huggingface_hub.hf_hub_download(
-            repo, file, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            repo,
+            file,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            local_files_only=local_files_only,
+            token=token,
         )
     return Path(found)
 
@@ -403,6 +406,8 @@ def _translating_hub_errors(repo: str, file: str | None, revision: str | None, a
     """The client's errors as ours, each with the next step."""
     from huggingface_hub import errors
 
+    # The client has changed its HTTP library three times; each time it re-exported the library's base error here.
+    transport_error: type[Exception] = vars(errors)["HTTPError"]
     what = f"{repo}/{file}" if file else repo
     try:
         yield
@@ -430,7 +435,7 @@ def _translating_hub_errors(repo: str, file: str | None, revision: str | None, a
         raise NotOnHubError(f"{repo} has no file {file} at revision {revision!r}", missing="file") from error
     except errors.OfflineModeIsEnabled as error:
         raise OfflineError(f"{what}: offline mode is on (HF_HUB_OFFLINE)") from error
-    except errors.HTTPError as error:
+    except (errors.HfHubHTTPError, transport_error) as error:
         raise DownloadError(f"{what}: the download failed: {error}; try again, it goes on where it stopped") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -567,9 +572,7 @@ def push_to_hub(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-        )
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
     return str(commit.commit_url)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.nn.precision import exact_float32
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 # More rows than this are taken for an array stored the other way round, [samples, channels].
@@ -231,7 +232,8 @@ class Resampler:
     def _emit(self, start: int, stop: int | None) -> Tensor:
         """Resample the pending samples and keep the outputs that belong to inputs ``start`` to ``stop``."""
         assert self._pending is not None
-        resampled = _sinc_resampler(self._orig, self._new)(self._pending)
+        with exact_float32(self._pending.device):
+            resampled = _sinc_resampler(self._orig, self._new)(self._pending)
         end = None if stop is None else stop // self._orig * self._new
         return resampled[:, start // self._orig * self._new : end]
 
@@ -288,14 +290,14 @@ def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterab
     """
     wanted = {extension.lower() for extension in extensions}
     found: dict[Path, None] = {}
-    for argument in map(os.fspath, arguments):
+    for argument in arguments:
         path = Path(argument)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
         elif path.exists():
             matches = [path]
         else:
-            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())
+            matches = sorted(Path(match) for match in glob.glob(os.fspath(argument), recursive=True) if Path(match).is_file())
         if not matches:
             raise InputError(f"{argument}: no such file, or no file with a known extension in it")
         found |= dict.fromkeys(matches)

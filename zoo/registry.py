@@ -131,7 +131,7 @@ _registered: list[Path] = []
 def catalogue_path() -> Path:
     """Our own ``registry.yaml``: inside an installed package, or at the top of a source checkout."""
     package = Path(__file__).parent
-    inside = package / "registry.yaml"
+    inside = package / "catalogue" / "registry.yaml"
     return inside if inside.exists() else package.parent / "registry.yaml"
 
 

@@ -82,9 +82,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: Any | None
-    ) -> tuple[Any, dict[str, Tensor]]:
+    def convert_checkpoint(cls, state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
         """Upstream's tensors in our names, and the configuration that their shapes imply.
 
         Raises:
@@ -116,8 +114,9 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     def reset_buffers(self) -> None:
         """Fill in the buffers that no checkpoint holds, after the model was built on the meta device."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_buffers"):
-                module.reset_buffers()
+            reset = getattr(module, "reset_buffers", None)
+            if module is not self and callable(reset):
+                reset()
 
     def compile_modules(self) -> None:
         """Compile the parts that do the work; the first calls are slow. A family names them."""
@@ -150,9 +149,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
         """Upload what `save_pretrained` writes; ``zoo.load("hf-hub:<repo_id>")`` reads it. Returns the commit's URL."""
         from zoo import hub
 
-        return hub.push_to_hub(
-            self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-        )
+        return hub.push_to_hub(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
 
     def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
         """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""

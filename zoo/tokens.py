@@ -154,7 +154,7 @@ class Tokens:
     #      segments        count, then as many counts
     #      lengths         a count per item
     #      meta            the fields of the layout, per item
-    #      ids             all items in one run, most significant bit first, ceil(log2(vocab_size)) bits each, zero-padded to bytes
+    #      ids             all items in one run, high bit first, ceil(log2(vocab_size)) bits each, zero-padded to bytes
     #   4  CRC-32 of everything before, little-endian
     #
     # A "count" is an unsigned LEB128 integer below 2^48, a "float" a little-endian float32, and a "rate" a count: rate / 25 * 2

@@ -30,12 +30,73 @@ LANGUAGES = (
     + ["de", "fr-fr", "es", "it", "pt", "pt-br", "nl", "sv", "pl", "cs", "fi", "hu", "ro", "tr", "el", "da"]
     + ["ca", "sk", "hr", "eo"]
 )  # fmt: skip
-VARIANTS = (
-    "m1 m2 m3 m4 m5 m6 m7 f1 f2 f3 f4 klatt klatt2 klatt3 klatt4 Alex Alicia Andrea Andy Annie Diogo Gene Henrique Hugo "
-    "Jacky Lee Marco Mario Michael Mike anika antonio belinda benjamin boris caleb david ed edward grandma grandpa gustave "
-    "iven iven2 john linda marcelo max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph2 travis "
-    "victor whisper croak zac"
-).split()
+VARIANTS = [
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "klatt",
+    "klatt2",
+    "klatt3",
+    "klatt4",
+    "Alex",
+    "Alicia",
+    "Andrea",
+    "Andy",
+    "Annie",
+    "Diogo",
+    "Gene",
+    "Henrique",
+    "Hugo",
+    "Jacky",
+    "Lee",
+    "Marco",
+    "Mario",
+    "Michael",
+    "Mike",
+    "anika",
+    "antonio",
+    "belinda",
+    "benjamin",
+    "boris",
+    "caleb",
+    "david",
+    "ed",
+    "edward",
+    "grandma",
+    "grandpa",
+    "gustave",
+    "iven",
+    "iven2",
+    "john",
+    "linda",
+    "marcelo",
+    "max",
+    "michel",
+    "miguel",
+    "norbert",
+    "pablo",
+    "paul",
+    "pedro",
+    "quincy",
+    "rob",
+    "robert",
+    "sandro",
+    "shelby",
+    "steph2",
+    "travis",
+    "victor",
+    "whisper",
+    "croak",
+    "zac",
+]
 
 #: ``language+variant`` voices that only evaluation uses; neither the language nor the variant occurs in training.
 HELD_OUT_VOICES = ("en-gb-scotland+f5", "en-gb-x-gbclan+m8", "en-gb-x-gbcwmd+steph", "en-gb-scotland+adam")
@@ -47,25 +108,89 @@ HELD_OUT_TEXTS = (
     "A fresh loaf of bread and a jug of cold water were all that the travellers wanted.",
 )
 
-_SUBJECTS = (
-    "the old captain|my youngest sister|a curious fox|the village doctor|every third student|our noisy neighbour|"
-    "the winter sun|a thousand voices|the clever machine|his grandmother|the committee|an orange cat|the pianist|"
-    "somebody from Oxford|the fisherman|those boys|the judge|a young pharaoh|nobody|the chef"
-).split("|")
-_VERBS = (
-    "watches|has forgotten|would rather choose|carefully measured|never understood|is looking for|threw away|"
-    "just discovered|enjoys|painted|can't hear|borrowed|will judge|pushed|wishes to show|thought about|sings to|joins|"
-    "should have closed|measures"
-).split("|")
-_OBJECTS = (
-    "the broken clock|fresh strawberries|a vague idea|the garden gate|his favourite book|the usual noise|thirty-five boxes|"
-    "the shadow of the tower|a cup of warm tea|the value of gold|zebras and giraffes|the whole truth|a beige jacket|"
-    "the oil in the engine|her youthful voice|their treasure|an empty house|the weather in June|both sides|the picture"
-).split("|")
-_ENDINGS = (
-    "before dawn|without a sound|in the middle of the night|as usual|near the river|for no good reason|with great joy|"
-    "while it rains|on Thursday|after the show|under the bridge|once again|if you please|at half past four|by the way"
-).split("|")
+_SUBJECTS = [
+    "the old captain",
+    "my youngest sister",
+    "a curious fox",
+    "the village doctor",
+    "every third student",
+    "our noisy neighbour",
+    "the winter sun",
+    "a thousand voices",
+    "the clever machine",
+    "his grandmother",
+    "the committee",
+    "an orange cat",
+    "the pianist",
+    "somebody from Oxford",
+    "the fisherman",
+    "those boys",
+    "the judge",
+    "a young pharaoh",
+    "nobody",
+    "the chef",
+]
+_VERBS = [
+    "watches",
+    "has forgotten",
+    "would rather choose",
+    "carefully measured",
+    "never understood",
+    "is looking for",
+    "threw away",
+    "just discovered",
+    "enjoys",
+    "painted",
+    "can't hear",
+    "borrowed",
+    "will judge",
+    "pushed",
+    "wishes to show",
+    "thought about",
+    "sings to",
+    "joins",
+    "should have closed",
+    "measures",
+]
+_OBJECTS = [
+    "the broken clock",
+    "fresh strawberries",
+    "a vague idea",
+    "the garden gate",
+    "his favourite book",
+    "the usual noise",
+    "thirty-five boxes",
+    "the shadow of the tower",
+    "a cup of warm tea",
+    "the value of gold",
+    "zebras and giraffes",
+    "the whole truth",
+    "a beige jacket",
+    "the oil in the engine",
+    "her youthful voice",
+    "their treasure",
+    "an empty house",
+    "the weather in June",
+    "both sides",
+    "the picture",
+]
+_ENDINGS = [
+    "before dawn",
+    "without a sound",
+    "in the middle of the night",
+    "as usual",
+    "near the river",
+    "for no good reason",
+    "with great joy",
+    "while it rains",
+    "on Thursday",
+    "after the show",
+    "under the bridge",
+    "once again",
+    "if you please",
+    "at half past four",
+    "by the way",
+]
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.nn.precision import exact_float32
 
 _TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 64 << 20
+_EXACT_PAIRS = 8_192
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,24 @@ def _nearest_rows(x: Float[Tensor, "rows dim"], codebook: PreparedCodebook) -> I
     bound = unit * (centred.norm(dim=1) * reach + reach * reach / 2) + 2.0**-22 * x.norm(dim=1) * reach
     candidates = scores >= (best - 2 * bound)[:, None]
     doubtful = (candidates.sum(1) != 1).nonzero()[:, 0]
-    for row in doubtful.tolist():
-        rivals = candidates[row].nonzero()[:, 0]
-        if len(rivals):
-            distance = (codebook.codes[rivals].double() - x[row].double()).square().sum(1)
-            index[row] = rivals[(distance == distance.min()).nonzero()[0, 0]]
-        else:
-            index[row] = 0
+    if len(doubtful):
+        index[doubtful] = _compare_exactly(x[doubtful], candidates[doubtful], codebook.codes)
     return index
+
+
+def _compare_exactly(
+    x: Float[Tensor, "rows dim"], candidates: Bool[Tensor, "rows codes"], codes: Float[Tensor, "codes dim"]
+) -> Int[Tensor, " rows"]:
+    """The nearest candidate of each row by float64 differences, the smallest index among equals; 0 where there is none."""
+    rows, rivals = candidates.nonzero(as_tuple=True)
+    distances = torch.cat(
+        [
+            (codes[k].double() - x[r].double()).square().sum(1)
+            for r, k in zip(rows.split(_EXACT_PAIRS), rivals.split(_EXACT_PAIRS), strict=True)
+        ]
+    )
+    shortest = distances.new_full((len(x),), torch.inf).scatter_reduce(0, rows, distances, "amin")
+    tied = distances == shortest[rows]
+    none = codes.shape[0]
+    smallest = rivals.new_full((len(x),), none).scatter_reduce(0, rows[tied], rivals[tied], "amin")
+    return torch.where(smallest == none, 0, smallest)

@@ -32,15 +32,17 @@ def conv1d(
     return F.conv2d(image, kernel, bias, (1, stride), groups=groups).squeeze(2).transpose(1, 2).contiguous()
 
 
-def elu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Exponential linear unit; where no gradient is needed, by base-2 exponentials.
+def elu(
+    x: Float[Tensor, "batch time channels"], out: Float[Tensor, "batch time channels"] | None = None
+) -> Float[Tensor, "batch time channels"]:
+    """Exponential linear unit; where no gradient is needed, by base-2 exponentials, and into ``out`` if it is given.
 
     PyTorch's own kernel evaluates ``expm1`` at a fifth of the speed. This one differs by at most one unit of float32 at 1.
     """
     if torch.is_grad_enabled():
         return F.elu(x)
-    below = torch.clamp(x, max=0).mul_(math.log2(math.e)).exp2_().sub_(1)
-    return torch.maximum(x, below, out=below)
+    out = torch.clamp(x, max=0, out=out).mul_(math.log2(math.e)).exp2_().sub_(1)
+    return torch.maximum(x, out, out=out)
 
 
 def reflect_pad(
@@ -49,6 +51,7 @@ def reflect_pad(
     right: int,
     stride: int = 1,
     lengths: Int[Tensor, " batch"] | None = None,
+    activate: bool = False,
 ) -> Float[Tensor, "batch padded channels"]:
     """Reflect each item at its own two ends, as SEANet's convolutions do.
 
@@ -61,25 +64,30 @@ def reflect_pad(
         left, right: samples to add on either side.
         stride: stride of the convolution that follows.
         lengths: valid rows per item, each at least 1, on the device of ``x``.
+        activate: apply `elu` on the way.
     """
     batch, time, channels = x.shape
-    if lengths is None:
-        total_right = right + -time % stride
-        if time > max(left, total_right):
-            head = x[:, 1 : left + 1].flip(1)
-            tail = x[:, time - 1 - total_right : time - 1].flip(1)
-            return torch.cat([head, x, tail], dim=1)
-        lengths = torch.full((batch,), time, device=x.device)
+    total_right = right + (-time % stride if lengths is None else stride - 1)
+    if torch.is_grad_enabled() or not activate:
+        inner = elu(x) if activate else x
+        padded = F.pad(inner, (0, 0, left, total_right))
+    else:
+        # The activation is written to where it is needed, between the margins.
+        padded = x.new_empty(batch, left + time + total_right, channels)
+        inner = elu(x, out=padded[:, left : left + time])
 
-    padding = right + -lengths % stride
-    reach = padding.clamp(min=left)
+    if lengths is None and time > max(left, total_right):
+        padded[:, :left] = inner[:, 1 : left + 1].flip(1)
+        padded[:, left + time :] = inner[:, time - 1 - total_right : time - 1].flip(1)
+        return padded
+    if lengths is None:
+        lengths = torch.full((batch,), time, device=x.device)
+    reach = (right + -lengths % stride).clamp(min=left)
     extended = torch.where(lengths > reach, lengths, reach + 1)
-    offsets = torch.arange(right + stride - 1, device=x.device)
-    target = lengths[:, None] + offsets
+    target = lengths[:, None] + torch.arange(total_right, device=x.device)
     source = torch.where(target < extended[:, None], target, 2 * (extended[:, None] - 1) - target)
-    tail = _rows_or_zero(x, source, lengths)
-    head = _rows_or_zero(x, torch.arange(left, 0, -1, device=x.device).expand(batch, left), lengths)
-    padded = torch.cat([head, x, x.new_zeros(batch, offsets.numel(), channels)], dim=1)
+    tail = _rows_or_zero(inner, source, lengths)
+    padded[:, :left] = _rows_or_zero(inner, torch.arange(left, 0, -1, device=x.device).expand(batch, left), lengths)
     return padded.scatter_(1, (left + target)[..., None].expand(-1, -1, channels), tail)
 
 
@@ -108,10 +116,12 @@ class ReflectConv1d(nn.Module):
         self.bias = initial.bias
 
     def forward(
-        self, x: Float[Tensor, "batch time channels_in"], lengths: Int[Tensor, " batch"] | None = None
+        self,
+        x: Float[Tensor, "batch time channels_in"],
+        lengths: Int[Tensor, " batch"] | None = None,
+        activate: bool = False,
     ) -> Float[Tensor, "batch time_out channels_out"]:
-        """Pad every item at its own ends and convolve."""
+        """Pad every item at its own ends, after an ELU if asked to, and convolve; for kernels of more than one sample."""
         frames = -(-x.shape[1] // self.stride)
-        if self.weight.shape[2] > 1:
-            x = reflect_pad(x, self.left, self.right, self.stride, lengths)
+        x = reflect_pad(x, self.left, self.right, self.stride, lengths, activate)
         return conv1d(x, self.weight, self.bias, self.stride)[:, :frames]

@@ -133,8 +133,7 @@ class BandDiscriminator(nn.Module):
         self.bands = list(pairwise(edges))
         self.band_convs = nn.ModuleList(
             nn.ModuleList(
-                _conv(channels if index else 2, channels, kernel, stride)
-                for index, (kernel, stride) in enumerate(self.LAYERS)
+                _conv(channels if index else 2, channels, kernel, stride) for index, (kernel, stride) in enumerate(self.LAYERS)
             )
             for _ in self.bands
         )
@@ -146,7 +145,7 @@ class BandDiscriminator(nn.Module):
         maps, ends = [], []
         for (low, high), convs in zip(self.bands, self.band_convs, strict=True):
             x = spectrum[..., low:high]
-            for conv in convs:
+            for conv in convs.children():
                 x = F.leaky_relu(conv(x), SLOPE)
                 maps.append(x)
             ends.append(x)

@@ -31,9 +31,7 @@ class InverseSTFT(nn.Module):
         device = "cpu" if self.window.device.type == "meta" else self.window.device
         self.window = torch.hann_window(self.n_fft, periodic=True, device=device)
 
-    def overlap_add(
-        self, spectrum: Complex[Tensor, "batch frames bins"]
-    ) -> Float[Tensor, "batch samples"]:
+    def overlap_add(self, spectrum: Complex[Tensor, "batch frames bins"]) -> Float[Tensor, "batch samples"]:
         """Windowed, overlap-added frames, neither cut nor normalised: ``samples = (frames + 3) * hop_length``."""
         frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
         batch, count, _ = frames.shape

@@ -48,9 +48,7 @@ class MelLoss(nn.Module):
         super().__init__()
         self.spectrograms = nn.ModuleList([LogMel(sample_rate, *resolution, floor) for resolution in resolutions])
 
-    def forward(
-        self, target: Float[Tensor, "batch samples"], estimate: Float[Tensor, "batch samples"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, target: Float[Tensor, "batch samples"], estimate: Float[Tensor, "batch samples"]) -> Float[Tensor, ""]:
         differences = [F.l1_loss(spectrogram(estimate), spectrogram(target)) for spectrogram in self.spectrograms]
         return torch.stack(differences).mean()
 
@@ -70,9 +68,7 @@ class STFTLoss(nn.Module):
         for n_fft, _ in self.resolutions:
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
-    def forward(
-        self, target: Float[Tensor, "batch samples"], estimate: Float[Tensor, "batch samples"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, target: Float[Tensor, "batch samples"], estimate: Float[Tensor, "batch samples"]) -> Float[Tensor, ""]:
         distances = []
         for n_fft, hop in self.resolutions:
             wanted, got = self._magnitude(target, n_fft, hop), self._magnitude(estimate, n_fft, hop)
@@ -80,9 +76,7 @@ class STFTLoss(nn.Module):
             distances.append(convergence.mean() + F.l1_loss(got.log(), wanted.log()))
         return torch.stack(distances).mean()
 
-    def _magnitude(
-        self, waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int
-    ) -> Float[Tensor, "batch bins frames"]:
+    def _magnitude(self, waveform: Float[Tensor, "batch samples"], n_fft: int, hop: int) -> Float[Tensor, "batch bins frames"]:
         spectrum = torch.stft(waveform, n_fft, hop, window=getattr(self, f"window_{n_fft}"), return_complex=True)
         return (spectrum.real.square() + spectrum.imag.square() + self.floor**2).sqrt()
 

@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Bump when the extras change, so that an old environment is brought up to date.
+STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-slow lint bench clean
+
+## demo: reconstruct the sample recordings with the embedded model and write demo-report/report.html
+demo: $(STAMP)
+	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report
+
+## test: every fast test
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+## test-slow: the tests that take minutes or much memory
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+## lint: style, formatting and types; the sources are laid out as they are installed, so that the type checker finds them
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck
+	$(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+## bench: speed of the 75-token architecture against its peers
+bench: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	$(BIN)/zoo bench wavtokenizer-small-75
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt "setuptools>=77" -e ".[demo,test,lint]"
+	rm -f $(VENV)/.installed-*
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build demo-report *.egg-info .pytest_cache .ruff_cache .mypy_cache
