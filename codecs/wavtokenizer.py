@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,17 +126,16 @@ class EncoderState:
 
     Attributes:
         hidden, cell: LSTM state after the last chunk.
-        recent: last frames before the final convolution; ``None`` before the first chunk.
+        recent: last frames before the final convolution.
     """
 
     hidden: Float[Tensor, "layers batch latent"]
     cell: Float[Tensor, "layers batch latent"]
-    recent: Float[Tensor, "batch halo latent"] | None
+    recent: Float[Tensor, "batch halo latent"]
 
     def rows(self, items: slice) -> EncoderState:
         """The state of some items of the batch."""
-        recent = None if self.recent is None else self.recent[items]
-        return EncoderState(self.hidden[:, items].contiguous(), self.cell[:, items].contiguous(), recent)
+        return EncoderState(self.hidden[:, items].contiguous(), self.cell[:, items].contiguous(), self.recent[items])
 
 
 class Encoder(Float32Module):
@@ -159,7 +158,8 @@ class Encoder(Float32Module):
         self.out = ReflectConv1d(channels, config.latent_dim, kernel=2 * self.HALO + 1)
 
         before = after = 0
-        for stage in reversed(self.stages):
+        for module in reversed(self.stages):
+            stage = cast(EncoderStage, module)
             before = before * stage.stride + stage.down.left + stage.block.narrow.left
             after = after * stage.stride + 2 * stage.stride - 1 - stage.down.left + stage.block.narrow.right
         #: Whole hops before a frame that its LSTM input depends on.
@@ -219,7 +219,8 @@ class Encoder(Float32Module):
     ) -> Float[Tensor, "batch frames channels"]:
         """The stack of convolutions before the LSTM; a ragged item ends at frame ``ceil(length / hop_length)``."""
         x = self.stem(waveform[..., None], lengths)
-        for stage in self.stages:
+        for module in self.stages:
+            stage = cast(EncoderStage, module)
             x = stage(x, lengths)
             lengths = None if lengths is None else -(-lengths // stage.stride)
         return x
@@ -419,6 +420,7 @@ class ConvNeXtBlock(nn.Module):
         self, x: Float[Tensor, "batch frames channels"], mask: Mask | None, bandwidth_id: int
     ) -> Float[Tensor, "batch frames channels"]:
         padded = F.pad(x if mask is None else x * mask, (0, 0, self.HALO, self.HALO))
+        assert self.dwconv.bias is not None
         mixed = conv1d(padded, self.dwconv.weight.float(), self.dwconv.bias.float(), groups=x.shape[2])
         hidden = self.norm(mixed, bandwidth_id).to(self.pwconv1.weight.dtype)
         return torch.addcmul(x, self.gamma.float(), self.pwconv2(F.gelu(self.pwconv1(hidden))).float())
@@ -449,12 +451,13 @@ class Backbone(nn.Module):
         for module in (self.embed, *self.convnext.modules()):
             if isinstance(module, nn.Conv1d | nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def halo(self) -> int:
         """Frames on either side that `refine` needs for an exact result."""
-        return sum(block.HALO for block in self.convnext)
+        return ConvNeXtBlock.HALO * len(self.convnext)
 
     def mix(
         self, latents: Float[Tensor, "batch frames latent"], mask: Mask | None
@@ -518,8 +521,8 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
 
     # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
     # fill a GPU. They change memory and speed, never the numbers.
-    CHUNK_SAMPLES = {"cpu": 128_000, "cuda": 8_000_000}
-    BLOCK_FRAMES = {"cpu": 1_500, "cuda": 60_000}
+    CHUNK_SAMPLES: ClassVar[dict[str, int]] = {"cpu": 128_000, "cuda": 8_000_000}
+    BLOCK_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1_500, "cuda": 60_000}
 
     def __init__(self, config: WavTokenizerConfig | None = None, *, name: str = "wavtokenizer") -> None:
         super().__init__(config or WavTokenizerConfig(), name)
@@ -644,8 +647,8 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
             bandwidth_id: row of the adaptive layer norms; all rows were trained alike.
             trim: cut to the length of the encoded audio; otherwise ``length * hop_length`` samples.
             sample_rate: resample the result; ``"original"`` gives back each item's own rate and number of samples.
-            window: decode in windows of that many frames, cross-faded. An approximation: every frame of the exact result depends
-                on the whole sequence. For hours of audio, and what `stream_decoder` does.
+            window: decode in windows of that many frames, cross-faded. An approximation: every frame of the exact result
+                depends on the whole sequence. For hours of audio, and what `stream_decoder` does.
             progress: show a progress bar.
 
         Raises:

@@ -174,6 +174,7 @@ def _measure(
     """One item: its figures and those of the baseline, or the error that it raised."""
     spec = tokenizer.spec
     rate = spec.sample_rate
+    assert rate is not None
     try:
         reference = measuring.read(str(path), rate)
         started = time.perf_counter()

@@ -158,7 +158,7 @@ def _histogram(measuring: ModuleType, name: str, rows: Sequence[Row]) -> str | N
     if not ours:
         return None
     metric = _metric(measuring, name)
-    edges = np.histogram_bin_edges([*ours, *baseline], bins=min(40, max(8, len(ours) // 2)))
+    edges = np.histogram_bin_edges([*ours, *baseline], bins=min(40, max(8, len(ours) // 2))).tolist()
     figure, axis = plt.subplots(figsize=(3.6, 2.3), layout="constrained")
     axis.hist(baseline, edges, color=BASELINE, alpha=0.55, label="µ-law")
     axis.hist(ours, edges, color=OURS, alpha=0.75, label="reconstruction")

@@ -147,7 +147,7 @@ def test_pinned_revision(published: HubServer, tokenizer: zoo.Tokenizer) -> None
 def test_missing_file(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.repo(REPO).commit({"other.txt": b"x"})
     catalogue(tmp_path, monkeypatch)
-    with pytest.raises(zoo.NotOnHubError, match="no file model.ckpt") as caught:
+    with pytest.raises(zoo.NotOnHubError, match=r"no file model\.ckpt") as caught:
         load()
     assert caught.value.missing == "file"
 

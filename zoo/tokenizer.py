@@ -231,7 +231,7 @@ def naming_item(index: int) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], object]]:
     """A function that counts work done, behind a progress bar where one is wanted."""
     if not shown:
         yield lambda done: None

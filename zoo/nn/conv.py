@@ -112,6 +112,7 @@ class ReflectConv1d(nn.Module):
         self.right = (kernel - stride) // 2
         self.left = kernel - stride - self.right
         initial = nn.Conv1d(channels_in, channels_out, kernel)
+        assert initial.bias is not None
         self.weight = initial.weight
         self.bias = initial.bias
 
