@@ -136,7 +136,7 @@ def _spectrograms(original: Float[Tensor, "1 samples"], decoded: Float[Tensor, "
 
     mel = LogMel(rate, hop_length=max(64, original.shape[1] // 900))
     padded = [torch.nn.functional.pad(audio, (0, max(0, 1024 - audio.shape[1]))) for audio in (original, decoded)]
-    pictures = [mel(audio)[0] * (20 / np.log(10)) for audio in padded]
+    pictures = [mel(audio)[0].numpy() * (20 / np.log(10)) for audio in padded]
     top = float(pictures[0].max())
     seconds = original.shape[1] / rate
     figure, axes = plt.subplots(2, 1, figsize=(7.2, 3.4), sharex=True, sharey=True, layout="constrained")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["zoo"], "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+install_import_hook(["zoo"], "type_checking.checked")
 
 import pytest  # noqa: E402  (the hook must be in place before anything imports zoo)
 
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,9 @@ from zoo.tokenizer import Tokenizer
 
 Work = Callable[[], Any]
 
+# Seconds from which one repetition is enough: noise is small beside them.
+_LONG = 8.0
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -237,9 +240,12 @@ def _measure(
     device: str,
 ) -> Measurement:
     flops = _count_flops(contender.module, work) if isinstance(contender.module, Tokenizer) else None
+    started = time.perf_counter()
     work()
+    if time.perf_counter() - started > _LONG:
+        repetitions = 1
     walls, cpus = [], []
-    with _peak_memory(device) as peak:
+    with peak_memory(device) as peak:
         for _ in range(repetitions):
             wall, cpu = time.perf_counter(), time.process_time()
             work()
@@ -266,7 +272,7 @@ def _count_flops(module: nn.Module, work: Work) -> int:
     """Operations of one call; the LSTMs, which PyTorch's counter does not know, do two per weight, step and item."""
     lstms = 0
 
-    def count(lstm: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
+    def count(lstm: nn.Module, inputs: tuple[Any, ...], _: object) -> None:
         nonlocal lstms
         steps = inputs[0].shape[0] * inputs[0].shape[1]
         lstms += 2 * steps * sum(weight.numel() for weight in lstm.parameters() if weight.ndim == 2)
@@ -282,7 +288,7 @@ def _count_flops(module: nn.Module, work: Work) -> int:
 
 
 @contextmanager
-def _peak_memory(device: str) -> Iterator[list[int]]:
+def peak_memory(device: str) -> Iterator[list[int]]:
     """Peak memory above what is in use at the start; the resident set is sampled every millisecond on a CPU."""
     peak = [0]
     if device.startswith("cuda"):

@@ -69,7 +69,7 @@ def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def _version(shown: bool) -> None:
+def _version(shown: bool | None) -> None:
     if shown:
         print(__version__)
         raise typer.Exit
@@ -78,7 +78,7 @@ def _version(shown: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    version: Annotated[bool | None, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = None,
 ) -> None:
     global _debug
     _debug = debug
@@ -104,7 +104,8 @@ def list_models(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "modality", "weights", "description"):
+    table.add_column("name", no_wrap=True, min_width=max((len(entry.name) for entry in chosen), default=4))
+    for column in ("modality", "weights", "description"):
         table.add_column(column, no_wrap=True)
     for entry in chosen:
         place = {"embedded": "in the package", "none": "not published"}.get(entry.weights.source, entry.weights.repo or "")

@@ -146,12 +146,12 @@ class Tokens:
     # ---- .zt files
     #
     #   3  magic 0x89 'z' 't'
-    #   1  version (low 4 bits), number of the meta layout (high 4 bits)
+    #   1  version (low 4 bits), number of the meta layout (next 3 bits), whether there are segments (high bit)
     #      name            count, then that many bytes of UTF-8
     #   8  fingerprint     zeros when unknown
     #      vocab_size      count
     #      items           count
-    #      segments        count, then as many counts
+    #      segments        count, then as many counts, where there are any
     #      lengths         a count per item
     #      meta            the fields of the layout, per item
     #      ids             all items in one run, high bit first, ceil(log2(vocab_size)) bits each, zero-padded to bytes
@@ -168,13 +168,13 @@ class Tokens:
         lengths = self.lengths.tolist()
         parts = [
             _MAGIC,
-            bytes([_VERSION | layout << 4]),
+            bytes([_VERSION | layout << 4 | bool(self.segments) << 7]),
             _count(len(name)),
             name,
             fingerprint,
             _count(self.vocab_size),
             _count(len(self)),
-            _count(len(self.segments)),
+            _count(len(self.segments)) if self.segments else b"",
             *map(_count, self.segments),
             *map(_count, lengths),
             *(_WRITE[kind](item[key]) for item in self.meta for key, kind in META_LAYOUTS[layout]),
@@ -206,7 +206,7 @@ class Tokens:
         body = content[:-4]
         if zlib.crc32(body) != struct.unpack("<I", content[-4:])[0]:
             raise FormatError("the .zt file is truncated or corrupt: its checksum does not match")
-        layout = content[3] >> 4
+        layout = content[3] >> 4 & 7
         if layout >= len(META_LAYOUTS):
             raise FormatError(f"meta layout {layout} is not known to this release")
 
@@ -221,7 +221,7 @@ class Tokens:
             raise FormatError("the vocabulary is empty")
         # Every item takes at least one byte, so a count beyond the file's size is a lie that must not allocate anything.
         items = reader.count(limit=len(body))
-        segments = [reader.count() for _ in range(reader.count(limit=len(body)))]
+        segments = [reader.count() for _ in range(reader.count(limit=len(body)))] if content[3] & 0x80 else []
         lengths = [reader.count() for _ in range(items)]
         fields = META_LAYOUTS[layout]
         meta = [{key: _READ[kind](reader) for key, kind in fields} for _ in range(items)] if fields else []
