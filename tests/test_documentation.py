@@ -1,0 +1,71 @@
+"""What the documents show runs as shown."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "eval" / "samples"
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documents speak of."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recordings").mkdir()
+    shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "recordings")
+    shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "b.flac")
+    import soundfile
+
+    soundfile.write("a.wav", *soundfile.read(SAMPLES / "speech-4.flac"))
+    return tmp_path
+
+
+def test_readme_python(folder: Path) -> None:
+    found = blocks("README.md", "python")
+    assert len(found) >= 2
+    namespace: dict[str, object] = {}
+    for block in found:
+        exec(block, namespace)
+
+
+def test_readme_commands(folder: Path) -> None:
+    [block] = blocks("README.md", "sh")
+    for line in block.strip().splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "zoo"
+        subprocess.run([sys.executable, "-m", "zoo", *arguments], check=True, capture_output=True)
+    assert (folder / "report" / "report.html").exists()
+    assert list((folder / "decoded").iterdir())
+    assert list((folder / "reconstructed").iterdir())
+
+
+def test_contributing_walkthrough(folder: Path) -> None:
+    plugin, use = blocks("CONTRIBUTING.md", "python")
+    [catalogue] = blocks("CONTRIBUTING.md", "yaml")
+    (folder / "plugin").mkdir()
+    (folder / "plugin" / "__init__.py").touch()
+    (folder / "plugin" / "mulaw.py").write_text(plugin)
+    (folder / "mulaw.yaml").write_text(catalogue)
+    (folder / "use.py").write_text(use)
+    subprocess.run([sys.executable, "use.py"], check=True)
+
+
+def test_every_model_is_in_the_readme() -> None:
+    import zoo
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in zoo.list():
+        stem = name.removesuffix("-v2")
+        assert stem in readme or f"`-{stem.removeprefix('wavtokenizer-')}`" in readme, name
