@@ -13,7 +13,6 @@ install_import_hook(["zoo"], "type_checking.checked")
 import pytest  # noqa: E402  (the hook must be in place before anything imports zoo)
 
 
-
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of cases with the original code's outputs."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from small_models import small_wavtokenizer
 
 import zoo
+from small_models import small_wavtokenizer
 from zoo import cli
 
 
@@ -76,7 +76,9 @@ def test_pull_and_convert_of_an_embedded_model(run) -> None:  # type: ignore[no-
 def test_encode_and_decode_a_folder(run, model: str, sounds: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     result = run("encode", model, sounds, "-o", tmp_path / "out.zt", "--json")
     assert [Path(item["file"]).name for item in json.loads(result.out)["items"]] == ["a.wav", "b.flac"]
-    decoded = run("decode", tmp_path / "out.zt", "-o", tmp_path / "back", "--tokenizer", model, "--sample-rate", "original", "--json")
+    decoded = run(
+        "decode", tmp_path / "out.zt", "-o", tmp_path / "back", "--tokenizer", model, "--sample-rate", "original", "--json"
+    )
     assert [soundfile.info(p).frames for p in json.loads(decoded.out)["items"]] == [9_000, 20_001]
     assert [soundfile.info(p).samplerate for p in json.loads(decoded.out)["items"]] == [24_000, 44_100]
 

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from small_models import small_wavtokenizer
 from torch import Tensor
 
 import zoo
+from small_models import small_wavtokenizer
 from zoo.eval import audio, reconstruct
 from zoo.eval.tokens import usage_statistics
 
@@ -191,6 +191,16 @@ def test_what_cannot_be_run(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = small_wavtokenizer().save_pretrained(tmp_path / "model")
-    arguments = [f"local-dir:{saved}", "--data", str(folder), "--out", str(tmp_path / "r"), "--metrics", "si_sdr", "--limit", "2"]
+    arguments = [
+        f"local-dir:{saved}",
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path / "r"),
+        "--metrics",
+        "si_sdr",
+        "--limit",
+        "2",
+    ]
     assert reconstruct.main(arguments) == 0
     assert "report.html" in capsys.readouterr().out

@@ -29,7 +29,9 @@ def test_formats(extension: str, tmp_path: Path) -> None:
         assert 0.2 < audio.waveform.abs().max() < 0.5
 
 
-@pytest.mark.parametrize(("rate", "new_rate"), [(44_100, 24_000), (8_000, 24_000), (48_000, 16_000), (24_000, 22_050), (11_025, 24_000)])
+@pytest.mark.parametrize(
+    ("rate", "new_rate"), [(44_100, 24_000), (8_000, 24_000), (48_000, 16_000), (24_000, 22_050), (11_025, 24_000)]
+)
 @pytest.mark.parametrize("piece", [1_000, 7_777, 10**6])
 def test_streamed_resampling_equals_whole(rate: int, new_rate: int, piece: int) -> None:
     audio = torch.randn(2, 30_001, generator=torch.Generator().manual_seed(0))
@@ -60,7 +62,7 @@ def test_truncated_wav_is_refused(tmp_path: Path) -> None:
 def test_damaged_flac_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "noise.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), 24_000)
     content = (tmp_path / "noise.flac").read_bytes()
-    with pytest.raises(zoo.InputError, match="truncated|damaged"):
+    with pytest.raises(zoo.InputError, match=r"truncated|damaged"):
         media.read_audio(content[: len(content) // 2])
 
 

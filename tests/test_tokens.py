@@ -17,7 +17,10 @@ from zoo.tokens import Tokens
 def batch(lengths: tuple[int, ...] = (5, 0, 9), vocab_size: int = 1000, seed: int = 0, **options: object) -> Tokens:
     generator = torch.Generator().manual_seed(seed)
     sequences = [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
-    meta = [{"samples": 320 * length + 7, "sample_rate": rate} for length, rate in zip(lengths, (44_100, 8_001, 24_000), strict=False)]
+    meta = [
+        {"samples": 320 * length + 7, "sample_rate": rate}
+        for length, rate in zip(lengths, (44_100, 8_001, 24_000), strict=False)
+    ]
     settings = {"tokenizer": "some-model", "fingerprint": "0123456789abcdef", "vocab_size": vocab_size, "meta": meta}
     return Tokens.from_sequences(sequences, **(settings | options))
 
@@ -104,7 +107,9 @@ def test_hostile_files_raise_and_allocate_nothing() -> None:
         assert all(0 <= i < tokens.vocab_size for row in tokens.tolist() for i in row)
 
 
-@pytest.mark.parametrize(("count", "what"), [(b"\xff" * 6 + b"\x7f", "too long|out of bounds"), (b"\xff\xff\xff\x7f", "out of bounds")])
+@pytest.mark.parametrize(
+    ("count", "what"), [(b"\xff" * 6 + b"\x7f", "too long|out of bounds"), (b"\xff\xff\xff\x7f", "out of bounds")]
+)
 def test_absurd_counts(count: bytes, what: str) -> None:
     head = b"\x89zt\x01" + b"\x01a" + bytes(8) + b"\x10"
     with pytest.raises(zoo.FormatError, match=what):

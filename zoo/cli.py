@@ -78,7 +78,9 @@ def _version(shown: bool | None) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
-    version: Annotated[bool | None, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = None,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = None,
 ) -> None:
     global _debug
     _debug = debug
