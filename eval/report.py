@@ -57,6 +57,7 @@ def write(
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     """The figures as a table, and where the report is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     spec, tokens = summary["tokenizer"], summary["tokens"]
@@ -66,7 +67,7 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     for name, figures in summary["metrics"].items():
         table.add_row(name, _number(figures["ours"]), _number(figures["mu_law"]))
     for name, reason in summary["skipped"].items():
-        table.add_row(f"[dim]{name}[/dim]", f"[dim]skipped: {reason}[/dim]", "")
+        table.add_row(f"[dim]{name}[/dim]", f"[dim]skipped: {escape(reason)}[/dim]", "")
     console = Console()
     console.print(table)
     console.print(
@@ -74,7 +75,7 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         f"perplexity {tokens['perplexity']:.0f}"
     )
     for file, reason in summary["errors"].items():
-        console.print(f"[red]failed[/red] {file}: {reason}")
+        console.print(f"[red]failed[/red] {escape(file)}: {escape(reason)}")
     console.print(f"report: {out / 'report.html'}")
 
 
