@@ -742,8 +742,8 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
     # ---- official checkpoints
 
     def compile_modules(self) -> None:
-        """Compile the encoder's stages and the decoder's blocks; the first calls are slow."""
-        for module in (*self.encoder.stages, *self.backbone.pos_net, *self.backbone.convnext):
+        """Compile the decoder's blocks; the first calls are slow. The encoder writes into its buffers by hand instead."""
+        for module in (*self.backbone.pos_net, *self.backbone.convnext):
             module.compile(dynamic=True)
 
     @classmethod
