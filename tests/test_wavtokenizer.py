@@ -17,8 +17,7 @@ import zoo
 from hash_weights import wavtokenizer_state
 from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import media, registry
-from zoo.codecs import wavtokenizer
-from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
+from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig, decoder
 
 CASES = Path(__file__).parent / "golden" / "wavtokenizer"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -331,7 +330,7 @@ def test_blocked_decoding_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = recorded("long_hop600")["codes"][0]
     whole = tokenizer.decode(codes)[0]
     monkeypatch.setitem(WavTokenizer.BLOCK_FRAMES, "cpu", 100)
-    for module, block in ((wavtokenizer.GroupNorm, 50), (wavtokenizer.ResidualBlock, 77), (wavtokenizer.Attention, 64)):
+    for module, block in ((decoder.GroupNorm, 50), (decoder.ResidualBlock, 77), (decoder.Attention, 64)):
         monkeypatch.setattr(module, "BLOCK", block)
     assert difference(tokenizer.decode(codes)[0], whole) < 5e-5
 

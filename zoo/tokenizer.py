@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import InputError, MismatchError
+from zoo.errors import InputError, KeysError, MismatchError
 from zoo.spec import Spec
 from zoo.tokens import Meta, Tokens
 
@@ -183,6 +183,33 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
                 outside = low if low < 0 else high
                 raise InputError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
         return tokens
+
+
+def require_complete(cls: type[Tokenizer[Any]], config: Any, state: Mapping[str, Tensor]) -> None:
+    """Check that a state dict in our names is exactly what a model of this configuration needs.
+
+    Raises:
+        KeysError: tensors are missing or unexpected, or have other shapes.
+    """
+    with torch.device("meta"):
+        expected = cls(config, name=cls.family).state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise KeysError(f"missing: {listing(missing)}")
+    if surplus := sorted(state.keys() - expected.keys()):
+        raise KeysError(f"unexpected: {listing(surplus)}")
+    wrong = [
+        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if state[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise KeysError(f"wrong shapes: {listing(wrong)}")
+
+
+def listing(names: Sequence[str], shown: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _bare_sequences(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zoo.codecs.wavtokenizer import Encoder, WavTokenizer, WavTokenizerConfig
+from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
+from zoo.codecs.wavtokenizer.encoder import Encoder
 from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
 from zoo.nn.conv import ReflectConv1d
 from zoo.nn.ema_codebook import EMACodebook

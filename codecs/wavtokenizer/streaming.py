@@ -1,0 +1,204 @@
+"""Audio that arrives, or leaves, piece by piece."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo import media
+from zoo.codecs.wavtokenizer.encoder import Encoder, EncoderState
+from zoo.errors import InputError
+from zoo.nn.precision import exact_float32
+from zoo.tokens import Tokens
+
+if TYPE_CHECKING:
+    from zoo.codecs.wavtokenizer.tokenizer import WavTokenizer
+
+
+class StreamEncoder:
+    """Encodes audio as it arrives; the ids are exactly those of the whole recording, however it is cut.
+
+    A frame's id is final ``latency`` seconds after the frame began. Use as a context manager, or call `finish` at the end::
+
+        with tokenizer.stream_encoder() as stream:
+            for chunk in microphone:
+                ids = stream.push(chunk)
+        tokens = stream.tokens
+    """
+
+    # The left reflection at the very start needs this many frames before it can be told.
+    FIRST_FRAMES = Encoder.HALO + 1
+
+    def __init__(self, tokenizer: WavTokenizer, sample_rate: int) -> None:
+        self.tokenizer = tokenizer
+        self.sample_rate = sample_rate
+        self._resampler = media.Resampler(sample_rate, tokenizer.config.sample_rate)
+        self._pending = torch.zeros(0)
+        self._pending_start = 0
+        self._frames = 0
+        self._samples = 0
+        self._state: EncoderState | None = None
+        self._ids: list[Tensor] = []
+        self._finished = False
+
+    @property
+    def latency(self) -> float:
+        """Seconds from the beginning of a frame to the sample that settles its id (after the first few frames)."""
+        hop, encoder = self.tokenizer.config.hop_length, self.tokenizer.encoder
+        return ((encoder.HALO + 1) * hop + encoder.lookahead) / self.tokenizer.config.sample_rate
+
+    @property
+    def tokens(self) -> Tokens:
+        """All ids so far, as tokens of one item."""
+        meta = {"samples": self._samples, "sample_rate": self.sample_rate}
+        return self.tokenizer.tokens([torch.cat([*self._ids, torch.zeros(0, dtype=torch.int64)])], [meta])
+
+    def push(self, chunk: Any) -> Int[Tensor, " frames"]:
+        """Take the next samples, ``[samples]`` or ``[channels, samples]``, and return the ids that they settle.
+
+        Raises:
+            InputError: the samples are not finite or not an array, or the stream has been finished.
+        """
+        self._refuse_if_finished()
+        audio = media.read_audio((chunk, self.sample_rate), mono=True)
+        self._samples += audio.original_samples
+        self._append(self._resampler.push(audio.waveform))
+        hop, encoder = self.tokenizer.config.hop_length, self.tokenizer.encoder
+        received = self._pending_start + len(self._pending)
+        ready = (received - encoder.lookahead) // hop - self._frames
+        if ready < (self.FIRST_FRAMES if self._state is None else 1):
+            return torch.zeros(0, dtype=torch.int64, device=self.tokenizer.device)
+        return self._advance(ready)
+
+    def finish(self) -> Int[Tensor, " frames"]:
+        """The audio has ended: the remaining ids."""
+        self._refuse_if_finished()
+        self._append(self._resampler.finish())
+        self._finished = True
+        if not self._samples:
+            return torch.zeros(0, dtype=torch.int64, device=self.tokenizer.device)
+        return self._advance(None)
+
+    def _refuse_if_finished(self) -> None:
+        if self._finished:
+            raise InputError("the stream has been finished; open another one")
+
+    def _append(self, waveform: Float[Tensor, "1 samples"]) -> None:
+        self._pending = torch.cat([self._pending, waveform[0]])
+
+    @torch.inference_mode()
+    def _advance(self, new_frames: int | None) -> Int[Tensor, " frames"]:
+        tokenizer, encoder, hop = self.tokenizer, self.tokenizer.encoder, self.tokenizer.config.hop_length
+        context = min(self._frames, encoder.context + (encoder.REFLECTED_HOPS if new_frames is None else 0))
+        begin = (self._frames - context) * hop - self._pending_start
+        end = None if new_frames is None else begin + (context + new_frames) * hop + encoder.lookahead
+        piece = self._pending[begin:end].to(tokenizer.device)
+        with exact_float32(tokenizer.device):
+            latents, self._state = encoder.advance(
+                piece[None], [len(piece)], self._state, context=context, new_frames=new_frames
+            )
+            ids = tokenizer.codebook.nearest(latents[0])
+        self._ids.append(ids.cpu())
+        self._frames += new_frames or 0
+        outdated = max(0, self._frames - encoder.context - encoder.REFLECTED_HOPS) * hop - self._pending_start
+        if outdated > 0:
+            self._pending = self._pending[outdated:].clone()
+            self._pending_start += outdated
+        return ids
+
+    def __enter__(self) -> StreamEncoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._finished:
+            self.finish()
+
+
+class StreamDecoder:
+    """Decodes ids as they arrive, in windows with context on both sides and a linear cross-fade between them.
+
+    An approximation: the exact decoder normalises and attends over the whole sequence, a window only over itself. Audio comes
+    out ``window`` frames late, at most.
+    """
+
+    FADE_FRAMES = 8
+
+    def __init__(self, tokenizer: WavTokenizer, window: int, bandwidth_id: int) -> None:
+        # Frames within reach of the convolutions around the parts that see everything.
+        self._context = tokenizer.backbone.halo + tokenizer.backbone.HALO + 2
+        smallest = 2 * self._context + 2 * self.FADE_FRAMES
+        if window < smallest:
+            raise InputError(f"a window of {window} frames is too short; use at least {smallest}")
+        self.tokenizer = tokenizer
+        self.window = window
+        self.bandwidth_id = bandwidth_id
+        self._ids = torch.zeros(0, dtype=torch.int64)
+        self._ids_start = 0
+        self._done = 0
+        self._fading: Tensor | None = None
+        self._finished = False
+
+    def push(self, ids: Int[Tensor, " frames"]) -> Float[Tensor, "1 samples"]:
+        """Take the next ids and return the audio that is ready.
+
+        Raises:
+            InputError: an id is out of range, or the stream has been finished.
+        """
+        if self._finished:
+            raise InputError("the stream has been finished; open another one")
+        if len(ids):
+            self._ids = torch.cat([self._ids, *self.tokenizer._check([ids.cpu()]).unpadded()])
+        parts = []
+        while len(self._ids) - self._window_start() >= self.window:
+            start = self._window_start()
+            parts.append(self._decode(start, start + self.window, final=False))
+        return torch.cat([torch.zeros(1, 0, device=self.tokenizer.device), *parts], dim=1)
+
+    def finish(self) -> Float[Tensor, "1 samples"]:
+        """The sequence has ended: the remaining audio."""
+        if self._finished:
+            raise InputError("the stream has been finished; open another one")
+        self._finished = True
+        if len(self._ids) + self._ids_start == self._done:
+            return torch.zeros(1, 0, device=self.tokenizer.device)
+        start = max(0, min(self._window_start(), len(self._ids) - self.window))
+        return self._decode(start, len(self._ids), final=True)
+
+    def _window_start(self) -> int:
+        """Where the next window begins within the kept ids."""
+        return max(0, self._done - self._context - self._ids_start)
+
+    @torch.inference_mode()
+    def _decode(self, start: int, stop: int, final: bool) -> Float[Tensor, "1 samples"]:
+        tokenizer, hop = self.tokenizer, self.tokenizer.config.hop_length
+        ids = self._ids[start:stop].to(tokenizer.device)[None]
+        with exact_float32(tokenizer.device):
+            total = tokenizer._synthesise(tokenizer.codebook(ids), None, self.bandwidth_id)
+            audio = tokenizer.head.istft.finish(total, ids.shape[1])
+        audio = audio[:, (self._done - self._ids_start - start) * hop :]
+        if self._fading is not None:
+            fade = self._fading.shape[1]
+            rise = (torch.arange(fade, device=audio.device) + 0.5) / fade
+            head = self._fading + rise * (audio[:, :fade] - self._fading)
+            audio = torch.cat([head, audio[:, fade:]], dim=1)
+        if final:
+            return audio
+        kept_frames = stop - self._context - self.FADE_FRAMES - (self._done - self._ids_start)
+        kept, fading_end = kept_frames * hop, (kept_frames + self.FADE_FRAMES) * hop
+        self._fading = audio[:, kept:fading_end]
+        self._done += kept_frames
+        # The last window may reach back a full window from the end.
+        outdated = self._done - self.window - self._ids_start
+        if outdated > 0:
+            self._ids = self._ids[outdated:]
+            self._ids_start += outdated
+        return audio[:, :kept]
+
+    def __enter__(self) -> StreamDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finished = True

@@ -1,0 +1,283 @@
+"""The tokenizer: ragged batches of audio to tokens and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo import media
+from zoo.codecs.wavtokenizer import checkpoint
+from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
+from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
+from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
+from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
+from zoo.errors import InputError
+from zoo.nn.precision import exact_float32
+from zoo.spec import Spec
+from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar, require_complete
+from zoo.tokens import Tokens
+
+
+class WavTokenizer(Tokenizer[WavTokenizerConfig]):
+    """The single-codebook audio tokenizer of arXiv 2408.16532.
+
+    Audio of any sample rate and channel count is averaged to mono and resampled to 24 kHz; the tokens remember the original
+    rate and length. ``ceil(samples / hop_length)`` ids come out per item, in time order. Encoding always runs in float32,
+    whatever the dtype of the model, autocast or TF32 settings, because two thirds of the ids change in bfloat16.
+    """
+
+    Config = WavTokenizerConfig
+    family = "wavtokenizer"
+    modality = "audio"
+    identity = ("codebook.embed",)
+
+    # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
+    # fill a GPU. They change memory and speed, never the numbers.
+    CHUNK_SAMPLES: ClassVar[dict[str, int]] = {"cpu": 128_000, "cuda": 8_000_000}
+    BLOCK_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1_500, "cuda": 60_000}
+
+    def __init__(self, config: WavTokenizerConfig | None = None, *, name: str = "wavtokenizer") -> None:
+        super().__init__(config or WavTokenizerConfig(), name)
+        self.encoder = Encoder(self.config)
+        self.codebook = Codebook(self.config)
+        self.backbone = Backbone(self.config)
+        self.head = Head(self.config)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="audio",
+            vocab_size=self.config.codebook_size,
+            dim=self.config.latent_dim,
+            fingerprint=self.fingerprint,
+            sample_rate=self.config.sample_rate,
+            hop_length=self.config.hop_length,
+        )
+
+    # ---- encode
+
+    def encode(self, items: Any, *, progress: bool = False) -> Tokens:
+        """Audio to tokens.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an audio file, ``(array, sample_rate)`` or an array or
+                tensor at the model's rate, ``[samples]`` or ``[channels, samples]``. Integer arrays are scaled to [-1, 1).
+                A tensor ``[batch, channels, samples]`` is a list. Channels are averaged.
+            progress: show a progress bar over chunks of audio.
+
+        Raises:
+            InputError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
+        """
+        prepared = [self._prepare(index, item) for index, item in enumerate(as_items(items, batch_rank=3))]
+        ids = self._encode_waveforms([waveform for waveform, _ in prepared], progress)
+        return self.tokens(ids, [meta for _, meta in prepared])
+
+    def _prepare(self, index: int, item: Any) -> tuple[Float[Tensor, " samples"], dict[str, int]]:
+        with naming_item(index):
+            rate = self.config.sample_rate
+            audio = media.read_audio(item, sample_rate=rate, mono=True, default_sample_rate=rate)
+            return audio.waveform[0], {"samples": audio.original_samples, "sample_rate": audio.original_rate}
+
+    @torch.inference_mode()
+    def _encode_waveforms(self, waveforms: Sequence[Float[Tensor, " _"]], progress: bool) -> list[Int[Tensor, " _"]]:
+        """Ids of every waveform, in lockstep chunk by chunk, each as if it were alone."""
+        order = sorted(range(len(waveforms)), key=lambda i: -len(waveforms[i]))
+        ids: list[list[Tensor]] = [[] for _ in waveforms]
+        budget = self.CHUNK_SAMPLES.get(self.device.type, self.CHUNK_SAMPLES["cuda"])
+        hop = self.config.hop_length
+        group_size = max(1, budget // (16 * hop))
+        total = sum(-(-len(waveform) // hop) for waveform in waveforms)
+        with exact_float32(self.device), progress_bar("encode", total, progress) as advance:
+            for first in range(0, len(order), group_size):
+                group = order[first : first + group_size]
+                chunk = max(16, budget // (len(group) * hop))
+                for item, found in self._encode_lockstep([waveforms[i] for i in group], chunk):
+                    ids[group[item]].append(found)
+                    advance(len(found))
+        return [torch.cat(parts) for parts in ids]
+
+    def _encode_lockstep(
+        self, waveforms: Sequence[Float[Tensor, " _"]], chunk: int
+    ) -> Iterator[tuple[int, Int[Tensor, " frames"]]]:
+        """Ids of waveforms sorted longest first, ``chunk`` frames at a time, as ``(item, ids)``."""
+        hop, encoder = self.config.hop_length, self.encoder
+        state: EncoderState | None = None
+        active = len(waveforms)
+        start = 0
+        while active:
+            need = (start + chunk) * hop + encoder.lookahead
+            staying = sum(len(waveform) > need for waveform in waveforms[:active])
+            following: EncoderState | None = None
+            for items, new_frames in ((slice(0, staying), chunk), (slice(staying, active), None)):
+                if items.start == items.stop:
+                    continue
+                kept_hops = encoder.context + (encoder.REFLECTED_HOPS if new_frames is None else 0)
+                context = min(start, kept_hops)
+                begin = (start - context) * hop
+                end = need if new_frames is not None else None
+                pieces = [waveform[begin:end].to(self.device) for waveform in waveforms[items]]
+                latents, advanced = encoder.advance(
+                    nn.utils.rnn.pad_sequence(pieces, batch_first=True),
+                    [len(piece) for piece in pieces],
+                    None if state is None else state.rows(items),
+                    context=context,
+                    new_frames=new_frames,
+                )
+                found = self.codebook.nearest(latents)
+                lag = 0 if start == 0 else encoder.HALO
+                for row, item in enumerate(range(items.start, items.stop)):
+                    if new_frames is None:
+                        frames = -(-len(waveforms[item]) // hop) - start + lag
+                        yield item, found[row, :frames]
+                    else:
+                        yield item, found[row]
+                following = advanced if new_frames is not None else following
+            state, active, start = following, staying, start + chunk
+
+    def stream_encoder(self, sample_rate: int | None = None) -> StreamEncoder:
+        """Encode audio as it arrives, with exactly the ids of the whole recording; see `StreamEncoder`."""
+        return StreamEncoder(self, sample_rate or self.config.sample_rate)
+
+    # ---- decode
+
+    def decode(
+        self,
+        tokens: Tokens | Tensor | Sequence[Tensor],
+        *,
+        bandwidth_id: int = 0,
+        trim: bool = True,
+        sample_rate: int | Literal["original"] | None = None,
+        window: int | None = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "1 _"]]:
+        """Tokens to audio: a list of float tensors ``[1, samples]``, nominally in [-1, 1], not clipped.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``.
+            bandwidth_id: row of the adaptive layer norms; all rows were trained alike.
+            trim: cut to the length of the encoded audio; otherwise ``length * hop_length`` samples.
+            sample_rate: resample the result; ``"original"`` gives back each item's own rate and number of samples.
+            window: decode in windows of that many frames, cross-faded. An approximation: every frame of the exact result
+                depends on the whole sequence. For hours of audio, and what `stream_decoder` does.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id is out of range, or an item is empty.
+        """
+        tokens = self._check(tokens)
+        if not 0 <= bandwidth_id < self.config.num_bandwidths:
+            raise InputError(f"bandwidth_id must lie in [0, {self.config.num_bandwidths}), not {bandwidth_id}")
+        if window is not None:
+            decoded = [self._decode_windowed(ids, bandwidth_id, window) for ids in tokens.unpadded()]
+        else:
+            decoded = self._decode_exact(tokens, bandwidth_id, progress)
+        return [
+            self._finish_item(audio[None], tokens.meta[i] if tokens.meta else {}, trim, sample_rate)
+            for i, audio in enumerate(decoded)
+        ]
+
+    def _finish_item(
+        self, audio: Float[Tensor, "1 samples"], meta: Mapping[str, Any], trim: bool, sample_rate: int | str | None
+    ) -> Float[Tensor, "1 _"]:
+        own_rate = self.config.sample_rate
+        samples, original_rate = meta.get("samples"), meta.get("sample_rate", own_rate)
+        if trim and samples is not None:
+            audio = audio[:, : media.resampled_length(samples, original_rate, own_rate)]
+        wanted = original_rate if sample_rate == "original" else sample_rate or own_rate
+        if wanted != own_rate:
+            audio = media.resample(audio, own_rate, int(wanted))
+            if trim and samples is not None and wanted == original_rate:
+                audio = audio[:, :samples]
+        return audio
+
+    @torch.inference_mode()
+    def _decode_exact(self, tokens: Tokens, bandwidth_id: int, progress: bool) -> list[Float[Tensor, " _"]]:
+        lengths = tokens.lengths.tolist()
+        decoded: dict[int, Tensor] = {}
+        block = self.BLOCK_FRAMES.get(self.device.type, self.BLOCK_FRAMES["cuda"])
+        with exact_float32(self.device), progress_bar("decode", sum(lengths), progress) as advance:
+            for group in groups_of_similar_length(lengths, budget=block):
+                longest = max(lengths[i] for i in group)
+                ids = tokens.ids[group, :longest].to(self.device)
+                mask = None
+                if min(lengths[i] for i in group) < longest:
+                    mask = (ids >= 0)[..., None]
+                total = self._synthesise(self.codebook(ids.clamp(min=0)), mask, bandwidth_id)
+                for row, item in enumerate(group):
+                    decoded[item] = self.head.istft.finish(total[row : row + 1], lengths[item])[0].clone()
+                    advance(lengths[item])
+        return [decoded[i] for i in range(len(lengths))]
+
+    def _synthesise(
+        self, latents: Float[Tensor, "batch frames latent"], mask: Mask | None, bandwidth_id: int
+    ) -> Float[Tensor, "batch samples"]:
+        """Overlap-added frames, before the envelope is divided out and the ends are cut."""
+        batch, frames, _ = latents.shape
+        hop, istft, halo = self.config.hop_length, self.head.istft, self.backbone.halo
+        x, coefficients = self.backbone.mix(latents, mask)
+        block = max(8 * halo, self.BLOCK_FRAMES.get(latents.device.type, self.BLOCK_FRAMES["cuda"]) // batch)
+        total = x.new_zeros(batch, (frames + istft.OVERLAP - 1) * hop)
+        for start, stop in blocks_of(frames, block):
+            window, before = window_of(x, start, stop, halo)
+            window_mask = None if mask is None else window_of(mask, start, stop, halo)[0]
+            refined = self.backbone.refine(window, coefficients, window_mask, bandwidth_id)
+            kept = slice(before, before + stop - start)
+            spectrum = self.head.spectrum(refined[:, kept], None if mask is None else mask[:, start:stop])
+            total[:, start * hop : (stop + istft.OVERLAP - 1) * hop] += istft.overlap_add(spectrum)
+        return total
+
+    def decode_latents(
+        self, latents: Float[Tensor, "batch frames latent"], bandwidth_id: int = 0
+    ) -> Float[Tensor, "batch samples"]:
+        """Latents to audio at once, differentiable: ``samples = frames * hop_length``. What training calls."""
+        x, coefficients = self.backbone.mix(latents, None)
+        return self.head.istft(self.head.spectrum(self.backbone.refine(x, coefficients, None, bandwidth_id), None))
+
+    def _decode_windowed(self, ids: Int[Tensor, " frames"], bandwidth_id: int, window: int) -> Float[Tensor, " samples"]:
+        with self.stream_decoder(window=window, bandwidth_id=bandwidth_id) as stream:
+            return torch.cat([stream.push(ids), stream.finish()], dim=1)[0]
+
+    def stream_decoder(self, *, window: int = 300, bandwidth_id: int = 0) -> StreamDecoder:
+        """Decode ids as they arrive, approximately, in cross-faded windows; see `StreamDecoder`."""
+        return StreamDecoder(self, window, bandwidth_id)
+
+    # ---- embed
+
+    def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+        """The codebook vectors of the ids, zero where an item has ended."""
+        ids = self._check(tokens).ids.to(self.device)
+        return self.codebook(ids.clamp(min=0)) * (ids >= 0)[..., None]
+
+    # ---- speed and official checkpoints
+
+    def compile_modules(self) -> None:
+        """Compile the decoder's blocks; the first calls are slow. The encoder writes into its buffers by hand instead."""
+        for module in (*self.backbone.pos_net, *self.backbone.convnext):
+            module.compile(dynamic=True)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return checkpoint.recognises(keys)
+
+    @classmethod
+    def wanted(cls, key: str) -> bool:
+        return checkpoint.wanted(key)
+
+    @classmethod
+    def upstream_config(cls, raw: Mapping[str, Any]) -> WavTokenizerConfig | None:
+        return checkpoint.upstream_config(raw)
+
+    @classmethod
+    def convert_checkpoint(
+        cls, state: Mapping[str, Tensor], config: WavTokenizerConfig | None
+    ) -> tuple[WavTokenizerConfig, dict[str, Tensor]]:
+        found, named = checkpoint.convert(state, config)
+        require_complete(cls, found, named)
+        return found, named
