@@ -128,9 +128,11 @@ def test_bench(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     arguments = ["bench", "wavtokenizer-tiny", "--seconds", 0.5, "--batch", 2, "--no-peers"]
     content = json.loads(run(*arguments, "-o", tmp_path / "b.json", "--json").out)
     assert json.loads((tmp_path / "b.json").read_text()) == content
-    assert {(m["direction"], m["contender"]) for m in content["measurements"]} == {
-        (direction, f"wavtokenizer-tiny{suffix}") for direction in ("encode", "decode") for suffix in ("", ", bf16")
-    }
+    assert [(m["direction"], m["contender"]) for m in content["measurements"]] == [
+        ("encode", "wavtokenizer-tiny"),
+        ("decode", "wavtokenizer-tiny"),
+        ("decode", "wavtokenizer-tiny, bf16"),
+    ]
     assert all(m["cpu"] > 0 and m["flops"] > 10**7 for m in content["measurements"])
     assert "/ ours" in run(*arguments).out
 

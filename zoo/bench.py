@@ -37,12 +37,12 @@ _LONG = 8.0
 class Contender:
     """A model under measurement: ``prepare(audio)`` gives its encode and decode as functions without arguments.
 
-    ``decode`` is ``None`` where only the encoder is compared.
+    Either is ``None`` where there is nothing to compare.
     """
 
     name: str
     module: nn.Module
-    prepare: Callable[[Tensor], tuple[Work, Work | None]]
+    prepare: Callable[[Tensor], tuple[Work | None, Work | None]]
 
 
 @dataclass(frozen=True)
@@ -171,17 +171,17 @@ def _contenders(entry: registry.Entry, device: str, peers: bool) -> Iterator[Con
             tensor.normal_()  # a codebook of zeros would be one tie of all its codes
     yield _ours(entry.name, tokenizer)
     tokenizer.set_precision("bf16")
-    yield _ours(f"{entry.name}, bf16", tokenizer)
+    # Encoders stay in float32 and have nothing new to show.
+    yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False)
     if peers and find_spec("transformers"):
         yield from _transformers_peers(tokenizer, device)
 
 
-def _ours(name: str, tokenizer: Tokenizer[Any]) -> Contender:
-    def prepare(audio: Tensor) -> tuple[Work, Work | None]:
+def _ours(name: str, tokenizer: Tokenizer[Any], encodes: bool = True) -> Contender:
+    def prepare(audio: Tensor) -> tuple[Work | None, Work | None]:
         items = list(audio.cpu())
         tokens = tokenizer.encode(items)
-        # The encoder stays in float32, so it has nothing to show in reduced precision but the same figures again.
-        return lambda: tokenizer.encode(items), lambda: tokenizer.decode(tokens)
+        return (lambda: tokenizer.encode(items)) if encodes else None, lambda: tokenizer.decode(tokens)
 
     return Contender(name, tokenizer, prepare)
 
@@ -199,7 +199,14 @@ def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
         norm_type="weight_norm",
     )
     twin = EncodecModel(same_encoder).eval().to(device)
-    yield Contender("EnCodec, same encoder", twin, lambda audio: (lambda: twin.encoder(audio[:, None]), None))
+    codes = tokenizer.state_dict()["codebook.embed"]
+
+    def search(audio: Tensor) -> Tensor:
+        """The same encoder, and the search as the original code writes it."""
+        latents = twin.encoder(audio[:, None]).transpose(1, 2).flatten(0, 1)
+        return (latents.square().sum(1, keepdim=True) - 2 * latents @ codes.T + codes.square().sum(1)).argmin(1)
+
+    yield Contender("EnCodec, same sizes", twin, lambda audio: (lambda: search(audio), None))
 
     encodec = EncodecModel(EncodecConfig()).eval().to(device)
 
