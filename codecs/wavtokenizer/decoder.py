@@ -119,6 +119,8 @@ class Attention(nn.Module):
     """One global self-attention head over all frames, without positions. Queries go block by block."""
 
     BLOCK = 1024
+    #: Scores held at a time per item: fewer queries go together where there are more keys.
+    SCORES = 1 << 23
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class Attention(nn.Module):
         scale, shift = self.norm.coefficients(x, mask)
         q_weight, kv_weight = self.qkv.weight.split([x.shape[2], 2 * x.shape[2]])
         q_bias, kv_bias = self.qkv.bias.split([x.shape[2], 2 * x.shape[2]])
-        spans = list(blocks_of(x.shape[1], self.BLOCK))
+        spans = list(blocks_of(x.shape[1], min(self.BLOCK, max(16, self.SCORES // x.shape[1]))))
 
         def normalised(start: int, stop: int) -> Tensor:
             return torch.addcmul(shift, x[:, start:stop], scale).to(self.qkv.weight.dtype)
