@@ -81,6 +81,11 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
         """The ``Config`` that upstream's own configuration describes; ``None`` if it leaves the sizes to the checkpoint."""
 
     @classmethod
+    def upstream_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+        """Upstream's own configuration where the metadata of a safetensors file holds it; ``None`` if it does not."""
+        return None
+
+    @classmethod
     @abstractmethod
     def convert_checkpoint(cls, state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
         """Upstream's tensors in our names, and the configuration that their shapes imply.
@@ -258,14 +263,14 @@ def naming_item(index: int) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool) -> Iterator[Callable[[int], object]]:
+def progress_bar(label: str, total: int, shown: bool, unit: str = "token") -> Iterator[Callable[[int], object]]:
     """A function that counts work done, behind a progress bar where one is wanted."""
     if not shown:
         yield lambda done: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=label, unit="token") as bar:
+    with tqdm(total=total, desc=label, unit=unit) as bar:
         yield bar.update
 
 

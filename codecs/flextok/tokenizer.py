@@ -1,0 +1,378 @@
+"""The tokenizer: images of any size to ordered tokens, and prefixes of them to images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo import media
+from zoo.codecs.flextok import checkpoint
+from zoo.codecs.flextok.config import FlexTokConfig, GuidanceMethod
+from zoo.codecs.flextok.decoder import Decoder
+from zoo.codecs.flextok.encoder import Encoder
+from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
+from zoo.errors import InputError
+from zoo.nn.fsq import FSQ
+from zoo.nn.precision import exact_float32
+from zoo.nn.vae import VAE
+from zoo.spec import Spec
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokens import Tokens
+
+Images = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch channels rows columns"]
+
+
+class FlexTok(Tokenizer[FlexTokConfig]):
+    """The ordered image tokenizer of arXiv 2502.13967.
+
+    Images of any size and mode are resized and cropped to the model's size. Each gives `FlexTokConfig.registers` ids, coarse
+    to fine, and ``tokens.truncate(k)`` decodes for every k. Encoding is deterministic and runs in float32, whatever the dtype
+    of the model, autocast or TF32 settings, unless `encode` is asked for less. Decoding is a generative process from seeded
+    noise: the fewer tokens, the more of the picture is made up.
+    """
+
+    Config = FlexTokConfig
+    family = "flextok"
+    modality = "image"
+    identity = ("encoder.registers", "encoder.to_codes.weight", "encoder.to_codes.bias")
+
+    # Images at a time. On a CPU, encoding one by one costs nothing and makes ids independent of the batch to the last bit.
+    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 32}
+    DECODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 8, "cuda": 128}
+    VAE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+
+    def __init__(self, config: FlexTokConfig | None = None, *, name: str = "flextok") -> None:
+        super().__init__(config or FlexTokConfig(), name)
+        self.vae = VAE(self.config.vae)
+        self.encoder = Encoder(self.config)
+        self.fsq = FSQ(self.config.levels)
+        self.decoder = Decoder(self.config)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="image",
+            vocab_size=self.fsq.vocab_size,
+            dim=len(self.config.levels),
+            ordered=True,
+            fingerprint=self.fingerprint,
+            image_size=self.config.image_size,
+            max_tokens=self.config.registers,
+        )
+
+    # ---- encode
+
+    def encode(
+        self,
+        items: Any,
+        *,
+        fit: str = "crop",
+        tokens: int | None = None,
+        posterior: Literal["mode", "sample"] = "mode",
+        generator: torch.Generator | None = None,
+        precision: str = "fp32",
+        max_pixels: int = media.MAX_PIXELS,
+        progress: bool = False,
+    ) -> Tokens:
+        """Images to tokens, all of them or the first few.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
+                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
+            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
+                (grey bars), or ``none``: as it is, no larger than the model's size and a multiple of its cells.
+            tokens: compute the first so many only; all by default.
+            posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original code does.
+            generator: of the draws.
+            precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
+            max_pixels: refuse larger images.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
+        """
+        count = self.config.registers if tokens is None else tokens
+        if not 1 <= count <= self.config.registers:
+            raise InputError(f"tokens must lie in [1, {self.config.registers}], not {tokens}")
+        if posterior not in ("mode", "sample"):
+            raise InputError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
+        ids: list[Tensor] = []
+        with progress_bar("encode", len(prepared) * count, progress) as advance:
+            for batch in self._batches([image.pixels for image in prepared]):
+                images = torch.stack([prepared[i].pixels for i in batch]).to(self.device)
+                noise = self._posterior_noise(len(batch), images, posterior, generator)
+                ids += self._encode_images(images, count, noise, PRECISIONS[precision])
+                advance(len(batch) * count)
+        return self.tokens(ids, [image.meta for image in prepared])
+
+    def _prepare(self, index: int, item: Any, fit: str, max_pixels: int) -> media.PreparedImage:
+        with naming_item(index):
+            prepared = media.prepare_image(item, size=self.config.image_size, fit=fit, max_pixels=max_pixels)
+            height, width = prepared.pixels.shape[1:]
+            (most_high, most_wide), (cell_height, cell_width) = self.config.image_size, self.config.cell
+            if height % cell_height or width % cell_width or height > most_high or width > most_wide:
+                raise InputError(
+                    f"an image of {width} x {height} does not fit: at most {most_wide} x {most_high}, and a multiple of "
+                    f"{cell_width} x {cell_height}"
+                )
+            return prepared
+
+    def _batches(self, images: Sequence[Float[Tensor, "3 _h _w"]]) -> list[list[int]]:
+        """Consecutive images of one size, a few at a time."""
+        limit = self.ENCODE_BATCH.get(self.device.type, self.ENCODE_BATCH["cuda"])
+        batches: list[list[int]] = []
+        for index, image in enumerate(images):
+            if batches and len(batches[-1]) < limit and images[batches[-1][0]].shape == image.shape:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    def _posterior_noise(self, batch: int, images: Images, posterior: str, generator: torch.Generator | None) -> Latents | None:
+        if posterior == "mode":
+            return None
+        shape = (batch, *self._latent_shape((images.shape[2], images.shape[3])))
+        device = generator.device if generator else images.device
+        return torch.randn(shape, generator=generator, device=device).to(images.device)
+
+    @torch.inference_mode()
+    def _encode_images(self, images: Images, count: int, noise: Latents | None, dtype: torch.dtype) -> list[Tensor]:
+        with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            z = self.encoder(self.latents(images, noise), count)
+        return list(self.fsq.ids(z))
+
+    def latents(self, images: Images, noise: Latents | None = None) -> Latents:
+        """Scaled latents of images in [-1, 1]: the posterior's mean, or with ``noise`` its sample."""
+        mean, log_variance = self.vae.encoder(images)
+        latents: Tensor = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
+        return self.config.scaling_factor * latents
+
+    def _latent_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+        factor = self.config.vae.factor
+        return self.config.latent_channels, image_size[0] // factor, image_size[1] // factor
+
+    # ---- decode
+
+    def decode(
+        self,
+        tokens: Tokens | Tensor | Sequence[Tensor],
+        *,
+        size: Literal["original"] | None = None,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        guidance_method: GuidanceMethod | None = None,
+        seed: int | Sequence[int] = 0,
+        generator: torch.Generator | None = None,
+        noise: Latents | None = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "3 _ _"]]:
+        """Tokens, or prefixes of them, to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``;
+                lengths from 1 to the number of registers, mixed as they come.
+            size: ``None`` for the model's size, ``"original"`` for that of the encoded image (what ``crop`` cut off is grey).
+            steps: of Euler's method; the configuration's by default.
+            guidance: scale, 1 for none, or a function from t in (0, 1] to the scale; the configuration's by default.
+            guidance_method: ``apg`` or ``cfg``; the configuration's by default.
+            seed: of the initial noise, for all items or one for each. An item gives the same image in any batch.
+            generator: draws the noise of one item after another instead, as the original code does.
+            noise: the initial noise itself, ``[batch, channels, rows, columns]``.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id, a length or an option is out of range.
+        """
+        tokens = self._check(tokens)
+        if size not in (None, "original"):
+            raise InputError(f"size must be None or 'original', not {size!r}")
+        sizes = [self._size_of(meta) for meta in tokens.meta] or [self.config.image_size] * len(tokens)
+        options = self._sampling(steps, guidance, guidance_method)
+        images: dict[int, Tensor] = {}
+        with progress_bar("decode", len(tokens) * options["steps"], progress, unit="step") as advance:
+            noises = self._noises(tokens, sizes, seed, generator, noise)
+            for batch in self._decode_batches(tokens, sizes):
+                latents = self._sample(tokens[batch], torch.stack([noises[i] for i in batch]), advance, options)
+                for index, image in zip(batch, self._decode_latents(latents), strict=True):
+                    restored = size == "original" and bool(tokens.meta)
+                    images[index] = media.restore_image(image, tokens.meta[index]) if restored else image
+        return [images[i] for i in range(len(tokens))]
+
+    def decode_latents(
+        self,
+        tokens: Tokens | Tensor | Sequence[Tensor],
+        noise: Latents,
+        *,
+        steps: int | None = None,
+        guidance: Guidance | None = None,
+        guidance_method: GuidanceMethod | None = None,
+    ) -> Latents:
+        """The scaled latents that the flow makes of tokens and initial noise; options as in `decode`."""
+        tokens = self._check(tokens)
+        return self._sample(tokens, noise.float(), lambda done: None, self._sampling(steps, guidance, guidance_method))
+
+    def decode_progressive(
+        self, tokens: Tokens | Tensor | Sequence[Tensor], ks: Sequence[int] | None = None, **options: Any
+    ) -> dict[int, list[Float[Tensor, "3 _ _"]]]:
+        """Images of growing prefixes, from the same noise: ``{k: [image, ...]}``.
+
+        Args:
+            tokens: as in `decode`.
+            ks: lengths of the prefixes; 1, 2, 4, … and the longest sequence by default.
+            options: as in `decode`.
+
+        Raises:
+            InputError: a k is below 1 or beyond the longest sequence.
+        """
+        tokens = self._check(tokens)
+        longest = int(tokens.lengths.max())
+        chosen = list(prefix_ladder(longest)) if ks is None else list(ks)
+        if outside := [k for k in chosen if not 1 <= k <= longest]:
+            raise InputError(f"prefixes must have 1 to {longest} tokens, not {outside[0]}")
+        seeds = options.pop("seed", 0)
+        if not isinstance(seeds, int):
+            options["seed"] = [seed for _ in chosen for seed in seeds]
+        else:
+            options["seed"] = seeds
+        if options.get("noise") is not None:
+            options["noise"] = options["noise"].repeat(len(chosen), 1, 1, 1)
+        # All prefixes go in together, so that those of similar length share passes.
+        images = self.decode(Tokens.cat([tokens.truncate(k) for k in chosen]), **options)
+        return {k: images[i * len(tokens) : (i + 1) * len(tokens)] for i, k in enumerate(chosen)}
+
+    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Tokens:
+        tokens = super()._check(tokens)
+        for index, length in enumerate(tokens.lengths.tolist()):
+            if length > self.config.registers:
+                raise InputError(f"{length} tokens are more than the model's {self.config.registers}", index)
+        return tokens
+
+    def _size_of(self, meta: Mapping[str, Any]) -> tuple[int, int]:
+        """Size that an item was encoded at: its own where it was taken as it is."""
+        return (meta["height"], meta["width"]) if meta["fit"] == "none" else self.config.image_size
+
+    def _sampling(self, steps: int | None, guidance: Guidance | None, method: GuidanceMethod | None) -> dict[str, Any]:
+        """The options of `flow.sample`, checked and completed."""
+        steps = self.config.steps if steps is None else steps
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        method = method or self.config.guidance_method
+        if method not in ("apg", "cfg"):
+            raise InputError(f"guidance_method must be 'apg' or 'cfg', not {method!r}")
+        return {"steps": steps, "guidance": self.config.guidance if guidance is None else guidance, "method": method}
+
+    def _noises(
+        self,
+        tokens: Tokens,
+        sizes: Sequence[tuple[int, int]],
+        seed: int | Sequence[int],
+        generator: torch.Generator | None,
+        noise: Latents | None,
+    ) -> list[Float[Tensor, "channels _rows _columns"]]:
+        """Initial noise of each item."""
+        shapes = [self._latent_shape(size) for size in sizes]
+        if noise is not None:
+            if noise.ndim != 4 or len(noise) != len(tokens) or any(noise.shape[1:] != shape for shape in shapes):
+                raise InputError(f"noise must be {[len(tokens), *shapes[0]]}, not {list(noise.shape)}")
+            return list(noise.float())
+        if generator is not None:
+            return [torch.randn(shape, generator=generator, device=generator.device) for shape in shapes]
+        seeds = [seed] * len(tokens) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(tokens):
+            raise InputError(f"{len(seeds)} seeds do not fit {len(tokens)} items")
+        return [seeded_noise([own], shape)[0] for own, shape in zip(seeds, shapes, strict=True)]
+
+    def _decode_batches(self, tokens: Tokens, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Items of one size, sorted by length, a few at a time."""
+        limit = self.DECODE_BATCH.get(self.device.type, self.DECODE_BATCH["cuda"])
+        lengths = tokens.lengths.tolist()
+        order = sorted(range(len(tokens)), key=lambda i: (sizes[i], lengths[i]))
+        batches: list[list[int]] = []
+        for index in order:
+            if batches and len(batches[-1]) < limit and sizes[batches[-1][0]] == sizes[index]:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    @torch.inference_mode()
+    def _sample(self, tokens: Tokens, noise: Latents, advance: Any, options: Mapping[str, Any]) -> Latents:
+        codes = self.fsq.codes(tokens.ids.to(self.device).clamp(min=0))
+        with exact_float32(self.device):
+            return sample(
+                self.decoder,
+                noise.to(self.device),
+                codes,
+                tokens.lengths.tolist(),
+                on_step=lambda: advance(len(tokens)),
+                **options,
+            )
+
+    @torch.inference_mode()
+    def _decode_latents(self, latents: Latents) -> list[Float[Tensor, "3 height width"]]:
+        batch = self.VAE_BATCH.get(self.device.type, self.VAE_BATCH["cuda"])
+        with exact_float32(self.device):
+            return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]
+
+    # ---- embed, training, speed
+
+    def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+        """The quantizer's codes of the ids, in [-1, 1], zero where an item has ended."""
+        ids = self._check(tokens).ids.to(self.device)
+        return self.fsq.codes(ids.clamp(min=0)) * (ids >= 0)[..., None]
+
+    def training_loss(
+        self,
+        latents: Latents,
+        *,
+        noise: Latents,
+        t: Float[Tensor, " batch"],
+        keep: Tensor,
+        null: Tensor | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """The flow's loss of each item, differentiable through quantizer and encoder; see `flow.flow_loss`."""
+        codes = self.fsq(self.encoder(latents))
+        return flow_loss(self.decoder, latents, codes, noise=noise, t=t, keep=keep, null=null)
+
+    def compile_modules(self) -> None:
+        """Compile the blocks of the decoder and the autoencoder's decoder; the first calls are slow."""
+        for block in self.decoder.blocks:
+            block.compile(dynamic=True)
+        self.vae.decoder.compile(dynamic=True)
+
+    # ---- official checkpoints
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return checkpoint.recognises(keys)
+
+    @classmethod
+    def wanted(cls, key: str) -> bool:
+        return checkpoint.wanted(key)
+
+    @classmethod
+    def upstream_config(cls, raw: Mapping[str, Any]) -> FlexTokConfig | None:
+        return checkpoint.upstream_config(raw)
+
+    @classmethod
+    def upstream_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+        return checkpoint.tree_of_metadata(metadata)
+
+    @classmethod
+    def convert_checkpoint(
+        cls, state: Mapping[str, Tensor], config: FlexTokConfig | None
+    ) -> tuple[FlexTokConfig, dict[str, Tensor]]:
+        found, named = checkpoint.convert(state, config)
+        require_complete(cls, found, named)
+        return found, named

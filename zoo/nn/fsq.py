@@ -1,0 +1,63 @@
+"""Finite scalar quantization (arXiv 2309.15505): every component of a vector is rounded to one of a few levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# Keeps the outermost levels reachable: the bounding tanh would approach them only at infinity.
+_MARGIN = 1e-3
+
+
+class FSQ(nn.Module):
+    """Codes on a grid of ``levels`` per component, in [-1, 1], numbered with the first component as the fastest digit.
+
+    It has no parameters and always computes in float32.
+
+    Args:
+        levels: number of values of each component.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels)
+
+    def _per_component(self, values: Sequence[int], like: Tensor) -> Tensor:
+        return torch.tensor(values, device=like.device)
+
+    def bound(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
+        """Squash each component into the range of its levels, before rounding (section 3.1)."""
+        levels = self._per_component(self.levels, z)
+        half_range = (levels - 1) * (1 + _MARGIN) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(z.float() + torch.atanh(offset / half_range)) * half_range - offset
+
+    def forward(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
+        """Codes of latents; gradients pass straight through the rounding."""
+        bounded = self.bound(z)
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return rounded / self._per_component([level // 2 for level in self.levels], z)
+
+    def ids(self, z: Float[Tensor, "*shape components"]) -> Int[Tensor, "*shape"]:
+        """Numbers of the codes of latents, in ``[0, vocab_size)``."""
+        half = self._per_component([level // 2 for level in self.levels], z)
+        digits = self.bound(z).round().to(torch.int64) + half
+        return (digits * self._basis(z)).sum(-1)
+
+    def codes(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape components"]:
+        """Codes of numbers, which must lie in ``[0, vocab_size)``."""
+        half = self._per_component([level // 2 for level in self.levels], ids)
+        digits = ids[..., None] // self._basis(ids) % self._per_component(self.levels, ids)
+        return (digits - half) / half
+
+    def _basis(self, like: Tensor) -> Int[Tensor, " components"]:
+        return self._per_component([math.prod(self.levels[:i]) for i in range(len(self.levels))], like)
