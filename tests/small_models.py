@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 
 SMALL = WavTokenizerConfig(
@@ -56,3 +57,33 @@ def upstream_state(tokenizer: WavTokenizer) -> dict[str, Tensor]:
             name = key.replace("pos_norm", "pos_net.5")
         state[name] = tensor.clone()
     return state
+
+
+SMALL_FLEXTOK = FlexTokConfig(
+    vae_widths=(8, 8, 16, 16),
+    vae_layers_per_block=1,
+    vae_groups=4,
+    latent_channels=4,
+    grid=(2, 3),
+    registers=8,
+    levels=(4, 3, 5),
+    encoder_dim=32,
+    encoder_depth=2,
+    encoder_head_dim=16,
+    decoder_dim=48,
+    decoder_depth=2,
+    decoder_head_dim=16,
+    steps=3,
+    guidance=2.0,
+)
+
+
+def small_flextok(seed: int = 0, config: FlexTokConfig = SMALL_FLEXTOK) -> FlexTok:
+    """A FlexTok with random weights throughout, none of them zero; images of 32 x 48 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = FlexTok(config, name=f"small-flextok-{seed}").eval().requires_grad_(False)
+        # The quantizer should see values on both sides of its boundaries.
+        tokenizer.encoder.to_codes.weight.mul_(3)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return tokenizer

@@ -46,6 +46,7 @@ _log = logging.getLogger("zoo")
 
 AnyTokenizer = Tokenizer[Any]
 WEIGHTS_FILE = "model.safetensors"
+DIFFUSERS_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -111,7 +112,7 @@ def load_upstream(
 
     Args:
         family: name of the codec family.
-        config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the tensors.
+        config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights file.
         weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
 
     Raises:
@@ -120,12 +121,27 @@ def load_upstream(
     """
     cls = registry.family_class(family)
     raw = _read_config(config)
+    name = f"{family}-upstream"
+    if not isinstance(weights, Mapping):
+        return _from_upstream_file(cls, raw, Path(weights), name)
     upstream = None if raw is None else cls.upstream_config(raw)
-    if isinstance(weights, Mapping):
-        state: Mapping[str, Tensor] = {key: tensor for key, tensor in weights.items() if cls.wanted(key)}
-    else:
-        state = read_state(weights, cls.wanted)
-    return _build(cls, *cls.convert_checkpoint(state, upstream), name=f"{family}-upstream")
+    state = {key: tensor for key, tensor in weights.items() if cls.wanted(key)}
+    return _build(cls, *cls.convert_checkpoint(state, upstream), name=name)
+
+
+def _from_upstream_file(
+    cls: type[AnyTokenizer], raw: Mapping[str, Any] | None, path: Path, name: str, expected: Any = None
+) -> AnyTokenizer:
+    """An upstream checkpoint with upstream's configuration: the given one, that in the file's metadata, or ``expected``."""
+    if raw is None and path.suffix == ".safetensors":
+        with _opening_safetensors(path) as file:
+            raw = cls.upstream_metadata(file.metadata() or {})
+    config = None if raw is None else cls.upstream_config(raw)
+    if config is not None and expected is not None and config != expected:
+        found, known = asdict(config), asdict(expected)
+        differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
+        _log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
+    return _build(cls, *cls.convert_checkpoint(read_state(path, cls.wanted), config or expected), name=name)
 
 
 def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> Mapping[str, Any] | None:
@@ -159,34 +175,38 @@ def _from_entry(entry: Entry, revision: str | None, download: Callable[..., Path
     converted = _converted_path(entry, revision or weights.revision)
     if converted.exists():
         return _from_saved_file(converted, expect=config)
-    path = _fetch_entry(entry, revision, download)
-    return _build(cls, *cls.convert_checkpoint(read_state(path, cls.wanted), config), name=entry.name)
+    path, upstream = _fetch_entry(entry, revision, download)
+    return _from_upstream_file(cls, upstream, path, entry.name, expected=config)
 
 
-def _fetch_entry(entry: Entry, revision: str | None, download: Callable[..., Path]) -> Path:
+def _fetch_entry(
+    entry: Entry, revision: str | None, download: Callable[..., Path]
+) -> tuple[Path, Mapping[str, Any] | None]:
+    """The weights file of an entry, and upstream's configuration where the entry names one."""
     weights = entry.weights
     assert weights.repo is not None and weights.file is not None
     pinned = revision is None
-    path = download(weights.repo, weights.file, revision or weights.revision, ask=f"zoo pull {entry.name}")
+    ask = f"zoo pull {entry.name}"
+    path = download(weights.repo, weights.file, revision or weights.revision, ask=ask)
     _verify(path, weights.sha256 if pinned else None, weights.size if pinned else None)
-    return path
+    if weights.config is None:
+        return path, None
+    return path, _read_config(download(weights.repo, weights.config, revision or weights.revision, ask=ask))
 
 
 def _from_repo(repo: str, revision: str, download: Callable[..., Path]) -> AnyTokenizer:
     name = f"hf-hub:{repo}" if revision == "main" else f"hf-hub:{repo}@{revision}"
     try:
-        saved = _saved_config(download(repo, CONFIG_FILE, revision))
+        config: Mapping[str, Any] = _json_config(download(repo, CONFIG_FILE, revision))
     except NotOnHubError as error:
         if error.missing != "file":
             raise
-        saved = None
-    if saved is not None:
-        path = download(repo, WEIGHTS_FILE, revision)
-        _verify(path, None, None)
-        return _from_saved(saved, read_state(path))
-    path = download(repo, WEIGHTS_FILE, revision)
+        config = {}
+    # Autoencoders of diffusion models go by another name.
+    file = DIFFUSERS_WEIGHTS_FILE if "_diffusers_version" in config else WEIGHTS_FILE
+    path = download(repo, file, revision)
     _verify(path, None, None)
-    return _from_foreign(path, name)
+    return _from_saved(config, read_state(path)) if "zoo" in config else _from_foreign(path, name, config)
 
 
 def _from_folder(folder: Path) -> AnyTokenizer:
@@ -194,28 +214,30 @@ def _from_folder(folder: Path) -> AnyTokenizer:
         raise WeightsError(f"{folder} is not a folder")
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if not weights.exists():
+        weights = folder / DIFFUSERS_WEIGHTS_FILE
+    if not weights.exists():
         raise WeightsError(f"{folder} holds no {WEIGHTS_FILE}; a folder written by save_pretrained does")
-    saved = _saved_config(config) if config.exists() else None
-    return _from_foreign(weights, f"local-dir:{folder}") if saved is None else _from_saved(saved, read_state(weights))
+    found = _json_config(config) if config.exists() else {}
+    return _from_saved(found, read_state(weights)) if "zoo" in found else _from_foreign(weights, f"local-dir:{folder}", found)
 
 
-def _from_foreign(path: Path, name: str) -> AnyTokenizer:
-    """A checkpoint in some upstream's layout, recognised by its keys."""
+def _from_foreign(path: Path, name: str, config: Mapping[str, Any]) -> AnyTokenizer:
+    """A checkpoint in some upstream's layout, recognised by its keys, with the ``config.json`` beside it or an empty one."""
     keys = set(_safetensors_keys(path))
     for family in dict.fromkeys(entry.family for entry in registry.entries().values()):
         cls = registry.family_class(family)
         if cls.recognises(keys):
-            return _build(cls, *cls.convert_checkpoint(read_state(path, cls.wanted), None), name=name)
+            return _from_upstream_file(cls, config or None, path, name)
     raise WeightsError(f"{name}: no family recognises this checkpoint; load_upstream takes one whose family you know")
 
 
-def _saved_config(path: Path) -> Mapping[str, Any] | None:
-    """Our own configuration file; ``None`` if it is somebody else's."""
+def _json_config(path: Path) -> Mapping[str, Any]:
+    """A ``config.json``, ours or somebody else's; empty if it holds no mapping."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise CorruptWeightsError(f"{path} is not valid JSON: {error}") from error
-    return raw if isinstance(raw, Mapping) and "zoo" in raw else None
+    return raw if isinstance(raw, Mapping) else {}
 
 
 def _from_saved_file(path: Path, expect: Any) -> AnyTokenizer:
@@ -469,7 +491,7 @@ def pull(
     if entry.weights.source == "none":
         raise WeightsError(f"no weights of {name} were ever published")
     download = functools.partial(_download, cache_dir=cache_dir, local_files_only=False, token=token)
-    return _fetch_entry(entry, revision, download)
+    return _fetch_entry(entry, revision, download)[0]
 
 
 def convert(

@@ -42,12 +42,15 @@ class Weights(_Strict):
 
     Attributes:
         source: ``hub`` (a file of a Hub repository), ``embedded`` (a file of this package) or ``none`` (never published).
+        config: upstream's own configuration in the same repository, where it says what the tensors cannot; it decides over the
+            entry's ``config`` then.
         size, sha256: of the file, where known.
     """
 
     source: Literal["hub", "embedded", "none"]
     repo: str | None = None
     file: str | None = None
+    config: str | None = None
     revision: str = "main"
     size: int | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")

@@ -1,7 +1,7 @@
 """How official checkpoints map to our state dict, and official configurations to ours.
 
-The configuration is a tree of modules with a class path each, in ``config.json`` or in the metadata of the safetensors file. It is
-read as data: known class paths say what a number means, any other one is refused, and nothing is ever imported or called.
+The configuration is a tree of modules with a class path each, in ``config.json`` or in the metadata of the safetensors file.
+It is read as data: known class paths say what a number means, any other one is refused, and nothing is ever imported or called.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ _TARGETS = {
 }
 # A generous bound on what one entry of the metadata may hold; the official ones have a few kilobytes.
 _LONGEST_ENTRY = 1 << 18
+_OF_THE_TENSORS = ("vae_widths", "vae_layers_per_block")
 _TREE = ("vae", "encoder", "decoder", "regularizer", "flow_matching_noise_module")
 
 
@@ -106,7 +107,7 @@ def wanted(key: str) -> bool:
 
 
 def tree_of_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """The configuration tree in a safetensors file's metadata, where every entry is a Python literal; ``None`` if there is none.
+    """The configuration tree in a safetensors file's metadata, every entry a Python literal; ``None`` if there is none.
 
     Raises:
         WeightsError: an entry is too long or no literal.
@@ -230,7 +231,8 @@ def _require_settings(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) ->
 def convert(state: Mapping[str, Tensor], config: FlexTokConfig | None) -> tuple[FlexTokConfig, dict[str, Tensor]]:
     """Rename the official tensors and compare their sizes with the configuration.
 
-    Without one, sizes are inferred and what leaves no trace in them (the number of groups, the scaling factor, the timestep's
+    The official configuration does not describe the autoencoder: its sizes are always those of the tensors. Without any
+    configuration all sizes are, and what leaves no trace in them (the number of groups, the scaling factor, the timestep's
     scale) is taken from the official models.
     """
     named: dict[str, Tensor] = {}
@@ -246,14 +248,14 @@ def convert(state: Mapping[str, Tensor], config: FlexTokConfig | None) -> tuple[
     if unexpected:
         raise KeysError(f"unexpected in a FlexTok checkpoint: {listing(sorted(unexpected))}")
     found = _infer_config(named, config or FlexTokConfig())
-    if config is None or found == config:
-        return found, named
     differing = [
         f"{name} is {getattr(found, name)} in the tensors and {getattr(config, name)} in the configuration"
-        for name in config.__dataclass_fields__
-        if getattr(found, name) != getattr(config, name)
+        for name in FlexTokConfig.__dataclass_fields__
+        if config is not None and name not in _OF_THE_TENSORS and getattr(found, name) != getattr(config, name)
     ]
-    raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    if differing:
+        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    return found, named
 
 
 def our_key(key: str) -> str | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from zoo.nn.vae import VAESizes
 
-MaskMode = Literal["causal_last", "causal", "full"]
-GuidanceMethod = Literal["apg", "cfg"]
+MASK_MODES = ("causal_last", "causal", "full")
+GUIDANCE_METHODS = ("apg", "cfg")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class FlexTokConfig:
     encoder_dim: int = 1152
     encoder_depth: int = 18
     encoder_head_dim: int = 64
-    encoder_mask: MaskMode = "causal_last"
+    encoder_mask: str = "causal_last"
     decoder_dim: int = 1792
     decoder_depth: int = 28
     decoder_head_dim: int = 64
@@ -54,7 +53,7 @@ class FlexTokConfig:
     max_timestep: float = 1000.0
     steps: int = 20
     guidance: float = 7.5
-    guidance_method: GuidanceMethod = "apg"
+    guidance_method: str = "apg"
     logit_normal: bool = False
     mode_scale: float = 0.25
 
@@ -69,10 +68,10 @@ class FlexTokConfig:
             raise ValueError(f"grid and patch_size must be two positive integers, not {self.grid} and {self.patch_size}")
         if min(self.levels) < 2:
             raise ValueError(f"every component needs at least 2 levels, not {self.levels}")
-        if self.encoder_mask not in get_args(MaskMode):
-            raise ValueError(f"encoder_mask must be one of {', '.join(get_args(MaskMode))}, not {self.encoder_mask!r}")
-        if self.guidance_method not in get_args(GuidanceMethod):
-            raise ValueError(f"guidance_method must be one of {', '.join(get_args(GuidanceMethod))}")
+        if self.encoder_mask not in MASK_MODES:
+            raise ValueError(f"encoder_mask must be one of {', '.join(MASK_MODES)}, not {self.encoder_mask!r}")
+        if self.guidance_method not in GUIDANCE_METHODS:
+            raise ValueError(f"guidance_method must be one of {', '.join(GUIDANCE_METHODS)}")
 
     @property
     def vae(self) -> VAESizes:

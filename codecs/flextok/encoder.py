@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from zoo.codecs.flextok.config import FlexTokConfig, MaskMode
+from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import (
     Attention,
     FeedForward,
@@ -31,7 +31,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
-        self.mask_mode: MaskMode = config.encoder_mask
+        self.mask_mode = config.encoder_mask
         self.attn = Attention(config.encoder_dim, config.encoder_head_dim)
         self.mlp = FeedForward(config.encoder_dim, config.mlp_ratio)
 

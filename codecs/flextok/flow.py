@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.codecs.flextok.config import FlexTokConfig, GuidanceMethod
+from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder, Timestep
 from zoo.tokenizer import groups_of_similar_length
 
@@ -61,7 +61,7 @@ def sample(
     *,
     steps: int,
     guidance: Guidance,
-    method: GuidanceMethod,
+    method: str,
     on_step: Callable[[], object] = lambda: None,
 ) -> Latents:
     """Scaled latents by Euler's method in ``steps`` equal steps from t = 1.

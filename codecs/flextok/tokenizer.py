@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo import media
 from zoo.codecs.flextok import checkpoint
-from zoo.codecs.flextok.config import FlexTokConfig, GuidanceMethod
+from zoo.codecs.flextok.config import GUIDANCE_METHODS, FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
@@ -75,7 +75,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         *,
         fit: str = "crop",
         tokens: int | None = None,
-        posterior: Literal["mode", "sample"] = "mode",
+        posterior: str = "mode",
         generator: torch.Generator | None = None,
         precision: str = "fp32",
         max_pixels: int = media.MAX_PIXELS,
@@ -89,7 +89,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
                 (grey bars), or ``none``: as it is, no larger than the model's size and a multiple of its cells.
             tokens: compute the first so many only; all by default.
-            posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original code does.
+            posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original does.
             generator: of the draws.
             precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
             max_pixels: refuse larger images.
@@ -167,10 +167,10 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         self,
         tokens: Tokens | Tensor | Sequence[Tensor],
         *,
-        size: Literal["original"] | None = None,
+        size: str | None = None,
         steps: int | None = None,
         guidance: Guidance | None = None,
-        guidance_method: GuidanceMethod | None = None,
+        guidance_method: str | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None,
         noise: Latents | None = None,
@@ -216,7 +216,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         *,
         steps: int | None = None,
         guidance: Guidance | None = None,
-        guidance_method: GuidanceMethod | None = None,
+        guidance_method: str | None = None,
     ) -> Latents:
         """The scaled latents that the flow makes of tokens and initial noise; options as in `decode`."""
         tokens = self._check(tokens)
@@ -262,14 +262,14 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         """Size that an item was encoded at: its own where it was taken as it is."""
         return (meta["height"], meta["width"]) if meta["fit"] == "none" else self.config.image_size
 
-    def _sampling(self, steps: int | None, guidance: Guidance | None, method: GuidanceMethod | None) -> dict[str, Any]:
+    def _sampling(self, steps: int | None, guidance: Guidance | None, method: str | None) -> dict[str, Any]:
         """The options of `flow.sample`, checked and completed."""
         steps = self.config.steps if steps is None else steps
         if steps < 1:
             raise InputError(f"steps must be at least 1, not {steps}")
         method = method or self.config.guidance_method
-        if method not in ("apg", "cfg"):
-            raise InputError(f"guidance_method must be 'apg' or 'cfg', not {method!r}")
+        if method not in GUIDANCE_METHODS:
+            raise InputError(f"guidance_method must be one of {', '.join(GUIDANCE_METHODS)}, not {method!r}")
         return {"steps": steps, "guidance": self.config.guidance if guidance is None else guidance, "method": method}
 
     def _noises(

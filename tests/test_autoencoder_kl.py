@@ -1,0 +1,130 @@
+"""The autoencoder of latent diffusion against diffusers, and as a continuous tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL as Reference
+from torch import Tensor
+
+import zoo
+from zoo import registry
+from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from zoo.nn import vae
+
+MANIFESTS = Path(__file__).parent / "golden" / "manifests"
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Reference(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=5,
+            scaling_factor=0.5,
+        ).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As diffusers saves it."""
+    path = tmp_path_factory.mktemp("vae")
+    reference.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tokenizer(folder: Path) -> AutoencoderKL:
+    return zoo.load(f"local-dir:{folder}")
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+def test_equals_diffusers(reference: Reference, tokenizer: AutoencoderKL) -> None:
+    image = picture(16, 24)
+    posterior = reference.encode(image[None]).latent_dist
+    latents = tokenizer.encode(image)
+    assert tokenizer.config.scaling_factor == 0.5
+    assert (latents.values[0] - 0.5 * posterior.mean[0]).abs().max() < 1e-4
+    expected = reference.decode(posterior.mean).sample[0]
+    assert (tokenizer.decode(latents)[0] - expected).abs().max() < 1e-4
+    [drawn] = tokenizer.encode(image, posterior="sample", generator=torch.Generator().manual_seed(1)).values
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+    assert (drawn - 0.5 * (posterior.mean + posterior.std * noise)[0]).abs().max() < 1e-4
+
+
+def test_images_of_any_size_keep_it(tokenizer: AutoencoderKL) -> None:
+    images = [picture(16, 24), picture(17, 9, 1), picture(1, 1, 2)]
+    latents = tokenizer.encode(images)
+    assert [tuple(value.shape) for value in latents.values] == [(5, 4, 6), (5, 5, 3), (5, 1, 1)]
+    for image, decoded in zip(images, tokenizer.decode(latents), strict=True):
+        assert decoded.shape == image.shape
+    assert tokenizer.decode(latents, size=None)[1].shape == (3, 20, 12)
+    for index, image in enumerate(images):
+        assert tokenizer.encode(image).equal(latents[index])
+
+
+def test_spec_embedding_and_files(tokenizer: AutoencoderKL, tmp_path: Path) -> None:
+    assert tokenizer.spec.continuous and tokenizer.spec.dim == 5
+    latents = tokenizer.encode([picture(16, 24), picture(8, 8)])
+    vectors = tokenizer.embed(latents)
+    assert vectors.shape == (2, 24, 5)
+    assert torch.equal(vectors[0].T.reshape(5, 4, 6), latents.values[0])
+    assert torch.equal(vectors[1, :4].T.reshape(5, 2, 2), latents.values[1]) and (vectors[1, 4:] == 0).all()
+    latents.save(tmp_path / "latents.safetensors")
+    assert zoo.Latents.load(tmp_path / "latents.safetensors").equal(latents)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = zoo.load(f"local-dir:{tmp_path / 'saved'}")
+    assert again.spec == tokenizer.spec and again.encode([picture(16, 24), picture(8, 8)]).equal(latents)
+
+
+def test_bad_latents_are_named(tokenizer: AutoencoderKL) -> None:
+    good = torch.zeros(5, 2, 2)
+    for bad, reason in (
+        (torch.zeros(4, 2, 2), r"latents must be \[5, rows, columns\], not \[4, 2, 2\]"),
+        (torch.zeros(5, 2), "latents must be"),
+        (torch.full((5, 2, 2), torch.nan), "NaN or infinite"),
+    ):
+        with pytest.raises(zoo.InputError, match=reason) as caught:
+            tokenizer.decode([good, bad])
+        assert caught.value.index == 1
+    with pytest.raises(zoo.MismatchError):
+        tokenizer.decode(zoo.Latents((good,), "other", "0123456789abcdef"))
+    for options in ({"posterior": "median"}, {"max_pixels": 10}):
+        with pytest.raises(zoo.InputError):
+            tokenizer.encode(picture(8, 8), **options)
+    with pytest.raises(zoo.InputError, match="size must be"):
+        tokenizer.decode([good], size="large")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"act_fn": "relu"}, {"in_channels": 4}, {"use_quant_conv": False}, {"down_block_types": ["AttnDownEncoderBlock2D"] * 3}],
+)
+def test_other_autoencoders_are_refused(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text()) | change
+    with pytest.raises(zoo.WeightsError, match=f"not supported: {next(iter(change))}"):
+        zoo.load_upstream("autoencoder_kl", config, folder / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("name", zoo.list(family="autoencoder_kl"))
+def test_manifest_maps_both_ways(name: str) -> None:
+    entry = registry.get(name)
+    manifests = [json.loads(path.read_text()) for path in MANIFESTS.glob("flextok-vae_*.json")]
+    [manifest] = [m for m in manifests if (m["checkpoint"], m["file"]) == (entry.weights.repo, entry.weights.file)]
+    official = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
+    config, named = AutoencoderKL.convert_checkpoint(official, registry.check_config(entry))
+    assert config == AutoencoderKLConfig(latent_channels=entry.config["latent_channels"])
+    assert len(named) == len(official) == len({vae.our_key(key) for key in official})
+    assert sum(tensor.numel() for tensor in named.values()) == manifest["num_parameters"]
