@@ -1,0 +1,117 @@
+"""Audio tokenizers against transformers' EnCodec, DAC and Mimi."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import registry
+from zoo.bench.measure import Job, Work, random_model
+from zoo.tokenizer import Tokenizer
+
+UNIT = "second"
+CASES: dict[str, Any] = {"batches": (1, 8), "seconds": (1, 10, 60)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model under measurement: ``prepare(audio)`` gives its encode and decode as functions without arguments.
+
+    Either is ``None`` where there is nothing to compare.
+    """
+
+    name: str
+    prepare: Callable[[Tensor], tuple[Work | None, Work | None]]
+    module: Tokenizer[Any] | None = None
+    dtype: torch.dtype = torch.float32
+
+
+def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], seconds: Sequence[float]) -> Iterator[Job]:
+    """Everything to measure: every contender at every batch size and duration, in both directions."""
+    rate = registry.check_config(entry).sample_rate
+    for contender in _contenders(entry, device, peers):
+        for batch in batches:
+            for duration in seconds:
+                works = contender.prepare(_audio(batch, duration, rate).to(device))
+                for direction, work in zip(("encode", "decode"), works, strict=True):
+                    case = f"{batch} x {duration:g} s"
+                    yield Job(contender.name, direction, case, batch * duration, work, contender.module, contender.dtype)
+
+
+def _contenders(entry: registry.Entry, device: str, peers: bool) -> Iterator[Contender]:
+    tokenizer = random_model(entry, device)
+    yield _ours(entry.name, tokenizer)
+    tokenizer.set_precision("bf16")
+    # Encoders stay in float32 and have nothing new to show.
+    yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False, dtype=torch.bfloat16)
+    if peers and find_spec("transformers"):
+        yield from _transformers_peers(tokenizer, device)
+
+
+def _ours(name: str, tokenizer: Tokenizer[Any], encodes: bool = True, dtype: torch.dtype = torch.float32) -> Contender:
+    def prepare(audio: Tensor) -> tuple[Work | None, Work | None]:
+        items = list(audio.cpu())
+        tokens = tokenizer.encode(items)
+        return (lambda: tokenizer.encode(items)) if encodes else None, lambda: tokenizer.decode(tokens)
+
+    return Contender(name, prepare, tokenizer, dtype)
+
+
+def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel, MimiConfig, MimiModel
+
+    config = tokenizer.config
+    same_encoder = EncodecConfig(
+        num_filters=config.n_filters,
+        hidden_size=config.latent_dim,
+        upsampling_ratios=list(config.ratios),
+        num_lstm_layers=config.lstm_layers,
+        use_causal_conv=False,
+        norm_type="weight_norm",
+    )
+    twin = EncodecModel(same_encoder).eval().to(device)
+    codes = tokenizer.state_dict()["codebook.embed"]
+
+    def search(audio: Tensor) -> Tensor:
+        """The same encoder, and the search as the original code writes it."""
+        latents = twin.encoder(audio[:, None]).transpose(1, 2).flatten(0, 1)
+        return (latents.square().sum(1, keepdim=True) - 2 * latents @ codes.T + codes.square().sum(1)).argmin(1)
+
+    yield Contender("EnCodec, same sizes", lambda audio: (lambda: search(audio), None))
+
+    encodec = EncodecModel(EncodecConfig()).eval().to(device)
+
+    def prepare_encodec(audio: Tensor) -> tuple[Work, Work]:
+        encoded = encodec.encode(audio[:, None], bandwidth=6.0)
+        return (
+            lambda: encodec.encode(audio[:, None], bandwidth=6.0),
+            lambda: encodec.decode(encoded.audio_codes, encoded.audio_scales),
+        )
+
+    yield Contender("EnCodec 6 kbit/s", prepare_encodec)
+
+    dac = DacModel(DacConfig(sampling_rate=24_000)).eval().to(device)
+
+    def prepare_dac(audio: Tensor) -> tuple[Work, Work]:
+        quantized = dac.encode(audio[:, None]).quantized_representation
+        return lambda: dac.encode(audio[:, None]), lambda: dac.decode(quantized)
+
+    yield Contender("DAC", prepare_dac)
+
+    mimi = MimiModel(MimiConfig()).eval().to(device)
+
+    def prepare_mimi(audio: Tensor) -> tuple[Work, Work]:
+        codes = mimi.encode(audio[:, None]).audio_codes
+        return lambda: mimi.encode(audio[:, None]), lambda: mimi.decode(codes)
+
+    yield Contender("Mimi", prepare_mimi)
+
+
+def _audio(batch: int, seconds: float, rate: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, round(seconds * rate), generator=generator) * 0.1

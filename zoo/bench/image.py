@@ -1,0 +1,87 @@
+"""Image tokenizers: encoding, and for ordered ones decoding of prefixes, against the original's way of computing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import registry
+from zoo.bench.measure import Job, Work, random_model
+from zoo.tokenizer import Tokenizer
+
+UNIT = "image"
+# ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders.
+CASES: dict[str, Any] = {"batches": (1,), "lengths": (16, 256), "steps": 20}
+
+def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int], steps: int) -> Iterator[Job]:
+    """Everything to measure, ours in float32 first, then in bfloat16, then the original's way."""
+    tokenizer = random_model(entry, device)
+    options = {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}
+    prefixes = [k for k in lengths if k <= (tokenizer.spec.max_tokens or 0)] if tokenizer.spec.ordered else [None]
+    for batch in batches:
+        images = pictures(batch, *(tokenizer.spec.image_size or (256, 256)))
+        tokens = tokenizer.encode(images)
+
+        def decoding(k: int | None, tokens: Any = tokens) -> Work:
+            prefix = tokens if k is None else tokens.truncate(k)
+            return lambda: tokenizer.decode(prefix, **options)
+
+        cases = {k: f"{batch}" if k is None else f"{batch} x {k} tokens" for k in prefixes}
+        name = entry.name
+        yield Job(name, "encode", f"{batch}", batch, lambda images=images: tokenizer.encode(images), tokenizer)
+        for k, case in cases.items():
+            yield Job(name, "decode", case, batch, decoding(k), tokenizer)
+        if peers and entry.family == "flextok":
+            for k, case in cases.items():
+                assert k is not None
+                yield Job(f"{name}, dense", "decode", case, batch, dense_decoding(tokenizer, tokens, k, steps))
+        tokenizer.set_precision("bf16")
+        reduced = f"{name}, bf16"
+        yield Job(
+            reduced,
+            "encode",
+            f"{batch}",
+            batch,
+            lambda images=images: tokenizer.encode(images, precision="bf16"),
+            tokenizer,
+            torch.bfloat16,
+        )
+        for k, case in cases.items():
+            yield Job(reduced, "decode", case, batch, decoding(k), tokenizer, torch.bfloat16)
+        tokenizer.set_precision("fp32")
+
+
+def pictures(batch: int, height: int, width: int) -> Tensor:
+    """Random images in [-1, 1]."""
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def dense_decoding(tokenizer: Tokenizer[Any], tokens: Any, k: int, steps: int) -> Work:
+    """FlexTok decoding as the original computes it, with the same weights.
+
+    Two passes over all registers at every step, the timestep's modulation computed in each of them and for each item, and the
+    usual memory layout. Dense masks and copies of the original are left out, so this is its lower bound.
+    """
+    decoder, config = tokenizer.decoder, tokenizer.config
+    codes = tokenizer.fsq.codes(tokens.ids.to(tokenizer.device))
+    keep = torch.full((len(tokens),), k, device=tokenizer.device)
+    null = torch.ones(len(tokens), dtype=torch.bool, device=tokenizer.device)
+    factor = config.vae.factor
+    rows, columns = config.image_size[0] // factor, config.image_size[1] // factor
+
+    def work() -> Tensor:
+        x = torch.zeros(len(tokens), config.latent_channels, rows, columns, device=tokenizer.device)
+        for step in range(steps, 0, -1):
+            t = torch.full((len(tokens),), step / steps, device=tokenizer.device)
+            conditional = decoder(x, decoder.timestep(t), decoder.dense_condition(codes, keep))
+            unconditional = decoder(x, decoder.timestep(t), decoder.dense_condition(codes, keep, null))
+            x = x - (unconditional + 7.5 * (conditional - unconditional)) / steps
+        autoencoder = tokenizer.vae.decoder
+        image: Tensor = autoencoder.network(autoencoder.post_quant_conv(x / config.scaling_factor))
+        return image
+
+    return work

@@ -1,0 +1,109 @@
+"""Choose the benchmark of a modality, run it, and show the result."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo import registry
+from zoo.bench.measure import device_name, matmul_rate, measure
+from zoo.errors import InputError
+from zoo.media import replacing
+
+# The module with the jobs of each modality; another modality is another line here.
+MODALITIES = {"audio": "zoo.bench.audio", "speech": "zoo.bench.audio", "image": "zoo.bench.image"}
+
+
+def run(
+    name: str,
+    *,
+    batches: Sequence[int] | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    repetitions: int = 3,
+    peers: bool = True,
+    json_path: str | Path | None = None,
+    **cases: Any,
+) -> dict[str, Any]:
+    """Measure a tokenizer of the catalogue and its peers.
+
+    Args:
+        name: a name in the catalogue.
+        batches: batch sizes; those of the modality by default.
+        threads: threads of PyTorch; its own choice if ``None``.
+        device: where to run.
+        repetitions: measurements per figure, after one warm-up; the median counts.
+        peers: measure what others make of the same task as well.
+        json_path: write the result there.
+        cases: what else the modality varies: ``seconds`` of audio; ``lengths`` in tokens and ``steps`` of image decoders.
+
+    Returns:
+        The measurements with the machine they were taken on.
+
+    Raises:
+        RegistryError: no such name.
+        InputError: there is no benchmark for its modality, or it does not vary one of the ``cases``.
+    """
+    entry = registry.get(name)
+    if entry.modality not in MODALITIES:
+        raise InputError(f"there is no benchmark for {entry.modality} yet")
+    benchmark = importlib.import_module(MODALITIES[entry.modality])
+    chosen = {key: value for key, value in {"batches": batches, **cases}.items() if value is not None}
+    if unknown := sorted(chosen.keys() - benchmark.CASES.keys()):
+        raise InputError(f"the benchmark for {entry.modality} does not vary {', '.join(unknown)}")
+    if threads:
+        torch.set_num_threads(threads)
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    results = []
+    with torch.inference_mode():
+        for job in benchmark.jobs(entry, device, peers, **(benchmark.CASES | chosen)):
+            if job.work is not None:
+                results.append(measure(job, rates, repetitions, device))
+    content = {
+        "name": name,
+        "unit": benchmark.UNIT,
+        "machine": {
+            "device": device_name(torch.device(device)),
+            "threads": torch.get_num_threads(),
+            "matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()},
+            "torch": torch.__version__,
+        },
+        "measurements": [vars(result) for result in results],
+    }
+    if json_path is not None:
+        with replacing(json_path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
+
+
+def print_table(content: dict[str, Any]) -> None:
+    """The measurements as tables; the last column is a model's CPU time over that of ours in float32."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine, measurements = content["machine"], content["measurements"]
+    ours = {(m["direction"], m["case"]): m["cpu"] for m in measurements if m["contender"] == content["name"]}
+    console = Console()
+    console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
+    for direction in dict.fromkeys(m["direction"] for m in measurements):
+        table = Table(title=direction)
+        for column in ("model", "case", "CPU s", f"{content['unit']}/s", "+MB", "floor", "/ ours"):
+            table.add_column(column, justify="left" if column in ("model", "case") else "right")
+        chosen = [m for m in measurements if m["direction"] == direction]
+        order = list(dict.fromkeys(m["case"] for m in chosen))
+        for m in sorted(chosen, key=lambda m: order.index(m["case"])):
+            table.add_row(
+                m["contender"],
+                m["case"],
+                f"{m['cpu']:.3f}",
+                f"{m['amount'] / m['wall']:.3g}",
+                f"{m['memory'] / 1e6:.0f}",
+                "" if m["floor_share"] is None else f"{m['floor_share']:.0%}",
+                f"{m['cpu'] / ours[direction, m['case']]:.2f}",
+            )
+        console.print(table)
