@@ -148,11 +148,13 @@ def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> M
     if config is None or isinstance(config, Mapping):
         return config
     path = Path(config)
+    # YAML 1.1 takes JSON's 1e-12 for a string.
+    parse = json.loads if path.suffix == ".json" else yaml.safe_load
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise WeightsError(f"{path}: not valid YAML or JSON: {error}") from error
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path}: must hold a mapping")
@@ -174,7 +176,8 @@ def _from_entry(entry: Entry, revision: str | None, download: Callable[..., Path
         return _from_saved_file(embedded_path(entry), expect=config)
     converted = _converted_path(entry, revision or weights.revision)
     if converted.exists():
-        return _from_saved_file(converted, expect=config)
+        # Upstream's configuration, where there was one, decided when the file was written.
+        return _from_saved_file(converted, expect=None if weights.config else config)
     path, upstream = _fetch_entry(entry, revision, download)
     return _from_upstream_file(cls, upstream, path, entry.name, expected=config)
 
@@ -241,13 +244,13 @@ def _json_config(path: Path) -> Mapping[str, Any]:
 
 
 def _from_saved_file(path: Path, expect: Any) -> AnyTokenizer:
-    """A file in our own layout, with its configuration in the metadata."""
+    """A file in our own layout, with its configuration in the metadata, which must be the expected one if there is one."""
     with _opening_safetensors(path) as file:
         text = (file.metadata() or {}).get("zoo")
     if text is None:
         raise CorruptWeightsError(f"{path} has no zoo metadata")
     tokenizer = _from_saved(json.loads(text), read_state(path))
-    if tokenizer.config != expect:
+    if expect is not None and tokenizer.config != expect:
         raise KeysError(f"{path} holds {tokenizer.config}, the catalogue says {expect}")
     return tokenizer
 
