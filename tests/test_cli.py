@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from PIL import Image
 
 import zoo
-from small_models import small_wavtokenizer
+from small_models import small_flextok, small_wavtokenizer
 from zoo import cli
+from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{small_wavtokenizer().save_pretrained(tmp_path_factory.mktemp('model'))}"
+
+
+@pytest.fixture(scope="module")
+def flextok(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images of 32 x 48 pixels as 8 ordered tokens of 6 bits."""
+    return f"local-dir:{small_flextok().save_pretrained(tmp_path_factory.mktemp('flextok'))}"
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = AutoencoderKLConfig(widths=(8, 8), layers_per_block=1, groups=4, latent_channels=4)
+    tokenizer = AutoencoderKL(config, name="autoencoder").eval().requires_grad_(False)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return f"local-dir:{tokenizer.save_pretrained(tmp_path_factory.mktemp('autoencoder'))}"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for name, height, width in (("a.png", 40, 70), ("sub/b.jpg", 90, 30)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
 
 
 @pytest.fixture
@@ -115,6 +143,104 @@ def test_reconstruct(run, model: str, sounds: Path, tmp_path: Path) -> None:  # 
     rows = json.loads(run("reconstruct", model, sounds, "-o", tmp_path / "out", "--json").out)["items"]
     assert [row["tokens"] for row in rows] == [282, 341]
     assert soundfile.info(rows[1]["out"]).samplerate == 44_100
+
+
+def test_images_there_and_back(run, flextok: str, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("encode", flextok, pictures, "-o", tmp_path / "out.zt", "--json")
+    items = json.loads(result.out)["items"]
+    assert [(Path(item["file"]).name, item["tokens"]) for item in items] == [("a.png", 8), ("b.jpg", 8)]
+    for options, sizes in (((), [(48, 32), (48, 32)]), (("--size", "original"), [(70, 40), (30, 90)])):
+        arguments = ["decode", tmp_path / "out.zt", "-o", tmp_path / "back", "--tokenizer", flextok, *options]
+        decoded = json.loads(run(*arguments, "--json").out)["items"]
+        assert [Path(p).name for p in decoded] == ["out-0000.png", "out-0001.png"]
+        assert [Image.open(p).size for p in decoded] == sizes
+    assert run(*arguments, "--format", "webp").code == 0
+    assert Image.open(tmp_path / "back" / "out-0001.webp").format == "WEBP"
+
+
+def test_options_reach_the_tokenizer(run, flextok: str, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def encoded(*options: object) -> zoo.Tokens:
+        assert run("encode", flextok, pictures / "a.png", "-o", tmp_path / "x.zt", *options).code == 0
+        return zoo.Tokens.load(tmp_path / "x.zt")
+
+    tokenizer = zoo.load(flextok)
+    whole, padded = encoded(), encoded("--fit", "pad")
+    assert padded.equal(tokenizer.encode(pictures / "a.png", fit="pad")) and not padded.equal(whole)
+    assert encoded("--tokens", 3).equal(whole.truncate(3))
+    whole.save(tmp_path / "whole.zt")
+
+    def decoded(*options: object) -> torch.Tensor:
+        arguments = ["decode", tmp_path / "whole.zt", "-o", tmp_path / "x.png", "--tokenizer", flextok]
+        assert run(*arguments, *options).code == 0
+        return zoo.media.prepare_image(tmp_path / "x.png", size=(32, 48)).pixels
+
+    for options, settings, prefix in (
+        ((), {}, 8),
+        (("--tokens", 2), {}, 2),
+        (("--steps", 5), {"steps": 5}, 8),
+        (("--guidance", 1), {"guidance": 1.0}, 8),
+        (("--seed", 7), {"seed": 7}, 8),
+    ):
+        expected = tokenizer.decode(whole.truncate(prefix), **settings)[0]
+        assert (decoded(*options) - expected.clamp(-1, 1)).abs().max() < 1.01 / 255
+        assert not options or not torch.equal(expected, tokenizer.decode(whole)[0])
+
+
+def test_reconstruct_images(run, flextok: str, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["reconstruct", flextok, pictures, "-o", tmp_path / "out", "--tokens", 4, "--steps", 1]
+    rows = json.loads(run(*arguments, "--json").out)["items"]
+    assert [(row["width"], row["height"], row["tokens"]) for row in rows] == [(70, 40, 4), (30, 90, 4)]
+    assert rows[0]["bits_per_pixel"] == round(4 * 6 / (32 * 48), 4)
+    assert [Image.open(row["out"]).size for row in rows] == [(70, 40), (30, 90)]
+    assert "bits per pixel" in run(*arguments, "--size", "model").out
+    assert Image.open(rows[0]["out"]).size == (48, 32)
+
+
+def test_latents_there_and_back(run, autoencoder: str, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "out.safetensors"
+    items = json.loads(run("encode", autoencoder, pictures, "-o", path, "--json").out)["items"]
+    assert [item["values"] for item in items] == [4 * 20 * 35, 4 * 45 * 15]
+    assert zoo.Latents.load(path).equal(zoo.load(autoencoder).encode([pictures / "a.png", pictures / "sub" / "b.jpg"]))
+    decoded = json.loads(run("decode", path, "-o", tmp_path / "back", "--tokenizer", autoencoder, "--json").out)["items"]
+    assert [Image.open(p).size for p in decoded] == [(70, 40), (30, 90)]
+    assert run("encode", autoencoder, pictures, "-o", tmp_path / "each", "--per-file").code == 0
+    assert len(zoo.Latents.load(tmp_path / "each" / "sub" / "b.safetensors")) == 1
+    rows = json.loads(run("reconstruct", autoencoder, pictures, "-o", tmp_path / "again", "--json").out)["items"]
+    assert [list(row) for row in rows] == [["file", "width", "height", "values", "out"]] * 2
+    refused = run("encode", autoencoder, pictures, "-o", tmp_path / "out.zt")
+    assert (refused.code, (tmp_path / "out.zt").exists()) == (1, False)
+    assert ".safetensors" in refused.err
+
+
+def test_options_that_a_tokenizer_does_not_take(
+    run, model: str, flextok: str, pictures: Path, sounds: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    sound, picture = sounds / "a.wav", pictures / "a.png"
+    run("encode", model, sound, "-o", tmp_path / "sound.zt")
+    run("encode", flextok, picture, "-o", tmp_path / "picture.zt")
+    out = ["-o", tmp_path / "out"]
+    for arguments, reason in (
+        (["encode", model, sound, *out, "--fit", "pad"], "no --fit to encode"),
+        (["encode", model, sound, *out, "--tokens", 3], "no --tokens to encode"),
+        (["encode", model, sound, *out, "--max-pixels", 3], "no --max-pixels to encode"),
+        (["encode", flextok, picture, *out, "--fit", "squeeze"], "crop, stretch, pad, none"),
+        (["encode", flextok, picture, *out, "--tokens", 9], "tokens must lie in"),
+        (["encode", flextok, picture, *out, "--max-pixels", 2799], "a.png: .* more than max_pixels = 2799"),
+        (["encode", flextok, picture, "-o", tmp_path / "out.safetensors"], "writes .zt files"),
+        (["decode", tmp_path / "sound.zt", *out, "--tokenizer", model, "--steps", 3], "no --steps to decode"),
+        (["decode", tmp_path / "sound.zt", *out, "--tokenizer", model, "--size", "original"], "no --size to decode"),
+        (["decode", tmp_path / "sound.zt", *out, "--tokenizer", model, "--tokens", 3], "not ordered"),
+        (["decode", tmp_path / "sound.zt", *out, "--tokenizer", model, "--sample-rate", "fast"], "must be a number"),
+        (["decode", tmp_path / "picture.zt", *out, "--tokenizer", flextok, "--sample-rate", 8000], "no --sample-rate"),
+        (["decode", tmp_path / "picture.zt", *out, "--tokenizer", flextok, "--tokens", 9], "item 0: .* 8 tokens"),
+        (["decode", tmp_path / "picture.zt", *out, "--tokenizer", flextok, "--size", "huge"], "huge"),
+        (["reconstruct", model, sound, *out, "--guidance", 3], "no --guidance to decode"),
+        (["decode", tmp_path / "nowhere.zt", *out], "nowhere.zt cannot be read"),
+    ):
+        result = run(*arguments)
+        assert result.code == 1, arguments
+        assert re.search(reason, result.err), result.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_eval(run, model: str, sounds: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

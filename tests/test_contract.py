@@ -1,7 +1,10 @@
-"""The contract of every tokenizer (design: what `zoo.Tokenizer` promises), on every embedded model."""
+"""The contract of every tokenizer (design: what `zoo.Tokenizer` promises): on every embedded model, and on small random ones
+of the families that have none or whose sizes differ."""
 
 from __future__ import annotations
 
+import inspect
+import io
 import pickle
 import subprocess
 import sys
@@ -15,16 +18,62 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from torch import Tensor
 
 import zoo
+from small_models import small_flextok
+from zoo import media as zoo_media
+from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
-NAMES = zoo.list(embedded=True)
+EMBEDDED = zoo.list(embedded=True)
+
+
+def random_autoencoder() -> zoo.Tokenizer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoencoderKLConfig(widths=(16, 24), layers_per_block=1, groups=8, latent_channels=4)
+        tokenizer = AutoencoderKL(config, name="random-autoencoder").eval().requires_grad_(False)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return tokenizer
+
+
+RANDOM = {"flextok": small_flextok, "autoencoder_kl": random_autoencoder}
+
+
+@pytest.fixture(scope="session", params=[*EMBEDDED, *RANDOM])
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `zoo.load` loads the tokenizer by."""
+    if request.param in EMBEDDED:
+        return request.param
+    return f"local-dir:{RANDOM[request.param]().save_pretrained(tmp_path_factory.mktemp(request.param))}"
 
 
 @cache
-def load(name: str) -> zoo.Tokenizer:
-    return zoo.load(name)
+def load(address: str) -> zoo.Tokenizer:
+    return zoo.load(address)
+
+
+@pytest.fixture
+def tokenizer(address: str) -> zoo.Tokenizer:
+    return load(address)
+
+
+@pytest.fixture
+def discrete(tokenizer: zoo.Tokenizer) -> zoo.Tokenizer:
+    if tokenizer.spec.continuous:
+        pytest.skip("latents have no ids")
+    return tokenizer
+
+
+@pytest.fixture
+def ordered(tokenizer: zoo.Tokenizer) -> zoo.Tokenizer:
+    if not tokenizer.spec.ordered:
+        pytest.skip("its tokens are not ordered")
+    return tokenizer
+
+
+# ---- media of each modality
 
 
 def audio_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
@@ -52,12 +101,70 @@ def audio_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
     ]
 
 
-ITEMS = {"audio": audio_items}
+def image_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
+    """The same kind of media in every shape that is taken, of very different sizes and modes."""
+    random = np.random.default_rng(0)
+
+    def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
+        rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+        waves = [np.sin(rows * random.uniform(2, 20) + columns * random.uniform(2, 20)) for _ in range(channels)]
+        return ((np.stack(waves, axis=-1) + 1) * 120 + random.uniform(0, 15, (height, width, channels))).astype(np.uint8)
+
+    path, jpeg = folder / "picture.png", io.BytesIO()
+    Image.fromarray(picture(40, 75)).save(path)
+    Image.fromarray(picture(130, 90)).save(jpeg, "JPEG")
+    return [
+        path,
+        jpeg.getvalue(),
+        Image.fromarray(picture(33, 65, 4)),
+        picture(50, 50)[..., 0],
+        picture(70, 20).astype(np.uint16) * 200,
+        torch.from_numpy(picture(64, 64)).permute(2, 0, 1),
+        torch.from_numpy(picture(21, 90)).permute(2, 0, 1) / 127.5 - 1,
+        torch.zeros(1, 1, 1),
+    ]
 
 
-@pytest.fixture(params=NAMES)
-def tokenizer(request: pytest.FixtureRequest) -> zoo.Tokenizer:
-    return load(request.param)
+ITEMS = {"audio": audio_items, "image": image_items}
+
+
+def bad_audio(folder: Path) -> list[tuple[Any, str]]:
+    """Items that no audio tokenizer can use, with the reason."""
+    (folder / "noise.wav").write_bytes(b"not audio at all" * 20)
+    return [
+        (folder / "noise.wav", "is not an audio file"),
+        (np.zeros(0, np.float32), "is empty"),
+        (np.full(100, np.nan, np.float32), "NaN or infinite"),
+        (np.array([0, np.inf], np.float32), "NaN or infinite"),
+        (np.zeros((2, 3, 4), np.float32)[None], "of shape"),
+        ((np.zeros(10, np.float32), 0), "sample rate"),
+        ((np.zeros(10, np.float32),), "a tuple must be"),
+        (np.zeros((500, 2), np.float32), "transposed"),
+        (np.zeros(10, np.complex64), "floating point"),
+    ]
+
+
+def bad_images(folder: Path) -> list[tuple[Any, str]]:
+    """Items that no image tokenizer can use, with the reason."""
+    content, animation = io.BytesIO(), io.BytesIO()
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(content, "PNG")
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    return [
+        (b"not an image at all" * 20, "is not an image file"),
+        (content.getvalue()[: len(content.getvalue()) // 2], "is truncated"),
+        (animation.getvalue(), "2 frames"),
+        (np.zeros((0, 5, 3), np.uint8), "is empty"),
+        (np.broadcast_to(np.uint8(0), (20_000, 20_000)), "max_pixels"),
+        (torch.full((3, 9, 9), torch.nan), "NaN or infinite"),
+        (torch.full((3, 9, 9), 255.0), r"must lie in \[-1, 1\]"),
+        (np.zeros((9, 9, 2), np.uint8), "of shape"),
+        (torch.zeros(9, 9), "of shape"),
+        (np.zeros((9, 9), np.int64), "uint8, uint16 or floating point"),
+    ]
+
+
+BAD_ITEMS = {"audio": bad_audio, "image": bad_images}
 
 
 @pytest.fixture
@@ -69,12 +176,15 @@ def close(left: Sequence[Tensor], right: Sequence[Tensor], tolerance: float) -> 
     return all(a.shape == b.shape and (a - b).abs().max() <= tolerance for a, b in zip(left, right, strict=True))
 
 
+# ---- the contract
+
+
 def test_there_are_embedded_models() -> None:
-    assert NAMES
+    assert EMBEDDED
 
 
-def test_tokens_are_flat_padded_and_in_range(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    tokens = tokenizer.encode(items)
+def test_tokens_are_flat_padded_and_in_range(discrete: zoo.Tokenizer, items: list[Any]) -> None:
+    tokenizer, tokens = discrete, discrete.encode(items)
     assert tokens.ids.dtype == tokens.lengths.dtype == torch.int64
     assert tokens.ids.shape == (len(items), int(tokens.lengths.max()))
     positions = torch.arange(tokens.ids.shape[1])
@@ -82,24 +192,55 @@ def test_tokens_are_flat_padded_and_in_range(tokenizer: zoo.Tokenizer, items: li
     assert (tokens.ids[~inside] == -1).all()
     assert (tokens.ids[inside] >= 0).all() and (tokens.ids[inside] < tokenizer.spec.vocab_size).all()
     assert (tokens.tokenizer, tokens.fingerprint) == (tokenizer.spec.name, tokenizer.spec.fingerprint)
+    if tokenizer.spec.max_tokens is not None:
+        assert (tokens.lengths == tokenizer.spec.max_tokens).all()
+
+
+def test_latents_are_finite_grids(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    if not tokenizer.spec.continuous:
+        pytest.skip("has ids")
+    latents = tokenizer.encode(items)
+    assert isinstance(latents, zoo.Latents) and len(latents) == len(latents.meta) == len(items)
+    assert all(value.shape[0] == tokenizer.spec.dim and torch.isfinite(value).all() for value in latents.values)
+    assert (latents.tokenizer, latents.fingerprint) == (tokenizer.spec.name, tokenizer.spec.fingerprint)
 
 
 def test_batch_invariance(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
     together = tokenizer.encode(items)
     alone = [tokenizer.encode(item) for item in items]
-    assert together.tolist() == [tokens.tolist()[0] for tokens in alone]
+    assert all(whole.equal(single) for whole, single in zip(together, alone, strict=True))
     assert close(tokenizer.decode(together), [tokenizer.decode(tokens)[0] for tokens in alone], 1e-4)
 
 
 def test_media_of_the_size_it_had(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
     tokens = tokenizer.encode(items)
-    for meta, media in zip(tokens.meta, tokenizer.decode(tokens, sample_rate="original"), strict=True):
-        assert media.shape == (1, meta["samples"])
+    own = {"audio": {"sample_rate": "original"}, "image": {"size": "original"}}[tokenizer.spec.modality]
+    for meta, media in zip(tokens.meta, tokenizer.decode(tokens, **own), strict=True):
+        expected = (1, meta["samples"]) if "samples" in meta else (3, meta["height"], meta["width"])
+        assert media.shape == expected
         assert torch.isfinite(media).all()
+    if tokenizer.spec.image_size is not None:
+        assert all(media.shape == (3, *tokenizer.spec.image_size) for media in tokenizer.decode(tokens))
 
 
-def test_embeddings(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    tokens = tokenizer.encode(items)
+@pytest.mark.parametrize("fit", zoo_media.FITS)
+def test_every_fit(tokenizer: zoo.Tokenizer, items: list[Any], fit: str) -> None:
+    if tokenizer.spec.image_size is None:
+        pytest.skip("takes any size as it is")
+    height, width = tokenizer.spec.image_size
+    chosen = [torch.zeros(3, height, width)] if fit == "none" else items
+    tokens = tokenizer.encode(chosen, fit=fit)
+    assert all(meta["fit"] == fit for meta in tokens.meta)
+    for meta, image in zip(tokens.meta, tokenizer.decode(tokens, size="original"), strict=True):
+        assert image.shape == (3, meta["height"], meta["width"])
+    if fit == "none":
+        assert tokens.tolist() == tokenizer.encode(chosen).tolist()
+        with pytest.raises(zoo.InputError, match="item 1"):
+            tokenizer.encode([chosen[0], torch.zeros(3, height + 1, width)], fit=fit)
+
+
+def test_embeddings(discrete: zoo.Tokenizer, items: list[Any]) -> None:
+    tokenizer, tokens = discrete, discrete.encode(items)
     vectors = tokenizer.embed(tokens)
     assert vectors.shape == (*tokens.ids.shape, tokenizer.spec.dim)
     assert (vectors[tokens.ids < 0] == 0).all()
@@ -111,13 +252,15 @@ def test_deterministic(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
     assert close(tokenizer.reconstruct(items), tokenizer.reconstruct(items), 0)
 
 
-def test_files_of_tokens(tokenizer: zoo.Tokenizer, items: list[Any], tmp_path: Path) -> None:
+def test_files(tokenizer: zoo.Tokenizer, items: list[Any], tmp_path: Path) -> None:
     tokens = tokenizer.encode(items)
-    tokens.save(tmp_path / "batch.zt")
-    loaded = zoo.Tokens.load(tmp_path / "batch.zt")
+    loaded = type(tokens).load(tokens.save(tmp_path / "batch"))
     assert loaded.equal(tokens)
     assert close(tokenizer.decode(loaded), tokenizer.decode(tokens), 0)
-    single = tokens[0]
+
+
+def test_files_of_tokens_are_small(discrete: zoo.Tokenizer, items: list[Any], tmp_path: Path) -> None:
+    tokenizer, single = discrete, discrete.encode(items[0])
     payload = -(-int(single.lengths[0]) * tokenizer.spec.bits_per_token // 8)
     assert single.save(tmp_path / "one.zt").stat().st_size <= payload + 64
 
@@ -134,18 +277,19 @@ def test_pickle(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
 
 
 def test_several_threads(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    expected = tokenizer.encode(items).tolist()
-    found: dict[int, list[list[int]]] = {}
+    expected = tokenizer.encode(items)
+    found: dict[int, Any] = {}
 
     def work(number: int) -> None:
-        found[number] = tokenizer.encode(items).tolist()
+        found[number] = tokenizer.encode(items)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == dict.fromkeys(range(4), expected)
+    assert len(found) == 4
+    assert all(tokens.equal(expected) for tokens in found.values())
 
 
 def test_inference_mode_and_autocast_change_nothing(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
@@ -154,8 +298,8 @@ def test_inference_mode_and_autocast_change_nothing(tokenizer: zoo.Tokenizer, it
         assert tokenizer.encode(items).equal(expected)
 
 
-def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    reduced = zoo.load(tokenizer.spec.name, precision="bf16")
+def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, address: str, items: list[Any]) -> None:
+    reduced = zoo.load(address, precision="bf16")
     tokens = tokenizer.encode(items)
     assert reduced.encode(items).equal(tokens)
     for exact, rough in zip(tokenizer.decode(tokens), reduced.decode(tokens), strict=True):
@@ -167,50 +311,133 @@ COMPILED = """
 import sys, torch, zoo
 name = sys.argv[1]
 plain, compiled = zoo.load(name), zoo.load(name, compile=True)
-items = [torch.sin(torch.arange(samples) / 30) for samples in (24_000, 7_777, 24_000, 100)]
-tokens = plain.encode(items)
-assert compiled.encode(items).equal(tokens)
-for left, right in zip(compiled.decode(tokens), plain.decode(tokens), strict=True):
+if plain.spec.modality == "image":
+    items = [torch.sin(torch.arange(3 * h * w) / 30).reshape(3, h, w) for h, w in ((64, 64), (50, 81), (64, 64), (3, 9))]
+else:
+    items = [torch.sin(torch.arange(samples) / 30) for samples in (24_000, 7_777, 24_000, 100)]
+tokens, found = plain.encode(items), compiled.encode(items)
+pairs = list(zip(compiled.decode(tokens), plain.decode(tokens), strict=True))
+if plain.spec.continuous:
+    pairs += zip(found.values, tokens.values, strict=True)
+else:
+    assert found.equal(tokens)
+for left, right in pairs:
     assert (left - right).abs().max() < 1e-4
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_compiled(name: str) -> None:
+def test_compiled(address: str) -> None:
     """In a process of its own: the compiler cannot see through the test suite's type checks."""
-    subprocess.run([sys.executable, "-c", COMPILED, name], check=True)
+    subprocess.run([sys.executable, "-c", COMPILED, address], check=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_gives_the_same(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    on_gpu = zoo.load(tokenizer.spec.name, device="cuda")
-    tokens = tokenizer.encode(items)
-    assert on_gpu.encode(items).tolist() == tokens.tolist()
+def test_gpu_gives_the_same(tokenizer: zoo.Tokenizer, address: str, items: list[Any]) -> None:
+    on_gpu = zoo.load(address, device="cuda")
+    tokens, found = tokenizer.encode(items), on_gpu.encode(items)
+    if tokenizer.spec.continuous:
+        assert close(found.to("cpu").values, tokens.values, 1e-3)
+    else:
+        assert found.tolist() == tokens.tolist()
     assert close([media.cpu() for media in on_gpu.decode(tokens)], tokenizer.decode(tokens), 1e-3)
 
 
 def test_bad_items_are_named(tokenizer: zoo.Tokenizer, items: list[Any], tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    (tmp_path / "noise.wav").write_bytes(b"not audio at all" * 20)
-    for bad, reason in (
+    bad = [
         (tmp_path / "nowhere", "does not exist"),
         (tmp_path / "empty", "is empty"),
-        (tmp_path / "noise.wav", "is not an audio file"),
         (tmp_path, "is a folder"),
         (b"", "is empty"),
-        (np.zeros(0, np.float32), "is empty"),
-        (np.full(100, np.nan, np.float32), "NaN or infinite"),
-        (np.array([0, np.inf], np.float32), "NaN or infinite"),
-        (np.zeros((2, 3, 4), np.float32)[None], "of shape"),
         (object(), "not object"),
-        ((np.zeros(10, np.float32), 0), "sample rate"),
-        ((np.zeros(10, np.float32),), "a tuple must be"),
-        (np.zeros((500, 2), np.float32), "transposed"),
-        (np.zeros(10, np.complex64), "floating point"),
-    ):
+        *BAD_ITEMS[tokenizer.spec.modality](tmp_path),
+    ]
+    for item, reason in bad:
         with pytest.raises(zoo.InputError, match=reason) as caught:
-            tokenizer.encode([items[0], bad])
+            tokenizer.encode([items[0], item])
         assert caught.value.index == 1
     with pytest.raises(zoo.InputError, match="nothing to encode"):
         tokenizer.encode([])
+
+
+def test_bad_tokens_are_named(discrete: zoo.Tokenizer, items: list[Any]) -> None:
+    size = discrete.spec.vocab_size
+    sound = torch.zeros(4, dtype=torch.int64)
+    for ids, reason in (
+        (torch.tensor([0, size]), f"id {size} is outside"),
+        (torch.tensor([0, -2]), "id -2 is outside"),
+        (sound[:0], "is empty"),
+        (sound.float(), "integers"),
+        (torch.tensor([1, -1, 1]), "padding"),
+    ):
+        with pytest.raises(zoo.InputError, match=reason) as caught:
+            discrete.decode([sound, ids])
+        assert caught.value.index == 1
+    foreign = zoo.Tokens.from_sequences([sound], tokenizer="another", fingerprint="f" * 16, vocab_size=size)
+    with pytest.raises(zoo.MismatchError, match="made by another"):
+        discrete.decode(foreign)
+    with pytest.raises(zoo.InputError, match="no tokens"):
+        discrete.decode(discrete.encode(items[0])[:0])
+
+
+def test_bad_latents_are_named(tokenizer: zoo.Tokenizer) -> None:
+    if not tokenizer.spec.continuous:
+        pytest.skip("has ids")
+    sound = torch.zeros(tokenizer.spec.dim, 2, 3)
+    assert len(tokenizer.decode([sound, sound])) == 2
+    for values in (sound[:1], sound[:, 0], sound * torch.nan, sound[:, :0]):
+        with pytest.raises(zoo.InputError) as caught:
+            tokenizer.decode([sound, values])
+        assert caught.value.index == 1
+    with pytest.raises(zoo.MismatchError, match="made by another"):
+        tokenizer.decode(zoo.Latents((sound,), "another", "f" * 16))
+
+
+# ---- ordered tokenizers: coarse to fine
+
+
+def test_every_prefix_decodes_alike_alone_and_among_others(ordered: zoo.Tokenizer, items: list[Any]) -> None:
+    tokens = ordered.encode(items[:2])
+    longest = int(tokens.lengths.max())
+    prefixes = [tokens.truncate(k) for k in (1, 2, 3, longest // 2, longest - 1, longest)]
+    for prefix in prefixes:
+        assert zoo.Tokens.from_bytes(prefix.to_bytes()).equal(prefix)
+    mixed = ordered.decode(zoo.Tokens.cat(prefixes))
+    alone = [image for prefix in prefixes for image in ordered.decode(prefix)]
+    assert all(torch.isfinite(image).all() for image in mixed)
+    assert close(mixed, alone, 1e-4)
+    # A longer prefix says more: its picture is another one.
+    assert all(not torch.equal(short, long) for short, long in zip(alone[:-2:2], alone[2::2], strict=True))
+
+
+def test_the_first_ids_can_be_had_alone(ordered: zoo.Tokenizer, items: list[Any]) -> None:
+    everything = ordered.encode(items)
+    for k in (1, 2, int(everything.lengths.max()) - 1):
+        assert ordered.encode(items, tokens=k).equal(everything.truncate(k))
+
+
+def test_impossible_prefixes(ordered: zoo.Tokenizer, items: list[Any]) -> None:
+    tokens = ordered.encode(items[:1])
+    longest = int(tokens.lengths.max())
+    for k in (0, -1, longest + 1):
+        with pytest.raises(zoo.InputError):
+            ordered.encode(items[:1], tokens=k)
+    with pytest.raises(zoo.InputError):
+        tokens.truncate(0)
+    too_long = torch.zeros(longest + 1, dtype=torch.int64)
+    with pytest.raises(zoo.InputError, match="item 1"):
+        ordered.decode([too_long[:-1], too_long])
+
+
+# ---- decoders that sample
+
+
+def test_seeds_belong_to_items_not_to_places(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    if "seed" not in inspect.signature(tokenizer.decode).parameters:
+        pytest.skip("decoding is not random")
+    tokens = tokenizer.encode(items[:3])
+    default, other = tokenizer.decode(tokens), tokenizer.decode(tokens, seed=1)
+    assert all(not torch.equal(left, right) for left, right in zip(default, other, strict=True))
+    assert close(tokenizer.decode(tokens[::-1], seed=1)[::-1], other, 1e-4)
+    assert close(tokenizer.decode(tokens, seed=[1, 0, 1]), [other[0], default[1], other[2]], 1e-4)

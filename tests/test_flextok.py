@@ -499,6 +499,20 @@ def test_bad_tokens_are_named() -> None:
         tokenizer.decode(small_flextok(seed=1).encode(pictures(1, 32, 48)))
 
 
+def test_sizes_in_a_file_are_not_believed() -> None:
+    tokenizer = small_flextok()
+    for width, height in ((1 << 40, 1 << 40), (33, 7), (480, 320), (0, 0)):
+        meta = [{"width": 48, "height": 32, "fit": "crop"}, {"width": width, "height": height, "fit": "none"}]
+        tokens = tokenizer.tokens([torch.tensor([1]), torch.tensor([2])], meta)
+        with pytest.raises(zoo.InputError, match="does not fit") as caught:
+            tokenizer.decode(tokens)
+        assert caught.value.index == 1
+    tokens = tokenizer.tokens([torch.tensor([1])], [{"width": 1000, "height": 500, "fit": "stretch"}])
+    with pytest.raises(zoo.InputError, match="max_pixels"):
+        tokenizer.decode(tokens, size="original", max_pixels=10_000)
+    assert tokenizer.decode(tokens, size="original")[0].shape == (3, 500, 1000)
+
+
 def test_bad_options_are_named() -> None:
     tokenizer = small_flextok()
     image, ids = pictures(1, 32, 48), torch.tensor([[1, 2]])

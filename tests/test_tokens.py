@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import media
 from zoo.tokens import Tokens
 
 
@@ -49,7 +50,8 @@ def test_long_sequences_cross_the_packing_blocks() -> None:
     "meta",
     [
         [],
-        [{"width": 640, "height": 481}],
+        [{"width": 640, "height": 481, "fit": "crop"}],
+        [{"width": 1, "height": 16_384, "fit": "none"}],
         [{"x": 0.5, "y": -2.0, "z": 1.25, "scale": 3.0}],
         [{"samples": 7, "sample_rate": 192_000}],
     ],
@@ -66,6 +68,26 @@ def test_overhead_of_a_single_item_with_the_longest_name() -> None:
     longest = max(zoo.list(), key=len)
     tokens = batch((16_383,), vocab_size=4096, tokenizer=longest, meta=[{"samples": 2_097_151, "sample_rate": 44_100}])
     assert len(tokens.to_bytes()) - -(-16_383 * 12 // 8) <= 64
+
+
+def test_images_remember_how_they_were_fitted() -> None:
+    meta = [{"width": 640, "height": 481, "fit": fit} for fit in media.FITS]
+    tokens = batch((2, 1, 2, 3), meta=meta)
+    assert [item["fit"] for item in Tokens.from_bytes(tokens.to_bytes()).meta] == ["crop", "stretch", "pad", "none"]
+    with pytest.raises(zoo.FormatError, match="zoom"):
+        batch((2,), meta=[{"width": 1, "height": 1, "fit": "zoom"}]).to_bytes()
+    content = bytearray(batch((2,), meta=[{"width": 1, "height": 1, "fit": "pad"}], vocab_size=65_536).to_bytes())
+    assert content[-9] == media.FITS.index("pad")  # before two ids of two bytes and the checksum
+    content[-9] = 4
+    with pytest.raises(zoo.FormatError, match="fit 4 is not known"):
+        Tokens.from_bytes(resealed(bytes(content)))
+
+
+def test_overhead_of_an_image() -> None:
+    """Two bytes a token and at most 64 bytes around them, with the longest name that an image tokenizer has."""
+    longest = max([*zoo.list(modality="image"), "flextok-d18-d28-in1k"], key=len)
+    meta = [{"width": 16_000, "height": 6_250, "fit": "crop"}]
+    assert len(batch((256,), vocab_size=64_000, tokenizer=longest, meta=meta).to_bytes()) <= 512 + 64
 
 
 def test_meta_without_a_place_is_refused() -> None:
@@ -119,6 +141,8 @@ def test_absurd_counts(count: bytes, what: str) -> None:
 def test_other_files_and_versions() -> None:
     with pytest.raises(zoo.FormatError, match=r"not a \.zt file"):
         Tokens.from_bytes(b"RIFF" + bytes(40))
+    with pytest.raises(zoo.FormatError, match=r"not a \.zt file.*zoo\.Latents\.load"):
+        Tokens.from_bytes(zoo.Latents((torch.zeros(2, 3),), "vae", "").to_bytes())
     content = bytearray(batch().to_bytes())
     content[3] = 9
     with pytest.raises(zoo.FormatError, match="version 9"):
@@ -149,6 +173,21 @@ def test_truncate_keeps_shorter_items() -> None:
     assert tokens.ids.shape == (3, 4)
     with pytest.raises(zoo.InputError):
         tokens.truncate(0)
+
+
+def test_segments_of_a_prefix() -> None:
+    tokens = batch((16, 16), segments=(1, 5, 16))
+    assert tokens.truncate(20).segments == tokens.truncate(16).segments == (1, 5, 16)
+    assert tokens.truncate(7).segments == (1, 5, 7)
+    assert tokens.truncate(5).segments == (1, 5)
+    assert tokens.truncate(1).segments == (1,)
+    joined = Tokens.cat([tokens.truncate(7), tokens, tokens.truncate(1)])
+    assert joined.segments == (1, 5, 16)
+    assert joined.lengths.tolist() == [7, 7, 16, 16, 1, 1]
+    with pytest.raises(zoo.MismatchError, match="item 1: segments"):
+        Tokens.cat([tokens, batch((16,), segments=(2, 16))])
+    with pytest.raises(zoo.FormatError, match="segments"):
+        Tokens.from_bytes(batch((4,), segments=(3, 2)).to_bytes())
 
 
 def test_different_checkpoints_do_not_join() -> None:

@@ -30,11 +30,13 @@ from zoo.errors import (
 
 if TYPE_CHECKING:
     from zoo.hub import convert, load, load_upstream, pull
+    from zoo.latents import Latents
     from zoo.registry import Entry, info, register
     from zoo.registry import names as list
     from zoo.spec import Spec
     from zoo.tokenizer import Tokenizer
     from zoo.tokens import Tokens
+    from zoo.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
@@ -48,9 +50,11 @@ _HOMES = {
     "Entry": "zoo.registry",
     "info": "zoo.registry",
     "register": "zoo.registry",
+    "Latents": "zoo.latents",
     "Spec": "zoo.spec",
     "Tokenizer": "zoo.tokenizer",
     "Tokens": "zoo.tokens",
+    "Vocabulary": "zoo.vocabulary",
 }
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "HubError",
     "InputError",
     "KeysError",
+    "Latents",
     "MismatchError",
     "MissingExtraError",
     "NotOnHubError",
@@ -73,6 +78,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "UnsafePickleError",
+    "Vocabulary",
     "WeightsError",
     "ZooError",
     "convert",

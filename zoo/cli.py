@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo import __version__, registry
-from zoo.errors import HubError, InputError, RegistryError, WeightsError, ZooError
+from zoo.errors import FormatError, HubError, InputError, RegistryError, WeightsError, ZooError
 
 if TYPE_CHECKING:
+    from zoo.latents import Latents
     from zoo.tokenizer import Tokenizer
     from zoo.tokens import Tokens
 
@@ -35,6 +39,13 @@ Precision = Annotated[str | None, typer.Option(help="fp32 or bf16, for decoding"
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 BatchSize = Annotated[int, typer.Option(min=1, help="items per batch")]
 SkipErrors = Annotated[bool, typer.Option(help="go on past items that cannot be read; exit code 1 at the end")]
+Fit = Annotated[str | None, typer.Option(help="images: crop, stretch, pad or none")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse larger ones, read or restored")]
+Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: only the first so many of each item")]
+Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
+Guidance = Annotated[float | None, typer.Option(help="guidance scale of a decoder that samples")]
+Seed = Annotated[int | None, typer.Option(help="noise of a decoder that samples")]
 
 _EXIT_CODES: tuple[tuple[type[ZooError], int], ...] = ((RegistryError, 3), (HubError, 4), (WeightsError, 5))
 _debug = False
@@ -199,67 +210,89 @@ def convert(
 def encode(
     name: Name,
     files: Annotated[list[str], typer.Argument(help="files, folders, glob patterns, or - for one file on standard input")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="a .zt file, or with --per-file a folder")],
-    per_file: Annotated[bool, typer.Option(help="one .zt file per input; those that exist already are kept")] = False,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="a file (.zt; .safetensors of latents), or with --per-file a folder")
+    ],
+    per_file: Annotated[bool, typer.Option(help="one file per input; those that exist already are kept")] = False,
     overwrite: Annotated[bool, typer.Option(help="with --per-file: encode again what exists already")] = False,
+    prefix: Prefix = None,
+    fit: Fit = None,
+    max_pixels: MaxPixels = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Media files to tokens."""
-    from zoo.tokens import Tokens
-
+    """Media files to tokens, or to the latents of a continuous tokenizer."""
     tokenizer = _load(name, device)
+    options = _accepted(tokenizer.encode, tokens=prefix, fit=fit, max_pixels=max_pixels)
     sources = _sources(tokenizer, files)
-    targets = _per_file_targets(sources, out) if per_file else {}
+    suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
+    if not per_file and out.suffix != suffix and out.suffix in (".zt", ".safetensors"):
+        raise InputError(f"{tokenizer.name} writes {suffix} files, not {out.suffix}")
+    targets = _per_file_targets(sources, out, suffix) if per_file else {}
     if per_file and not overwrite:
         sources = [source for source in sources if not targets[source].exists()]
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    batches: list[Tokens] = []
-    for names, tokens in _encoded(tokenizer, sources, batch_size, failed if skip_errors else None):
-        for position, source in enumerate(names):
+    batches: list[Any] = []
+    for names, encoded in _encoded(tokenizer, sources, batch_size, failed if skip_errors else None, options):
+        for source, item in zip(names, encoded, strict=True):
             if per_file:
-                tokens[position].save(targets[source])
-            done.append({"file": source, "tokens": int(tokens.lengths[position])})
-        batches += [] if per_file else [tokens]
+                item.save(targets[source])
+            done.append({"file": source} | _amount(item))
+        batches += [] if per_file else [encoded]
     if batches:
-        Tokens.cat(batches).save(out)
+        type(batches[0]).cat(batches).save(out)
     if as_json:
         _print_json({"out": str(out), "items": done, "failed": failed})
     elif done:
-        _note(f"{len(done)} items, {sum(item['tokens'] for item in done)} tokens: {out}")
+        unit = list(done[0])[-1]
+        _note(f"{len(done)} items, {sum(item[unit] for item in done)} {unit}: {out}")
     _finish(failed)
 
 
 @app.command()
 def decode(
-    files: Annotated[list[str], typer.Argument(help=".zt files, or - for standard input")],
+    files: Annotated[list[str], typer.Argument(help=".zt files, .safetensors files of latents, or - for standard input")],
     out: Annotated[str, typer.Option("-o", "--out", help="a folder, a media file for a single item, or - for standard output")],
     tokenizer: Annotated[str | None, typer.Option(help="load this instead of the tokenizer that the file names")] = None,
-    format: Annotated[str, typer.Option(help="extension of the files in a folder")] = "wav",
-    sample_rate: Annotated[str | None, typer.Option(help="resample to this rate; 'original' for each item's own")] = None,
+    format: Annotated[str | None, typer.Option(help="extension of the files; wav for sound, png for images")] = None,
+    sample_rate: Annotated[
+        str | None, typer.Option(help="sound: resample to this rate; 'original' for each item's own")
+    ] = None,
+    size: Size = "model",
+    prefix: Prefix = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens back to media files."""
-    from zoo.tokens import Tokens
-
-    batches = {file: Tokens.from_bytes(sys.stdin.buffer.read()) if file == "-" else Tokens.load(file) for file in files}
+    """Tokens or latents back to media files."""
+    batches = {file: _read_batch(file) for file in files}
     loaded: dict[str, Tokenizer[Any]] = {}
     total = sum(map(len, batches.values()))
+    sizes = {"sample_rate": _sample_rate(sample_rate), "size": None if size == "model" else size}
     written = []
-    for file, tokens in batches.items():
-        name = tokenizer or tokens.tokenizer
-        loaded.setdefault(name, _load(name, device, precision))
-        stem = "decoded" if file == "-" else Path(file).stem
-        for index in range(len(tokens)):
-            item_name = stem if len(tokens) == 1 else f"{stem}-{index:04d}"
-            target = out if out == "-" or (total == 1 and Path(out).suffix) else str(Path(out) / f"{item_name}.{format}")
-            _write_media(loaded[name], tokens[index], target, sample_rate, format)
-            written.append(target)
+    with _progress("decode", total) as advance:
+        for file, batch in batches.items():
+            name = tokenizer or batch.tokenizer
+            if name not in loaded:
+                loaded[name] = _load(name, device, precision)
+            decoder = loaded[name]
+            options = _accepted(decoder.decode, steps=steps, guidance=guidance, seed=seed, max_pixels=max_pixels, **sizes)
+            extension = format or _default_format(decoder)
+            stem = "decoded" if file == "-" else Path(file).stem
+            for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
+                item_name = stem if len(batch) == 1 else f"{stem}-{index:04d}"
+                names_file = out == "-" or (total == 1 and Path(out).suffix)
+                target = out if names_file else str(Path(out) / f"{item_name}.{extension}")
+                _write_media(decoder, item, target, extension, options)
+                written.append(target)
+                advance(1)
     if as_json:
         _print_json({"items": written})
     elif out != "-":
@@ -271,33 +304,36 @@ def reconstruct(
     name: Name,
     files: Annotated[list[str], typer.Argument(help="files, folders or glob patterns")],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the results")],
+    size: Size = "original",
+    prefix: Prefix = None,
+    fit: Fit = None,
+    max_pixels: MaxPixels = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
     device: Device = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Encode and decode again, to hear what is kept."""
+    """Encode and decode again, to hear or see what is kept, at the size that the media had."""
     tokenizer = _load(name, device, precision)
+    encoding = _accepted(tokenizer.encode, tokens=prefix, fit=fit, max_pixels=max_pixels)
+    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": None if size == "model" else size}
+    decoding = _accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, **sizes)
+    if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:
+        decoding["max_pixels"] = max_pixels
     sources = _sources(tokenizer, files)
-    targets = _per_file_targets(sources, out, ".wav")
+    extension = _default_format(tokenizer)
+    targets = _per_file_targets(sources, out, f".{extension}")
     failed: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
-    for names, tokens in _encoded(tokenizer, sources, batch_size, failed if skip_errors else None):
-        for position, source in enumerate(names):
-            item = tokens[position]
-            _write_media(tokenizer, item, str(targets[source]), "original", "wav")
-            meta, count = item.meta[0], int(item.lengths[0])
-            seconds = meta["samples"] / meta["sample_rate"]
-            rows.append(
-                {
-                    "file": source,
-                    "seconds": round(seconds, 3),
-                    "tokens": count,
-                    "bits_per_second": round(count * tokenizer.spec.bits_per_token / seconds, 1),
-                    "out": str(targets[source]),
-                }
-            )
+    for names, encoded in _encoded(tokenizer, sources, batch_size, failed if skip_errors else None, encoding):
+        for source, item in zip(names, encoded, strict=True):
+            target = str(targets[source])
+            _write_media(tokenizer, item, target, extension, decoding)
+            rows.append({"file": source} | _figures(tokenizer, item) | {"out": target})
     if as_json:
         _print_json({"items": rows, "failed": failed})
     else:
@@ -312,7 +348,17 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="folder of the report")],
     limit: Annotated[int | None, typer.Option(help="stop after that many items")] = None,
     metrics: Annotated[str | None, typer.Option(help="comma-separated; all that can run by default")] = None,
-    utmos: Annotated[str | None, typer.Option(help="TorchScript file of a UTMOS network")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a metric's weights, NAME to fetch them; may be given several times")
+    ] = None,
+    prefixes: Annotated[
+        str | None, typer.Option(help="ordered tokenizers: comma-separated token counts, or all; 1,2,4,… by default")
+    ] = None,
+    fit: Fit = None,
+    posterior: Annotated[str | None, typer.Option(help="mode or sample of an encoder's latents")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option(help="go on from an interrupted run")] = True,
     as_json: Json = False,
@@ -320,19 +366,18 @@ def evaluate(
     """Reconstruct a data set, measure, and write report.html."""
     from zoo.eval import reconstruct as evaluation
     from zoo.eval import report
+    from zoo.eval.options import given, network_sources, token_counts
 
-    scorer = None
-    if utmos is not None:
-        from zoo.eval.audio import utmos_from_torchscript
-
-        scorer = utmos_from_torchscript(utmos)
     summary = evaluation.run(
         name,
         data,
         out,
         limit=limit,
         metrics=metrics.split(",") if metrics else None,
-        utmos=scorer,
+        networks=network_sources(network or ()),
+        encode=given(fit=fit, posterior=posterior),
+        decode=given(steps=steps, guidance=guidance, seed=seed),
+        prefixes=token_counts(prefixes),
         device=device,
         resume=resume,
         progress=sys.stderr.isatty(),
@@ -348,11 +393,13 @@ def evaluate(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="a name in the catalogue; nothing is downloaded")],
-    seconds: Annotated[list[float] | None, typer.Option(help="durations; 1, 10 and 60 by default")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 by default")] = None,
+    seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="lengths of image prefixes; 16 and 256 by default")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of a sampling decoder; 20 by default")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
     threads: Annotated[int | None, typer.Option(help="threads of PyTorch")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    peers: Annotated[bool, typer.Option(help="measure transformers' EnCodec, DAC and Mimi as well")] = True,
+    peers: Annotated[bool, typer.Option(help="measure others as well: transformers' codecs, the original's way")] = True,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
     as_json: Json = False,
 ) -> None:
@@ -361,8 +408,10 @@ def bench(
 
     content = benchmark.run(
         name,
-        seconds=seconds or (1, 10, 60),
-        batches=batch or (1, 8),
+        batches=batch or None,
+        seconds=seconds or None,
+        lengths=tokens or None,
+        steps=steps,
         threads=threads,
         device=device,
         peers=peers,
@@ -387,12 +436,35 @@ def _sources(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> list[str]:
     """The files that the arguments name; ``-`` stays."""
     from zoo import media
 
-    extensions = {"audio": media.AUDIO_EXTENSIONS, "speech": media.AUDIO_EXTENSIONS}.get(tokenizer.spec.modality, ())
+    known = {"audio": media.AUDIO_EXTENSIONS, "speech": media.AUDIO_EXTENSIONS, "image": media.IMAGE_EXTENSIONS}
+    extensions = known.get(tokenizer.spec.modality, ())
     files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions)
     return ["-"] * ("-" in arguments) + [os.fspath(file) for file in files]
 
 
-def _per_file_targets(sources: Sequence[str], folder: Path, suffix: str = ".zt") -> dict[str, Path]:
+def _default_format(tokenizer: Tokenizer[Any]) -> str:
+    return "png" if tokenizer.spec.modality == "image" else "wav"
+
+
+def _sample_rate(text: str | None) -> int | str | None:
+    """Samples per second, or ``"original"``."""
+    if text is None or text == "original":
+        return text
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"--sample-rate must be a number or 'original', not {text!r}")
+    return int(text)
+
+
+def _accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
+    """The options that were given, all of which a tokenizer's method must take."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in inspect.signature(method).parameters:
+            raise InputError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
+    return chosen
+
+
+def _per_file_targets(sources: Sequence[str], folder: Path, suffix: str) -> dict[str, Path]:
     """Where the result of each input goes: its path below the folder that all inputs share."""
     parents = [os.path.dirname(os.path.abspath(source)) for source in sources if source != "-"]
     shared = os.path.commonpath(parents) if parents else ""
@@ -407,49 +479,114 @@ def _per_file_targets(sources: Sequence[str], folder: Path, suffix: str = ".zt")
     return targets
 
 
-def _encoded(
-    tokenizer: Tokenizer[Any], sources: Sequence[str], batch_size: int, failed: dict[str, str] | None
-) -> Iterator[tuple[list[str], Tokens]]:
-    """Tokens batch by batch, behind a progress bar on a terminal.
-
-    Where ``failed`` is given, items that cannot be used are put there with the reason instead of ending everything.
-    """
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that counts items done, behind a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encode", total=len(sources))
+        yield partial(progress.advance, progress.add_task(label, total=total))
+
+
+def _encoded(
+    tokenizer: Tokenizer[Any],
+    sources: Sequence[str],
+    batch_size: int,
+    failed: dict[str, str] | None,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[list[str], Any]]:
+    """Tokens or latents batch by batch.
+
+    Where ``failed`` is given, items that cannot be used are put there with the reason instead of ending everything.
+    """
+    with _progress("encode", len(sources)) as advance:
         for start in range(0, len(sources), batch_size):
             names = list(sources[start : start + batch_size])
             while names:
                 items = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names]
                 try:
-                    yield names, tokenizer.encode(items)
+                    yield names, tokenizer.encode(items, **options)
                     break
                 except InputError as error:
-                    if failed is None or error.index is None:
-                        raise InputError(f"{names[error.index or 0]}: {error.reason}") from error
+                    if error.index is None:
+                        raise
+                    if failed is None:
+                        raise InputError(f"{names[error.index]}: {error.reason}") from error
                     failed[names.pop(error.index)] = error.reason
-            progress.advance(task, min(batch_size, len(sources) - start))
+            advance(min(batch_size, len(sources) - start))
 
 
-def _write_media(tokenizer: Tokenizer[Any], item: Tokens, target: str, sample_rate: str | None, format: str) -> None:
+def _read_batch(file: str) -> Any:
+    """The tokens or the latents in a file, or on standard input for ``-``."""
+    from zoo.latents import Latents
+    from zoo.tokens import Tokens
+
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    # A safetensors file begins with the length of its header, which is JSON.
+    kind: Any = Latents if content[8:9] == b"{" else Tokens
+    try:
+        return kind.from_bytes(content)
+    except FormatError as error:
+        raise FormatError(f"{file}: {error}") from error
+
+
+def _prefix(tokenizer: Tokenizer[Any], batch: Any, length: int) -> Tokens:
+    """The first tokens of every item."""
+    if not tokenizer.spec.ordered:
+        raise InputError(
+            f"the tokens of {tokenizer.name} are not ordered from coarse to fine: --tokens has no meaning for them"
+        )
+    for index, available in enumerate(batch.lengths.tolist()):
+        if length > available:
+            raise InputError(f"--tokens {length} is more than the {available} tokens that there are", index)
+    return batch.truncate(length)
+
+
+def _write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str, options: Mapping[str, Any]) -> None:
+    """Decode one item to a file, or to standard output for ``-``."""
     from zoo import media
 
-    own_rate = tokenizer.spec.sample_rate
-    assert own_rate is not None
-    if sample_rate not in (None, "original") and not str(sample_rate).isdigit():
-        raise InputError(f"--sample-rate must be a number or 'original', not {sample_rate!r}")
-    wanted = sample_rate if sample_rate in (None, "original") else int(str(sample_rate))
-    audio = tokenizer.decode(item, sample_rate=wanted)[0]  # type: ignore[call-arg]
-    original = item.meta[0]["sample_rate"] if item.meta else own_rate
-    rate = original if wanted == "original" else int(wanted or own_rate)
+    decoded = tokenizer.decode(item, **options)[0]
+    write: Callable[[str | Path], Path]
+    if tokenizer.spec.modality == "image":
+        write = partial(media.write_image, pixels=decoded)
+    else:
+        own_rate = tokenizer.spec.sample_rate
+        assert own_rate is not None
+        rate = options.get("sample_rate") or own_rate
+        if rate == "original":
+            rate = item.meta[0]["sample_rate"] if item.meta else own_rate
+        write = partial(media.write_audio, waveform=decoded, sample_rate=rate)
     if target != "-":
-        media.write_audio(target, audio, rate)
+        write(target)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        sys.stdout.buffer.write(media.write_audio(Path(scratch) / f"item.{format}", audio, rate).read_bytes())
+        sys.stdout.buffer.write(write(Path(scratch) / f"item.{format}").read_bytes())
+
+
+def _amount(item: Tokens | Latents) -> dict[str, int]:
+    """How much one encoded item is: tokens, or numbers in its latents."""
+    from zoo.tokens import Tokens
+
+    return {"tokens": int(item.lengths[0])} if isinstance(item, Tokens) else {"values": item.values[0].numel()}
+
+
+def _figures(tokenizer: Tokenizer[Any], item: Tokens | Latents) -> dict[str, Any]:
+    """Size of the media, amount and rate of one encoded item."""
+    spec, meta, amount = tokenizer.spec, item.meta[0], _amount(item)
+    bits = amount.get("tokens", 0) * spec.bits_per_token
+    if spec.modality == "image":
+        # Tokens describe the picture that the model sees: what a crop cuts away has no bits.
+        height, width = spec.image_size or (meta["height"], meta["width"])
+        rate = {"bits_per_pixel": round(bits / (width * height), 4)}
+        return {"width": meta["width"], "height": meta["height"]} | amount | ({} if spec.continuous else rate)
+    seconds = meta["samples"] / meta["sample_rate"]
+    return {"seconds": round(seconds, 3)} | amount | {"bits_per_second": round(bits / seconds, 1)}
 
 
 def _print_rows(rows: Sequence[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ class MismatchError(InputError):
 
 
 class FormatError(ZooError, ValueError):
-    """A ``.zt`` file is truncated, corrupt, of an unknown version or hostile."""
+    """A ``.zt`` file or a file of latents is truncated, corrupt, of an unknown version or hostile."""
 
 
 class RegistryError(ZooError, ValueError):

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from zoo.errors import FormatError, InputError, MismatchError
+from zoo.media import FITS, replacing
 
 Meta = Mapping[str, Any]
 
@@ -23,7 +25,7 @@ Meta = Mapping[str, Any]
 META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
     (),
     (("samples", "count"), ("sample_rate", "rate")),
-    (("width", "count"), ("height", "count")),
+    (("width", "count"), ("height", "count"), ("fit", "fit")),
     (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float")),
 )
 
@@ -43,7 +45,7 @@ class Tokens:
         fingerprint: identity of its checkpoint; ids mean nothing under another one. Empty when unknown.
         vocab_size: ids lie in ``[0, vocab_size)``.
         meta: per item what decoding needs besides the ids, such as the number of samples.
-        segments: ends of the scales or stages within a full sequence, where there are any.
+        segments: ends of the scales or stages within the longest sequence, where there are any, in increasing order.
     """
 
     ids: Int[Tensor, "batch length"]
@@ -118,21 +120,29 @@ class Tokens:
         """The first ``length`` ids of each item; shorter items stay as they are."""
         if length < 1:
             raise InputError(f"cannot truncate to {length} tokens; keep at least 1")
-        return replace(self, ids=self.ids[:, :length], lengths=self.lengths.clamp(max=length))
+        return replace(
+            self,
+            ids=self.ids[:, :length],
+            lengths=self.lengths.clamp(max=length),
+            segments=_segments_within(self.segments, length),
+        )
 
     @staticmethod
     def cat(batches: Sequence[Tokens]) -> Tokens:
-        """One batch of several, all of the same checkpoint.
+        """One batch of several, all of the same checkpoint; prefixes of different lengths join full sequences.
 
         Raises:
-            MismatchError: they are of different checkpoints.
+            MismatchError: they are of different checkpoints, or their segments end at different places.
         """
         if not batches:
             raise InputError("nothing to concatenate")
         first = batches[0]
+        segments = max((batch.segments for batch in batches), key=lambda ends: ends[-1:])
         for i, other in enumerate(batches):
             if (other.fingerprint, other.vocab_size) != (first.fingerprint, first.vocab_size):
                 raise MismatchError(f"tokens of {other.tokenizer} cannot join tokens of {first.tokenizer}", i)
+            if other.segments and _segments_within(segments, other.segments[-1]) != other.segments:
+                raise MismatchError(f"segments that end at {other.segments} cannot join those that end at {segments}", i)
         with_meta = all(batch.meta for batch in batches)
         return Tokens.from_sequences(
             [ids.to(first.ids.device) for batch in batches for ids in batch.unpadded()],
@@ -140,7 +150,7 @@ class Tokens:
             fingerprint=first.fingerprint,
             vocab_size=first.vocab_size,
             meta=[meta for batch in batches for meta in batch.meta] if with_meta else (),
-            segments=first.segments,
+            segments=segments,
         )
 
     # ---- .zt files
@@ -157,8 +167,8 @@ class Tokens:
     #      ids             all items in one run, high bit first, ceil(log2(vocab_size)) bits each, zero-padded to bytes
     #   4  CRC-32 of everything before, little-endian
     #
-    # A "count" is an unsigned LEB128 integer below 2^48, a "float" a little-endian float32, and a "rate" a count: rate / 25 * 2
-    # where 25 divides the rate, rate * 2 + 1 elsewhere.
+    # A "count" is an unsigned LEB128 integer below 2^48, a "float" a little-endian float32, a "fit" one byte, the position in
+    # FITS, and a "rate" a count: rate / 25 * 2 where 25 divides the rate, rate * 2 + 1 elsewhere.
 
     def to_bytes(self) -> bytes:
         """The content of a ``.zt`` file."""
@@ -198,7 +208,8 @@ class Tokens:
             FormatError: it is truncated, corrupt, of an unknown version, or claims sizes that it does not hold.
         """
         if content[:3] != _MAGIC:
-            raise FormatError("not a .zt file")
+            other = "; it looks like safetensors: latents are read by zoo.Latents.load" if content[8:9] == b"{" else ""
+            raise FormatError(f"not a .zt file{other}")
         if len(content) < 20:
             raise FormatError("the .zt file is truncated")
         if content[3] & 15 != _VERSION:
@@ -222,6 +233,8 @@ class Tokens:
         # Every item takes at least one byte, so a count beyond the file's size is a lie that must not allocate anything.
         items = reader.count(limit=len(body))
         segments = [reader.count() for _ in range(reader.count(limit=len(body)))] if content[3] & 0x80 else []
+        if any(end <= start for start, end in pairwise([0, *segments])):
+            raise FormatError("the ends of the segments do not increase")
         lengths = [reader.count() for _ in range(items)]
         fields = META_LAYOUTS[layout]
         meta = [{key: _READ[kind](reader) for key, kind in fields} for _ in range(items)] if fields else []
@@ -243,8 +256,6 @@ class Tokens:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a ``.zt`` file, under a temporary name first."""
-        from zoo.media import replacing
-
         with replacing(path) as temporary:
             temporary.write_bytes(self.to_bytes())
         return Path(path)
@@ -260,6 +271,11 @@ class Tokens:
             return cls.from_bytes(Path(path).read_bytes())
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error
+
+
+def _segments_within(segments: tuple[int, ...], length: int) -> tuple[int, ...]:
+    """The segments of a prefix: whole ones, and what is left of the one that the cut goes through."""
+    return tuple(dict.fromkeys(min(end, length) for end in segments))
 
 
 def _bits(vocab_size: int) -> int:
@@ -280,6 +296,12 @@ def _count(value: int) -> bytes:
 
 def _rate(value: int) -> bytes:
     return _count(value // 25 * 2) if value % 25 == 0 else _count(value * 2 + 1)
+
+
+def _fit(value: str) -> bytes:
+    if value not in FITS:
+        raise FormatError(f"a fit of {value!r} cannot be written; it is one of {', '.join(FITS)}")
+    return bytes([FITS.index(value)])
 
 
 class _Reader:
@@ -319,9 +341,15 @@ class _Reader:
         value: float = struct.unpack("<f", self.take(4))[0]
         return value
 
+    def fit(self) -> str:
+        number = self.take(1)[0]
+        if number >= len(FITS):
+            raise FormatError(f"fit {number} is not known to this release")
+        return FITS[number]
 
-_WRITE = {"count": _count, "rate": _rate, "float": lambda value: struct.pack("<f", value)}
-_READ = {"count": _Reader.count, "rate": _Reader.rate, "float": _Reader.float}
+
+_WRITE = {"count": _count, "rate": _rate, "float": lambda value: struct.pack("<f", value), "fit": _fit}
+_READ = {"count": _Reader.count, "rate": _Reader.rate, "float": _Reader.float, "fit": _Reader.fit}
 _PACK_BLOCK = 1 << 16
 
 

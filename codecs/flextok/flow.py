@@ -111,16 +111,17 @@ class _Passes:
         budget = TOKENS_AT_ONCE.get(codes.device.type, TOKENS_AT_ONCE["cuda"])
         self.batches = []
         for group in groups_of_similar_length([patches + count for count in counts], budget, waste=PADDING):
-            rows = [index % self.items for index in group]
-            condition = decoder.condition(codes[rows], [counts[i] for i in group], [index >= self.items for index in group])
-            self.batches.append((group, rows, condition))
+            passes = torch.tensor(group, device=codes.device)
+            items = passes % self.items
+            condition = decoder.condition(codes[items], [counts[i] for i in group], [index >= self.items for index in group])
+            self.batches.append((passes, items, condition))
         self.total = len(counts)
 
     def velocity(self, x: Latents, timestep: Timestep) -> Float[Tensor, "passes channels rows columns"]:
         """Velocities of all passes, conditional ones first."""
         out = x.new_empty(self.total, *x.shape[1:])
-        for group, rows, condition in self.batches:
-            out[group] = self.decoder(x[rows], timestep, condition)
+        for passes, items, condition in self.batches:
+            out[passes] = self.decoder(x[items], timestep, condition)
         return out
 
 

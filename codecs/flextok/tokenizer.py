@@ -118,14 +118,16 @@ class FlexTok(Tokenizer[FlexTokConfig]):
     def _prepare(self, index: int, item: Any, fit: str, max_pixels: int) -> media.PreparedImage:
         with naming_item(index):
             prepared = media.prepare_image(item, size=self.config.image_size, fit=fit, max_pixels=max_pixels)
-            height, width = prepared.pixels.shape[1:]
-            (most_high, most_wide), (cell_height, cell_width) = self.config.image_size, self.config.cell
-            if height % cell_height or width % cell_width or height > most_high or width > most_wide:
-                raise InputError(
-                    f"an image of {width} x {height} does not fit: at most {most_wide} x {most_high}, and a multiple of "
-                    f"{cell_width} x {cell_height}"
-                )
+            self._require_fitting(prepared.pixels.shape[1], prepared.pixels.shape[2])
             return prepared
+
+    def _require_fitting(self, height: int, width: int) -> None:
+        (most_high, most_wide), (cell_height, cell_width) = self.config.image_size, self.config.cell
+        if height % cell_height or width % cell_width or not 0 < height <= most_high or not 0 < width <= most_wide:
+            raise InputError(
+                f"an image of {width} x {height} does not fit: at most {most_wide} x {most_high}, and a multiple of "
+                f"{cell_width} x {cell_height}"
+            )
 
     def _batches(self, images: Sequence[Float[Tensor, "3 _h _w"]]) -> list[list[int]]:
         """Consecutive images of one size, a few at a time."""
@@ -174,6 +176,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None,
         noise: Latents | None = None,
+        max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Float[Tensor, "3 _ _"]]:
         """Tokens, or prefixes of them, to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
@@ -188,6 +191,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             seed: of the initial noise, for all items or one for each. An item gives the same image in any batch.
             generator: draws the noise of one item after another instead, as the original code does.
             noise: the initial noise itself, ``[batch, channels, rows, columns]``.
+            max_pixels: refuse to restore larger originals.
             progress: show a progress bar.
 
         Raises:
@@ -197,7 +201,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         tokens = self._check(tokens)
         if size not in (None, "original"):
             raise InputError(f"size must be None or 'original', not {size!r}")
-        sizes = [self._size_of(meta) for meta in tokens.meta] or [self.config.image_size] * len(tokens)
+        sizes = self._sizes_of(tokens)
         options = self._sampling(steps, guidance, guidance_method)
         images: dict[int, Tensor] = {}
         with progress_bar("decode", len(tokens) * options["steps"], progress, unit="step") as advance:
@@ -206,7 +210,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 latents = self._sample(tokens[batch], torch.stack([noises[i] for i in batch]), advance, options)
                 for index, image in zip(batch, self._decode_latents(latents), strict=True):
                     restored = size == "original" and bool(tokens.meta)
-                    images[index] = media.restore_image(image, tokens.meta[index]) if restored else image
+                    images[index] = media.restore_image(image, tokens.meta[index], max_pixels) if restored else image
         return [images[i] for i in range(len(tokens))]
 
     def decode_latents(
@@ -258,9 +262,15 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 raise InputError(f"{length} tokens are more than the model's {self.config.registers}", index)
         return tokens
 
-    def _size_of(self, meta: Mapping[str, Any]) -> tuple[int, int]:
-        """Size that an item was encoded at: its own where it was taken as it is."""
-        return (meta["height"], meta["width"]) if meta["fit"] == "none" else self.config.image_size
+    def _sizes_of(self, tokens: Tokens) -> list[tuple[int, int]]:
+        """Size that each item was encoded at: its own where it was taken as it is."""
+        sizes = [self.config.image_size] * len(tokens)
+        for index, meta in enumerate(tokens.meta):
+            if meta.get("fit") == "none":
+                with naming_item(index):
+                    self._require_fitting(meta["height"], meta["width"])
+                sizes[index] = meta["height"], meta["width"]
+        return sizes
 
     def _sampling(self, steps: int | None, guidance: Guidance | None, method: str | None) -> dict[str, Any]:
         """The options of `flow.sample`, checked and completed."""

@@ -1,15 +1,12 @@
-"""Read and write media: audio files through soundfile, arrays and tensors as they are."""
+"""Audio: files through soundfile, arrays and tensors as they are, resampled block by block."""
 
 from __future__ import annotations
 
-import glob
 import io
 import math
 import os
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.nn.precision import exact_float32
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
@@ -62,7 +60,7 @@ def read_audio(
     Raises:
         InputError: the source is of the wrong kind or rank, empty, not finite, unreadable or truncated.
     """
-    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+    if isinstance(source, FILE_TYPES):
         rate, samples, blocks = _open_file(source)
     else:
         rate, samples, blocks = _from_array(source, default_sample_rate)
@@ -120,20 +118,7 @@ def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
     """Rate, frames and blocks of an audio file; the file stays open until the blocks are read."""
     import soundfile
 
-    name = "audio bytes" if isinstance(source, bytes | bytearray | memoryview) else os.fspath(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        if not source:
-            raise InputError("the audio is empty (0 bytes)")
-        handle: io.BufferedIOBase = io.BytesIO(source)
-    else:
-        path = Path(source)
-        if path.is_dir():
-            raise InputError(f"{name} is a folder")
-        if not path.exists():
-            raise InputError(f"{name} does not exist")
-        if path.stat().st_size == 0:
-            raise InputError(f"{name} is empty (0 bytes)")
-        handle = path.open("rb")
+    handle, name = open_source(source, "audio")
     try:
         _check_riff_complete(handle, name)
         file = soundfile.SoundFile(handle)
@@ -264,41 +249,3 @@ def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels 
     with replacing(path) as temporary:
         soundfile.write(temporary, samples, sample_rate, format=kind)
     return path
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name in the same folder that replaces ``path`` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str]) -> list[Path]:
-    """Files named by paths, folders (searched recursively, sorted) and glob patterns, each once and in order.
-
-    Raises:
-        InputError: an argument matches nothing.
-    """
-    wanted = {extension.lower() for extension in extensions}
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(os.fspath(argument), recursive=True) if Path(match).is_file())
-        if not matches:
-            raise InputError(f"{argument}: no such file, or no file with a known extension in it")
-        found |= dict.fromkeys(matches)
-    return list(found)
