@@ -6,51 +6,37 @@ one number. Which packages a metric needs is declared; where one is missing the 
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torchaudio
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zoo.eval import plots
+from zoo.eval.modality import Metric, MetricFunction, Row, Variant
+from zoo.eval.networks import UTMOS
 from zoo.media import AUDIO_EXTENSIONS, read_audio, resample
 from zoo.nn.losses import LogMel, STFTLoss
+from zoo.spec import Spec
 
 EXTENSIONS = AUDIO_EXTENSIONS
-MetricFunction = Callable[[Tensor, Tensor, int], float | None]
+BASELINE = "8-bit µ-law of the same bit rate"
+NOTES = (
+    "Compared at the tokenizer's sample rate, in mono. The baseline is 8-bit µ-law at the sample rate that the tokenizer's bit "
+    "rate allows."
+)
+TEMPLATE = "audio.html.j2"
+# Half of the metrics are functions of arrays.
+ON_DEVICE = False
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure per item.
-
-    Attributes:
-        title, unit: for tables and plots.
-        higher_is_better: which way is up.
-        function: the measurement; ``None`` where it is not defined for the item.
-        packages: what has to be importable.
-        extra: the extra of this package that installs them.
-        about: definition and source in one sentence.
-    """
-
-    title: str
-    unit: str
-    higher_is_better: bool
-    function: MetricFunction
-    about: str
-    packages: tuple[str, ...] = ()
-    extra: str = "eval"
-
-    def why_skipped(self) -> str | None:
-        """What is missing, and how to get it; ``None`` if the metric can run."""
-        missing = [package for package in self.packages if find_spec(package) is None]
-        return f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[{self.extra}]"' if missing else None
+CLIP_SECONDS = 8.0
 
 
 def si_sdr(reference: Float[Tensor, " samples"], estimate: Float[Tensor, " samples"], rate: int) -> float:
@@ -174,23 +160,8 @@ METRICS: Mapping[str, Metric] = {
     "pesq": Metric("PESQ (wide band)", "", True, pesq, "ITU-T P.862.2 at 16 kHz", ("pesq",), "pesq"),
     "f0_rmse": Metric("F0 RMSE", "cents", False, f0_rmse, "YIN, 50 to 550 Hz, frames voiced in both"),
     "voicing_f1": Metric("voicing F1", "", True, voicing_f1, "YIN, voiced frames every 10 ms"),
+    "utmos": Metric("UTMOS", "", True, None, "naturalness, 1 to 5, without a reference (arXiv 2204.02152)", network=UTMOS),
 }
-
-#: Metrics by networks whose weights are elsewhere: they are measured where the user brings the network, and never imitated.
-NEEDS_NETWORK: Mapping[str, str] = {
-    "utmos": "needs the network of UTMOS (arXiv 2204.02152): pass utmos= a function, or --utmos a TorchScript file",
-}
-
-
-def utmos_from_torchscript(path: str) -> Callable[[Tensor, int], float]:
-    """A TorchScript file that maps ``[1, samples]`` at 16 kHz to a score, as a function of audio at any rate."""
-    network = torch.jit.load(path, map_location="cpu").eval()
-
-    def score(audio: Tensor, rate: int) -> float:
-        with torch.inference_mode():
-            return float(network(resample(audio[None], rate, 16_000)).mean())
-
-    return score
 
 
 def mu_law_baseline(reference: Float[Tensor, " samples"], rate: int, bit_rate: float) -> Float[Tensor, " samples"]:
@@ -204,17 +175,109 @@ def mu_law_baseline(reference: Float[Tensor, " samples"], rate: int, bit_rate: f
     return _at_least(back, len(reference))[: len(reference)]
 
 
-def read(path: str, sample_rate: int) -> Float[Tensor, "1 samples"]:
+# ---------------------------------------------------------------------------------- what the run asks: see `zoo.eval.modality`
+
+
+def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "1 samples"]:
     """An item of the data set, as the tokenizer hears it."""
-    return read_audio(path, sample_rate=sample_rate, mono=True).waveform
+    return read_audio(path, sample_rate=spec.sample_rate, mono=True).waveform
 
 
-def encoded_clip(audio: Float[Tensor, "1 samples"], rate: int) -> str:
-    """A data URI of the audio as FLAC."""
-    import base64
+def comparable(decoded: Float[Tensor, "1 _"], reference: Float[Tensor, "1 samples"]) -> Float[Tensor, "1 samples"]:
+    """The decoded samples, as many as there are in the original."""
+    return decoded[:, : reference.shape[1]]
 
+
+def properties(reference: Float[Tensor, "1 samples"], spec: Spec) -> dict[str, Any]:
+    """The duration."""
+    return {"seconds": reference.shape[1] / _rate(spec)}
+
+
+def baseline(reference: Float[Tensor, "1 samples"], spec: Spec, bits: int) -> Float[Tensor, "1 samples"]:
+    """8-bit mu-law in the same number of bits."""
+    seconds = reference.shape[1] / _rate(spec)
+    return mu_law_baseline(reference[0], _rate(spec), bits / seconds)[None]
+
+
+def measure(function: MetricFunction, spec: Spec, *signals: Float[Tensor, "1 samples"]) -> Any:
+    """The function of an original and its reconstruction, ``[samples]`` each, and their rate."""
+    return function(*(signal[0] for signal in signals), _rate(spec))
+
+
+def tokens_per(rows: Sequence[Row], spec: Spec) -> dict[str, float]:
+    """Tokens per second."""
+    return {} if spec.token_rate is None else {"second": spec.token_rate}
+
+
+def totals(rows: Sequence[Row]) -> dict[str, Any]:
+    """Seconds of audio, and seconds of work per second of audio."""
+    seconds = sum(row["seconds"] for row in rows)
+    factors = {
+        f"{direction}_real_time_factor": sum(row[f"{direction}_seconds"] for row in rows) / seconds if seconds else None
+        for direction in ("encode", "decode")
+    }
+    return {"seconds": seconds, "speed": factors}
+
+
+def heading(summary: Mapping[str, Any]) -> str:
+    """Seconds and bit rate."""
+    return f"{summary['seconds']:.1f} seconds of audio, {summary['tokens'].get('bits_per_second', 0):.0f} bit/s"
+
+
+def tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rates and speed."""
+    spec, tokens, speed = summary["tokenizer"], summary["tokens"], summary["speed"]
+    found = [
+        (f"{spec['token_rate']:.4g}", "tokens per second"),
+        (f"{tokens['bits_per_second']:.0f}", f"bit/s, {spec['bits_per_token']} bits per token"),
+    ]
+    for direction, name in (("encode", "encoding"), ("decode", "decoding")):
+        if factor := speed[f"{direction}_real_time_factor"]:
+            found.append((f"{1 / factor:.0f}×", f"real time, {name}"))
+    return found
+
+
+def shown(reference: Float[Tensor, "1 samples"], variants: Sequence[Variant], spec: Spec) -> dict[str, Any]:
+    """The first seconds of an item to hear and see."""
+    rate = _rate(spec)
+    clip = int(CLIP_SECONDS * rate)
+    original, decoded = reference[:, :clip], variants[-1].decoded[:, :clip]
+    return {
+        "caption": f"{reference.shape[1] / rate:.1f} s, {variants[-1].tokens} tokens"
+        + (f"; the first {CLIP_SECONDS:.0f} s are shown" if reference.shape[1] > clip else ""),
+        "figures": variants[-1].figures,
+        "original": _as_flac(original, rate),
+        "decoded": _as_flac(decoded, rate),
+        "picture": _spectrograms(original, decoded, rate),
+    }
+
+
+def _rate(spec: Spec) -> int:
+    assert spec.sample_rate is not None
+    return spec.sample_rate
+
+
+def _as_flac(audio: Float[Tensor, "1 samples"], rate: int) -> str:
+    """A data URI of the audio."""
     import soundfile
 
     buffer = io.BytesIO()
     soundfile.write(buffer, audio[0].clamp(-1, 1).numpy(), rate, format="FLAC", subtype="PCM_16")
     return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _spectrograms(original: Float[Tensor, "1 samples"], decoded: Float[Tensor, "1 samples"], rate: int) -> str:
+    """Log-mel spectrograms one above the other on one colour scale, 70 dB deep."""
+    mel = LogMel(rate, hop_length=max(64, original.shape[1] // 900))
+    padded = [torch.nn.functional.pad(audio, (0, max(0, 1024 - audio.shape[1]))) for audio in (original, decoded)]
+    pictures = [mel(audio)[0].numpy() * (20 / math.log(10)) for audio in padded]
+    top = float(pictures[0].max())
+    seconds = original.shape[1] / rate
+    figure, axes = plots.canvas(7.2, 3.4, rows=2, sharex=True, sharey=True)
+    for axis, picture, title in zip(axes, pictures, ("original", "reconstruction"), strict=True):
+        axis.imshow(
+            picture, origin="lower", aspect="auto", cmap="magma", vmin=top - 70, vmax=top, extent=(0, seconds, 0, len(picture))
+        )
+        axis.set_ylabel(f"{title}\nmel band")
+    axes[1].set_xlabel("seconds")
+    return plots.as_uri(figure, "png")

@@ -3,43 +3,35 @@
     python -m zoo.eval.reconstruct wavtokenizer-tiny --data recordings/ --out report/
 
 Items are read, reconstructed and measured one at a time, and each result is written at once, so that memory stays small and
-an interrupted run goes on where it stopped. The result is ``metrics.json``, ``items.parquet`` and one self-contained
-``report.html``.
+an interrupted run goes on where it stopped. The result is ``metrics.json``, ``items.parquet``, for tokenizers whose prefixes
+decode ``prefixes.parquet``, and one self-contained ``report.html``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 import zoo
-from zoo.bench import device_name
 from zoo.errors import InputError, MissingExtraError
-from zoo.eval.tokens import usage_statistics
+from zoo.eval.journal import Journal
+from zoo.eval.options import add_options, given, network_sources, token_counts
+from zoo.eval.plan import NetworkSource, Plan, make_plan
+from zoo.eval.summary import summarise, write_tables
 from zoo.media import expand_paths, replacing
 from zoo.tokenizer import Tokenizer
 
-# The module that measures each modality; another modality is another line here.
-MODALITIES = {"audio": "zoo.eval.audio", "speech": "zoo.eval.audio"}
-PART_FILE = "items.part.jsonl"
 _NEEDED = ("jinja2", "matplotlib", "pyarrow")
-
-Row = dict[str, Any]
 
 
 def run(
@@ -49,7 +41,10 @@ def run(
     *,
     limit: int | None = None,
     metrics: Sequence[str] | None = None,
-    utmos: Callable[[torch.Tensor, int], float] | None = None,
+    networks: Mapping[str, NetworkSource] | None = None,
+    encode: Mapping[str, Any] | None = None,
+    decode: Mapping[str, Any] | None = None,
+    prefixes: Sequence[int] | None = None,
     device: str | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -63,9 +58,13 @@ def run(
         out: folder of the results.
         limit: stop after that many items.
         metrics: names of the metrics to compute; all that can run by default.
-        utmos: the UTMOS network as a function of ``(audio [samples], sample_rate)``.
+        networks: for metrics by networks: the path of the weights, ``None`` to fetch the public ones, or the network as a
+            function with the signature of the modality's metrics. Public ones that are in their caches need no mention.
+        encode: options of the tokenizer's ``encode``, such as ``{"fit": "pad"}``.
+        decode: options of its ``decode``, such as ``{"steps": 20, "seed": 1}``.
+        prefixes: how many first tokens to decode besides all of them, where prefixes decode; 1, 2, 4, … by default.
         device: where to load a tokenizer given by name.
-        resume: go on from an interrupted run with the same tokenizer and metrics.
+        resume: go on from an interrupted run with the same tokenizer, metrics and options.
         progress: show a progress bar.
         command: how the run was started, for the record.
 
@@ -73,8 +72,9 @@ def run(
         The content of ``metrics.json``.
 
     Raises:
-        InputError: there is no media in ``data``, a metric is unknown, or the modality has no metrics yet.
+        InputError: there is no media in ``data``, a metric or an option is unknown, or the tokenizer cannot be measured.
         MissingExtraError: a package of the ``eval`` extra is missing.
+        WeightsError: the weights given for a network are not what it needs.
     """
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
@@ -83,76 +83,31 @@ def run(
 
     if isinstance(tokenizer, str):
         tokenizer = zoo.load(tokenizer, device=device)
-    measuring = _measuring(tokenizer)
-    chosen, skipped = _choose_metrics(measuring, metrics, utmos is not None)
+    networks = networks or {}
+    plan = make_plan(tokenizer, metrics=metrics, networks=networks, encode=encode or {}, decode=decode or {}, prefixes=prefixes)
     sources = [data] if isinstance(data, str | Path) else list(data)
-    paths = expand_paths(sources, measuring.EXTENSIONS)[:limit]
+    paths = expand_paths(sources, plan.modality.EXTENSIONS)[:limit]
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    header = {"fingerprint": tokenizer.fingerprint, "metrics": chosen, "zoo": zoo.__version__}
-    part = out / PART_FILE
-    rows = _finished_rows(part, header) if resume else {}
-    with part.open("w" if not rows else "a", encoding="utf-8") as file:
-        if not rows:
-            print(json.dumps(header), file=file, flush=True)
-        results: list[Row] = []
-        for path in _with_progress(paths, progress):
-            status = path.stat()
-            identity = {"file": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
-            row = rows.get(str(path))
-            if row is None or any(row[key] != value for key, value in identity.items()):
-                row = identity | _measure(tokenizer, measuring, path, chosen, utmos)
-                print(json.dumps(row), file=file, flush=True)
-            results.append(row)
+    header = {
+        "fingerprint": tokenizer.fingerprint,
+        "metrics": [*plan.functions, *plan.feature_functions],
+        "networks": {name: str(source) for name, source in networks.items() if not callable(source)},
+        "options": plan.settings,
+        "prefixes": plan.prefixes,
+        "zoo": zoo.__version__,
+    }
+    journal = Journal(out, header, resume=resume)
+    rows = [_finished_or_measured(plan, journal, path) for path in _with_progress(paths, progress)]
 
-    summary = _summarise(tokenizer, measuring, results, chosen, skipped, command)
-    _write_parquet(results, out / "items.parquet")
+    summary = summarise(plan, rows, journal, command)
+    write_tables(rows, summary, out)
     with replacing(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    report.write(out / "report.html", tokenizer, measuring, results, summary)
-    part.unlink()
+    report.write(out / "report.html", plan, rows, summary)
+    journal.remove()
     return summary
-
-
-def _measuring(tokenizer: Tokenizer[Any]) -> ModuleType:
-    modality = tokenizer.spec.modality
-    if modality not in MODALITIES:
-        raise InputError(f"there are no metrics for {modality} yet; there are for {', '.join(MODALITIES)}")
-    return importlib.import_module(MODALITIES[modality])
-
-
-def _choose_metrics(measuring: ModuleType, wanted: Sequence[str] | None, with_utmos: bool) -> tuple[list[str], dict[str, str]]:
-    """The metrics to compute, and why the others are not."""
-    known = {**measuring.METRICS, **measuring.NEEDS_NETWORK}
-    if wanted is not None:
-        for name in wanted:
-            if name not in known:
-                raise InputError(f"unknown metric {name!r}; there are {', '.join(known)}")
-    chosen, skipped = [], {}
-    for name in wanted if wanted is not None else known:
-        if name in measuring.NEEDS_NETWORK:
-            reason = None if with_utmos else measuring.NEEDS_NETWORK[name]
-        else:
-            reason = measuring.METRICS[name].why_skipped()
-        if reason is None:
-            chosen.append(name)
-        else:
-            skipped[name] = reason
-    return chosen, skipped
-
-
-def _finished_rows(part: Path, header: dict[str, Any]) -> dict[str, Row]:
-    """Rows of an interrupted run with the same settings; a last line that was cut off is dropped."""
-    if not part.exists():
-        return {}
-    lines = part.read_text(encoding="utf-8").split("\n")[:-1]
-    if not lines or json.loads(lines[0]) != header:
-        return {}
-    rows = [json.loads(line) for line in lines[1:]]
-    with replacing(part) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return {row["file"]: row for row in rows}
 
 
 def _with_progress(paths: Sequence[Path], shown: bool) -> Iterator[Path]:
@@ -164,120 +119,58 @@ def _with_progress(paths: Sequence[Path], shown: bool) -> Iterator[Path]:
     yield from tqdm(paths, desc="reconstruct", unit="item")
 
 
-def _measure(
-    tokenizer: Tokenizer[Any],
-    measuring: ModuleType,
-    path: Path,
-    chosen: Sequence[str],
-    utmos: Callable[[torch.Tensor, int], float] | None,
-) -> Row:
-    """One item: its figures and those of the baseline, or the error that it raised."""
-    spec = tokenizer.spec
-    rate = spec.sample_rate
-    assert rate is not None
-    try:
-        reference = measuring.read(str(path), rate)
-        started = time.perf_counter()
-        tokens = tokenizer.encode(reference)
-        encoded = time.perf_counter()
-        estimate = tokenizer.decode(tokens)[0].float().cpu()
-        decoded = time.perf_counter()
-    except InputError as error:
-        return {"error": error.reason}
-    baseline = measuring.mu_law_baseline(reference[0], rate, spec.bit_rate)
-    row: Row = {
-        "error": None,
-        "seconds": reference.shape[1] / rate,
-        "tokens": int(tokens.lengths[0]),
-        "encode_seconds": encoded - started,
-        "decode_seconds": decoded - encoded,
-        "ids": tokens.tolist()[0],
-    }
-    for name in chosen:
-        if name == "utmos":
-            assert utmos is not None
-            row[name], row[f"baseline_{name}"] = utmos(estimate[0], rate), utmos(baseline, rate)
-        else:
-            function = measuring.METRICS[name].function
-            row[name] = function(reference[0], estimate[0], rate)
-            row[f"baseline_{name}"] = function(reference[0], baseline, rate)
+def _finished_or_measured(plan: Plan, journal: Journal, path: Path) -> dict[str, Any]:
+    """The row of an item, from the journal if the file is the same as then."""
+    status = path.stat()
+    identity = {"file": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
+    row = journal.rows.get(str(path))
+    if row is None or any(row[key] != value for key, value in identity.items()):
+        measured, features = _measure(plan, path)
+        row = identity | measured
+        journal.append(row, features)
     return row
 
 
-def _summarise(
-    tokenizer: Tokenizer[Any],
-    measuring: ModuleType,
-    rows: Sequence[Row],
-    chosen: Sequence[str],
-    skipped: dict[str, str],
-    command: str | None,
-) -> dict[str, Any]:
-    good = [row for row in rows if row["error"] is None]
-    seconds = sum(row["seconds"] for row in good)
-    counts = np.bincount([i for row in good for i in row["ids"]], minlength=tokenizer.spec.vocab_size)
-    figures = {
-        name: {
-            "ours": _statistics([row[name] for row in good]),
-            "mu_law": _statistics([row[f"baseline_{name}"] for row in good]),
-        }
-        for name in chosen
+def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """One item: its figures, those of the baseline and of its prefixes, or the error that it raised; and its features.
+
+    Features are those of the original, of the prefixes, of the whole sequence, and in the same order of their baselines.
+    """
+    spec, modality = plan.tokenizer.spec, plan.modality
+    try:
+        reference = plan.read(str(path))
+        started = time.perf_counter()
+        tokens = plan.encoded(reference)
+        encoded = time.perf_counter()
+        length = int(tokens.lengths[0])
+        whole = plan.decoded(tokens, reference, [length])
+        decoded = time.perf_counter()
+        prefixes = plan.prefix_lengths(length)
+        estimates = [*plan.decoded(tokens, reference, prefixes), *whole]
+    except InputError as error:
+        return {"error": error.reason}, {}
+    all_bits = [count * spec.bits_per_token for count in (*prefixes, length)]
+    baselines = [modality.baseline(reference, spec, bits) for bits in all_bits]
+    figures: list[dict[str, Any]] = []
+    for count, bits, estimate, rival in zip((*prefixes, length), all_bits, estimates, baselines, strict=True):
+        figures.append({"tokens": count, "bits": bits})
+        for name, function in plan.functions.items():
+            figures[-1][name] = modality.measure(function, spec, reference, estimate)
+            figures[-1][f"baseline_{name}"] = modality.measure(function, spec, reference, rival)
+    row = {
+        "error": None,
+        **modality.properties(reference, spec),
+        **figures[-1],
+        "encode_seconds": encoded - started,
+        "decode_seconds": decoded - encoded,
+        "ids": tokens.tolist()[0],
+        "prefixes": figures[:-1],
     }
-    return {
-        "tokenizer": tokenizer.spec.as_dict() | {"parameters": tokenizer.num_parameters},
-        "items": len(rows),
-        "failed": len(rows) - len(good),
-        "seconds": seconds,
-        "metrics": figures,
-        "skipped": skipped,
-        "tokens": usage_statistics(counts, tokenizer.spec.token_rate),
-        "speed": {
-            "encode_real_time_factor": _ratio(sum(row["encode_seconds"] for row in good), seconds),
-            "decode_real_time_factor": _ratio(sum(row["decode_seconds"] for row in good), seconds),
-        },
-        "errors": {row["file"]: row["error"] for row in rows if row["error"] is not None},
-        "run": {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "device": device_name(tokenizer.device),
-            "threads": torch.get_num_threads(),
-            "versions": _versions(),
-        },
+    features = {
+        name: np.stack([modality.measure(function, spec, signal) for signal in (reference, *estimates, *baselines)])
+        for name, function in plan.feature_functions.items()
     }
-
-
-def _statistics(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean, spread and percentiles of the values that are defined; ``None`` if there are none."""
-    defined = np.array([value for value in values if value is not None], dtype=np.float64)
-    if not len(defined):
-        return None
-    names = ("p5", "p25", "median", "p75", "p95")
-    return {"n": len(defined), "mean": float(defined.mean()), "std": float(defined.std())} | {
-        name: float(value) for name, value in zip(names, np.percentile(defined, (5, 25, 50, 75, 95)), strict=True)
-    }
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "zoo": zoo.__version__}
-    for package in ("torch", "torchaudio", "numpy", "pystoi", "pesq", "torchmetrics"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = dict.fromkeys(key for row in rows for key in row)
-    table = pyarrow.table({key: [row.get(key) for row in rows] for key in columns})
-    with replacing(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
+    return row, features
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -291,22 +184,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--metrics", help="comma-separated names; all that can run by default")
-    parser.add_argument("--utmos", help="TorchScript file of a UTMOS network")
-    parser.add_argument("--device")
+    parser.add_argument("--network", action="append", default=[], help="NAME=PATH of a metric's weights, or NAME to fetch them")
+    parser.add_argument("--prefixes", help="comma-separated token counts, all for whole sequences only; 1,2,4,… by default")
     parser.add_argument("--no-resume", action="store_true")
+    add_options(parser)
     options = parser.parse_args(arguments)
-    utmos = None
-    if options.utmos:
-        from zoo.eval.audio import utmos_from_torchscript
-
-        utmos = utmos_from_torchscript(options.utmos)
     summary = run(
         options.name,
         options.data,
         options.out,
         limit=options.limit,
         metrics=options.metrics.split(",") if options.metrics else None,
-        utmos=utmos,
+        networks=network_sources(options.network),
+        encode=given(fit=options.fit, posterior=options.posterior),
+        decode=given(steps=options.steps, guidance=options.guidance, seed=options.seed),
+        prefixes=token_counts(options.prefixes),
         device=options.device,
         resume=not options.no_resume,
         command=shlex.join(["python", "-m", "zoo.eval.reconstruct", *arguments]),

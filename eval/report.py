@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from zoo.eval import plots
+from zoo.eval.modality import Metric, Row, Variant, modality_named
+from zoo.eval.plan import Plan
 from zoo.media import replacing
-from zoo.nn.losses import LogMel
-from zoo.tokenizer import Tokenizer
 
-Row = Mapping[str, Any]
-
-CLIP_SECONDS = 8.0
 SHOWN = 3
-OURS, BASELINE, INK = "#4f6bed", "#c2842b", "#8a8f98"
+
+Sections = Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
 
 
-def write(
-    path: Path, tokenizer: Tokenizer[Any], measuring: ModuleType, rows: Sequence[Row], summary: Mapping[str, Any]
-) -> None:
-    """Write ``report.html``: summary, best, median and worst items to hear and see, histograms, token usage."""
+def write(path: Path, plan: Plan, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
+    """Write ``report.html``: summary, rate against distortion, best, median and worst items, distributions, token usage."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources.files("zoo.eval") / "report.html.j2").read_text(encoding="utf-8"))
+    loader = jinja2.FunctionLoader(lambda name: (resources.files("zoo.eval") / name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    metrics = plan.modality.METRICS
     good = [row for row in rows if row["error"] is None]
-    ranked_by = next((name for name in summary["metrics"] if summary["metrics"][name]["ours"]), None)
+    ranked_by = next((name for name in plan.functions if summary["metrics"][name]["ours"]), None)
     sections = []
     if ranked_by is not None:
-        metric = _metric(measuring, ranked_by)
-        for title, chosen in _best_median_worst(good, ranked_by, metric["higher_is_better"]):
-            sections.append((title, [_item(tokenizer, measuring, row, summary["metrics"]) for row in chosen]))
-    html = template.render(
+        sections = [
+            (title, [_item(plan, row, summary["curve"]) for row in chosen])
+            for title, chosen in _best_median_worst(good, ranked_by, metrics[ranked_by].higher_is_better)
+        ]
+    html = environment.get_template("report.html.j2").render(
         summary=summary,
-        table=[_table_row(measuring, name, figures) for name, figures in summary["metrics"].items()],
-        skipped={_metric(measuring, name)["title"]: reason for name, reason in summary["skipped"].items()},
+        modality=plan.modality,
+        heading=plan.modality.heading(summary),
+        tiles=[*plan.modality.tiles(summary), *_usage_tiles(summary["tokens"])],
+        metrics=metrics,
+        reported=_reported(metrics, summary),
+        curves=_curves(metrics, summary),
+        steps=_slider_steps(summary["curve"], sections),
         sections=sections,
-        ranked_by=_metric(measuring, ranked_by)["title"] if ranked_by else "",
-        histograms=[picture for name in summary["metrics"] if (picture := _histogram(measuring, name, good))],
-        usage=_usage(good, summary["tokens"]["vocab_size"]) if good else None,
+        ranked_by=metrics[ranked_by].title if ranked_by else "",
+        histograms=_histograms(plan, good),
+        usage=_usage(good, summary["tokens"]),
+        positions=_positions(summary["tokens"]["position_entropy_bits"], len(good)),
+        options=[f"{name} {value}" for settings in summary["options"].values() for name, value in settings.items()],
     )
     with replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -61,17 +62,18 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
     spec, tokens = summary["tokenizer"], summary["tokens"]
-    table = Table(title=f"{spec['name']}: {summary['items'] - summary['failed']} items, {summary['seconds']:.1f} s")
-    for column in ("metric", "reconstruction", "8-bit mu-law, same bit rate"):
+    heading = modality_named(spec["modality"]).heading(summary)
+    table = Table(title=f"{spec['name']}: {summary['items'] - summary['failed']} items, {heading}")
+    for column in ("metric", "reconstruction", summary["baseline"]):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, figures in summary["metrics"].items():
-        table.add_row(name, _number(figures["ours"]), _number(figures["mu_law"]))
-    for name, reason in summary["skipped"].items():
-        table.add_row(f"[dim]{name}[/dim]", f"[dim]skipped: {escape(reason)}[/dim]", "")
+        table.add_row(name, _number(figures["ours"]), _number(figures["baseline"]))
     console = Console()
     console.print(table)
+    for name, reason in summary["skipped"].items():
+        console.print(f"[dim]{name} skipped: {escape(reason)}[/dim]")
     console.print(
-        f"{tokens['tokens']} tokens, {spec['bit_rate']:.0f} bit/s; {tokens['used']:.0%} of {tokens['vocab_size']} codes used, "
+        f"{tokens['tokens']} tokens; {tokens['used']:.1%} of {tokens['vocab_size']} codes used, "
         f"perplexity {tokens['perplexity']:.0f}"
     )
     for file, reason in summary["errors"].items():
@@ -80,17 +82,40 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
 
 
 def _number(statistics: Mapping[str, float] | None) -> str:
-    return "undefined" if statistics is None else f"{statistics['mean']:.3f} ± {statistics['std']:.3f}"
+    if statistics is None:
+        return "undefined"
+    if "value" in statistics:
+        return f"{statistics['value']:.3f}"
+    return f"{statistics['mean']:.3f} ± {statistics['std']:.3f}"
 
 
-def _metric(measuring: ModuleType, name: str) -> dict[str, Any]:
-    if name in measuring.METRICS:
-        return vars(measuring.METRICS[name])
-    return {"title": name.upper(), "unit": "", "higher_is_better": True, "about": measuring.NEEDS_NETWORK[name]}
+def _usage_tiles(tokens: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{tokens['used'] * 100:.3g} %", f"of {tokens['vocab_size']} codes used"),
+        (f"{tokens['perplexity']:.0f}", f"perplexity, {tokens['entropy_bits']:.2f} bits per token"),
+    ]
 
 
-def _table_row(measuring: ModuleType, name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    return _metric(measuring, name) | {"ours": figures["ours"], "baseline": figures["mu_law"]}
+def _reported(metrics: Mapping[str, Metric], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Published figures, each with ours of the same name where there is one."""
+    names = {metric.title.lower(): name for name, metric in metrics.items()}
+    return [{**figure, "ours": _ours(names, figure["metric"], summary)} for figure in summary["reported"]]
+
+
+def _ours(names: Mapping[str, str], reported: str, summary: Mapping[str, Any]) -> float | None:
+    """Our figure for what somebody else calls ``PSNR`` or, of a prefix, ``PSNR, 32 tokens``."""
+    title, _, prefix = reported.partition(", ")
+    name = names.get(title.lower())
+    if name is None or name not in summary["metrics"]:
+        return None
+    if not prefix:
+        ours = summary["metrics"][name]["ours"]
+        return ours and ours.get("mean", ours.get("value"))
+    points = (point for point in summary["curve"] if f"{point['tokens']:.0f} tokens" == prefix)
+    return next((point["metrics"][name]["ours"] for point in points), None)
+
+
+# ------------------------------------------------------------------------------------------------------------------- items
 
 
 def _best_median_worst(rows: Sequence[Row], name: str, higher_is_better: bool) -> list[tuple[str, list[Row]]]:
@@ -106,99 +131,74 @@ def _best_median_worst(rows: Sequence[Row], name: str, higher_is_better: bool) -
     ]
 
 
-def _item(tokenizer: Tokenizer[Any], measuring: ModuleType, row: Row, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """An item to hear and see; its reconstruction is decoded again from the stored ids."""
-    rate = tokenizer.spec.sample_rate
-    assert rate is not None
-    original = measuring.read(row["file"], rate)
-    decoded = tokenizer.decode(tokenizer.tokens([torch.tensor(row["ids"])]))[0].float().cpu()[:, : original.shape[1]]
-    clip = int(CLIP_SECONDS * rate)
-    cut = original.shape[1] > clip
-    original, decoded = original[:, :clip], decoded[:, :clip]
+def _item(plan: Plan, row: Row, curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An item to hear or see; its reconstructions are decoded again from the stored ids."""
+    reference = plan.read(row["file"])
+    tokens = plan.tokenizer.tokens([torch.tensor(row["ids"])])
+    figures = [*row["prefixes"], row]
+    decoded = plan.decoded(tokens, reference, [entry["tokens"] for entry in figures])
+    variants = [
+        Variant(entry["tokens"], entry["bits"], media, _defined(plan, entry), _defined(plan, entry, "baseline_"))
+        for entry, media in zip(figures, decoded, strict=True)
+    ]
+    lengths = [entry["tokens"] for entry in figures]
     return {
         "name": Path(row["file"]).name,
-        "seconds": row["seconds"],
-        "tokens": row["tokens"],
-        "cut": CLIP_SECONDS if cut else None,
-        "figures": [
-            (_metric(measuring, name)["title"], row[name], _metric(measuring, name)["unit"])
-            for name in metrics
-            if row[name] is not None
+        # Which of its variants an item shows at each step of the slider: the whole sequence where it is no longer than that.
+        "steps": [
+            lengths.index(point["tokens"]) if not point["whole"] and point["tokens"] in lengths else len(lengths) - 1
+            for point in curve
         ],
-        "original": measuring.encoded_clip(original, rate),
-        "decoded": measuring.encoded_clip(decoded, rate),
-        "picture": _spectrograms(original, decoded, rate),
+        **plan.modality.shown(reference, variants, plan.tokenizer.spec),
     }
 
 
-def _spectrograms(original: Float[Tensor, "1 samples"], decoded: Float[Tensor, "1 samples"], rate: int) -> str:
-    """Log-mel spectrograms one above the other on one colour scale, 70 dB deep."""
-    import matplotlib.pyplot as plt
-
-    mel = LogMel(rate, hop_length=max(64, original.shape[1] // 900))
-    padded = [torch.nn.functional.pad(audio, (0, max(0, 1024 - audio.shape[1]))) for audio in (original, decoded)]
-    pictures = [mel(audio)[0].numpy() * (20 / np.log(10)) for audio in padded]
-    top = float(pictures[0].max())
-    seconds = original.shape[1] / rate
-    figure, axes = plt.subplots(2, 1, figsize=(7.2, 3.4), sharex=True, sharey=True, layout="constrained")
-    for axis, picture, title in zip(axes, pictures, ("original", "reconstruction"), strict=True):
-        axis.imshow(
-            picture, origin="lower", aspect="auto", cmap="magma", vmin=top - 70, vmax=top, extent=(0, seconds, 0, len(picture))
-        )
-        axis.set_ylabel(f"{title}\nmel band", color=INK)
-        _quiet(axis)
-    axes[1].set_xlabel("seconds", color=INK)
-    return _as_uri(figure)
+def _defined(plan: Plan, figures: Row, whose: str = "") -> list[tuple[str, float, str]]:
+    """Title, value and unit of the figures that are defined for an item."""
+    found = [(plan.modality.METRICS[name], figures[f"{whose}{name}"]) for name in plan.functions]
+    return [(metric.title, value, metric.unit) for metric, value in found if value is not None]
 
 
-def _histogram(measuring: ModuleType, name: str, rows: Sequence[Row]) -> str | None:
-    import matplotlib.pyplot as plt
+def _slider_steps(curve: Sequence[Mapping[str, Any]], sections: Sections) -> list[str]:
+    """What the slider says at each of its steps; none where there is nothing to choose."""
+    if len(curve) < 2 or not any("frames" in item for _, items in sections for item in items):
+        return []
+    steps = []
+    for point in curve:
+        count = f"{point['tokens']:.0f} " if point["tokens"] != 1 else ""
+        tokens = f"{'all' if point['whole'] else 'the first'} {count}token{'s' if count else ''}"
+        steps.append(f"{tokens}, {point['bits']:.0f} bits")
+    return steps
 
-    ours = [row[name] for row in rows if row[name] is not None]
-    baseline = [row[f"baseline_{name}"] for row in rows if row[f"baseline_{name}"] is not None]
-    if not ours:
+
+# ------------------------------------------------------------------------------------------------------------------- plots
+
+
+def _curves(metrics: Mapping[str, Metric], summary: Mapping[str, Any]) -> list[str]:
+    curve = summary["curve"]
+    if len(curve) < 2:
+        return []
+    return [plot for name in summary["metrics"] if (plot := plots.rate_distortion(metrics[name], name, curve))]
+
+
+def _histograms(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    found = []
+    for name in plan.functions:
+        ours, baseline = (_values(row[key] for row in rows) for key in (name, f"baseline_{name}"))
+        if len(ours) > 1:
+            found.append(plots.histogram(plan.modality.METRICS[name], ours, baseline))
+    return found
+
+
+def _values(figures: Iterable[float | None]) -> list[float]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _usage(rows: Sequence[Row], tokens: Mapping[str, Any]) -> str | None:
+    if not rows:
         return None
-    metric = _metric(measuring, name)
-    edges = np.histogram_bin_edges([*ours, *baseline], bins=min(40, max(8, len(ours) // 2))).tolist()
-    figure, axis = plt.subplots(figsize=(3.6, 2.3), layout="constrained")
-    axis.hist(baseline, edges, color=BASELINE, alpha=0.55, label="µ-law")
-    axis.hist(ours, edges, color=OURS, alpha=0.75, label="reconstruction")
-    unit = f" ({metric['unit']})" if metric["unit"] else ""
-    axis.set_title(f"{metric['title']}{unit}", color=INK, fontsize=10)
-    axis.legend(frameon=False, labelcolor=INK, fontsize=7)
-    _quiet(axis)
-    return _as_uri(figure)
+    return plots.usage(np.bincount([i for row in rows for i in row["ids"]], minlength=tokens["vocab_size"]))
 
 
-def _usage(rows: Sequence[Row], vocab_size: int) -> str:
-    """How often each code occurred, most frequent first, beside an even use."""
-    import matplotlib.pyplot as plt
-
-    counts = np.sort(np.bincount([i for row in rows for i in row["ids"]], minlength=vocab_size))[::-1]
-    figure, axis = plt.subplots(figsize=(7.2, 2.3), layout="constrained")
-    axis.fill_between(np.arange(vocab_size), counts, step="mid", color=OURS, alpha=0.75, linewidth=0)
-    axis.axhline(counts.sum() / vocab_size, color=BASELINE, linewidth=1, label="even use")
-    axis.set_xlim(0, vocab_size)
-    axis.set_xlabel("codes, most frequent first", color=INK)
-    axis.set_ylabel("occurrences", color=INK)
-    axis.legend(frameon=False, labelcolor=INK)
-    _quiet(axis)
-    return _as_uri(figure)
-
-
-def _quiet(axis: Any) -> None:
-    """Axes that read on a light and on a dark page."""
-    axis.tick_params(colors=INK, labelsize=8)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    axis.patch.set_alpha(0)
-
-
-def _as_uri(figure: Any) -> str:
-    import matplotlib.pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, transparent=True)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _positions(entropy: Sequence[float] | None, items: int) -> str | None:
+    return plots.positions(entropy, items) if entropy else None

@@ -1,4 +1,4 @@
-"""Every metric against a known answer, and a run that loses nothing when it is interrupted."""
+"""Every audio metric against a known answer, and a run that loses nothing when it is interrupted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 import zoo
 from small_models import small_wavtokenizer
-from zoo.eval import audio, reconstruct
-from zoo.eval.tokens import usage_statistics
+from zoo.eval import audio, modality, reconstruct
+from zoo.eval.journal import PART_FILE, Journal
+from zoo.eval.tokens import position_entropy, usage_statistics
 
 RATE = 24_000
 
@@ -97,12 +98,18 @@ def test_mu_law_baseline_has_the_bandwidth_of_its_bits() -> None:
 
 
 def test_usage_statistics() -> None:
-    even = usage_statistics(np.full(64, 5), 75.0)
+    even = usage_statistics(np.full(64, 5), {"second": 75.0})
     assert (even["used"], even["entropy_bits"], even["perplexity"]) == (1, 6, 64)
     assert (even["bits_per_second"], even["entropy_bits_per_second"]) == (450, 450)
-    single = usage_statistics(np.bincount([3, 3, 3], minlength=64), None)
+    single = usage_statistics(np.bincount([3, 3, 3], minlength=64), {})
     assert (single["used"], single["entropy_bits"], single["perplexity"]) == (1 / 64, 0, 1)
     assert "bits_per_second" not in single
+
+
+def test_position_entropy() -> None:
+    assert position_entropy([[0, 1, 5], [0, 2, 5], [0, 3, 6], [0, 4, 6]]) == [0, 2, 1]
+    assert position_entropy([[0, 1], [0]]) is None, "items of different lengths have no common positions"
+    assert position_entropy([[0, 1]]) is None
 
 
 # -------------------------------------------------------------------------------------------------------------------- runs
@@ -115,6 +122,12 @@ def folder(tmp_path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, speech_like(0.6 + 0.1 * index, index).numpy() * 0.3, RATE)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without the page, whose plots take longer than small items do."""
+    monkeypatch.setattr("zoo.eval.report.write", lambda *arguments: None)
 
 
 def run(folder: Path, **options: object) -> dict[str, object]:
@@ -137,52 +150,86 @@ def test_report(folder: Path) -> None:
     assert html.count("<audio") == 8
     assert "how it was run" in html
     assert "item-3.wav" in html
+    assert summary["baseline"].startswith("8-bit µ-law")
+    assert summary["curve"] == []
+    assert 'type="range"' not in html
     assert sorted(path.name for path in out.iterdir()) == ["items.parquet", "metrics.json", "report.html"]
 
 
-def test_interrupted_run_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_goes_on_where_it_stopped(folder: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
     measure = reconstruct._measure
 
-    def interrupted(*arguments: object) -> dict[str, object]:
+    def interrupted(*arguments: object) -> object:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append(str(arguments[2]))
+        measured.append(str(arguments[1]))
         return measure(*arguments)
 
     monkeypatch.setattr(reconstruct, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    with (folder.parent / "report" / reconstruct.PART_FILE).open("a") as part:
+    with (folder.parent / "report" / PART_FILE).open("a") as part:
         part.write('{"file": "cut o')
     soundfile.write(folder / "item-0.wav", speech_like(0.9, 9).numpy() * 0.3, RATE)  # changed since it was measured
 
     again: list[str] = []
-    monkeypatch.setattr(reconstruct, "_measure", lambda *a: (again.append(Path(a[2]).name), measure(*a))[1])
+    monkeypatch.setattr(reconstruct, "_measure", lambda *a: (again.append(Path(a[1]).name), measure(*a))[1])
     assert run(folder)["items"] == 4
     assert again == ["item-0.wav", "item-2.wav", "item-3.wav"]
 
 
-def test_other_settings_start_afresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_start_afresh(folder: Path, no_report: None) -> None:
     out = folder.parent / "report"
     out.mkdir()
-    (out / reconstruct.PART_FILE).write_text('{"fingerprint": "another"}\n{"file": "x"}\n')
+    (out / PART_FILE).write_text('{"fingerprint": "another"}\n{"file": "x"}\n')
     assert run(folder, limit=1)["items"] == 1
 
 
-def test_utmos_is_skipped_or_brought(folder: Path) -> None:
-    assert "UTMOS" in run(folder, metrics=["utmos"])["skipped"]["utmos"]
-    summary = run(folder, metrics=["utmos"], utmos=lambda audio, rate: float(len(audio) / rate))
+def test_journal_keeps_the_features_of_each_item(tmp_path: Path) -> None:
+    first, second = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((4, 3), np.float32)
+    journal = Journal(tmp_path, {"metrics": ["rfid"]}, resume=True)
+    journal.append({"file": "a"}, {"rfid": first})
+    (tmp_path / "items.part.rfid.f32").open("ab").write(b"cut o")  # a process that died while it wrote
+    journal = Journal(tmp_path, {"metrics": ["rfid"]}, resume=True)
+    journal.append({"file": "b"}, {"rfid": second})
+    assert np.array_equal(journal.features("rfid", journal.rows["a"]), first)
+    assert np.array_equal(journal.features("rfid", journal.rows["b"]), second)
+    assert not Journal(tmp_path, {"metrics": []}, resume=True).rows
+    journal.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_utmos_is_skipped_or_brought(folder: Path, no_report: None, tmp_path: Path) -> None:
+    assert "--network utmos=PATH takes a TorchScript file" in run(folder, metrics=["utmos"])["skipped"]["utmos"]
+    brought = {"utmos": lambda reference, estimate, rate: float(len(estimate) / rate)}
+    summary = run(folder, metrics=["utmos"], networks=brought)
     assert summary["metrics"]["utmos"]["ours"]["mean"] == pytest.approx(0.75)
 
+    class Loudness(torch.nn.Module):
+        def forward(self, audio: Tensor) -> Tensor:
+            return audio.square().mean(1) * 0 + audio.shape[1]
 
-def test_what_cannot_be_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.jit.script(Loudness()).save(str(tmp_path / "utmos.pt"))
+    summary = run(folder, metrics=["utmos"], networks={"utmos": tmp_path / "utmos.pt"})
+    assert summary["metrics"]["utmos"]["ours"]["mean"] == pytest.approx(0.75 * 16_000, abs=1)
+    with pytest.raises(zoo.WeightsError, match="not a TorchScript file"):
+        run(folder, metrics=["utmos"], networks={"utmos": folder / "item-0.wav"})
+
+
+def test_what_cannot_be_run(folder: Path, no_report: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(zoo.InputError, match="unknown metric 'beauty'"):
         run(folder, metrics=["beauty"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(zoo.InputError, match="no such file"):
         run(tmp_path / "empty")
-    monkeypatch.setattr(audio, "find_spec", lambda package: None)
+    with pytest.raises(zoo.InputError, match="'stoi' takes no network; utmos do"):
+        run(folder, networks={"stoi": "stoi.pt"})
+    with pytest.raises(zoo.InputError, match="takes no steps to decode"):
+        run(folder, decode={"steps": 3})
+    with pytest.raises(zoo.InputError, match="its tokens are not ordered"):
+        run(folder, prefixes=[1])
+    monkeypatch.setattr(modality, "find_spec", lambda package: None)
     assert 'pip install "tokenizer-zoo[eval]"' in run(folder, metrics=None)["skipped"]["stoi"]
     monkeypatch.setattr(reconstruct, "find_spec", lambda package: None)
     with pytest.raises(zoo.MissingExtraError, match=r'pip install "tokenizer-zoo\[eval\]"'):

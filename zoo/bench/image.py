@@ -17,7 +17,10 @@ UNIT = "image"
 # ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders.
 CASES: dict[str, Any] = {"batches": (1,), "lengths": (16, 256), "steps": 20}
 
-def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int], steps: int) -> Iterator[Job]:
+
+def jobs(
+    entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int], steps: int
+) -> Iterator[Job]:
     """Everything to measure, ours in float32 first, then in bfloat16, then the original's way."""
     tokenizer = random_model(entry, device)
     options = {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}

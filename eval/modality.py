@@ -1,0 +1,156 @@
+"""What a kind of media brings to the evaluation: its metrics, its baseline, and how an item is read, measured and shown.
+
+A module such as `zoo.eval.audio` or `zoo.eval.images` is a `Modality`, and `MODALITIES` says which one measures what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.spec import Spec
+
+# The module that measures each modality; another modality is another line here.
+MODALITIES = {"audio": "zoo.eval.audio", "image": "zoo.eval.images", "speech": "zoo.eval.audio"}
+
+Row = Mapping[str, Any]
+MetricFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights that a metric needs and this package does not hold.
+
+    Attributes:
+        load: takes a path (``None`` for the public weights), the device to compute on, and whether to download what is not on
+            this machine yet; returns the function that the metric computes. Raises ``OSError`` if the public weights are not
+            here and must not or cannot be fetched, and a `ZooError` if the path holds something else.
+        accepts: what a path has to name.
+        source: where the public ones are; empty if there are none that can be loaded.
+    """
+
+    load: Callable[[Path | None, torch.device, bool], MetricFunction]
+    accepts: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure per item, or one for the whole set.
+
+    Attributes:
+        title, unit: for tables and plots.
+        higher_is_better: which way is up.
+        function: the measurement of an item, ``None`` where a network brings it. It returns ``None`` where the figure is not
+            defined for the item.
+        about: definition and source in one sentence.
+        packages: what has to be importable.
+        extra: the extra of this package that installs them.
+        network: weights that it cannot do without.
+        distance: for a figure of the whole set: the function then gives the features ``[dim]`` of a single item, and this one
+            compares those of all originals with those of all reconstructions, ``[items, dim]`` each.
+    """
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    function: MetricFunction | None
+    about: str
+    packages: tuple[str, ...] = ()
+    extra: str = "eval"
+    network: Network | None = None
+    distance: Callable[[NDArray[Any], NDArray[Any]], float] | None = None
+
+    def why_skipped(self) -> str | None:
+        """What is missing, and how to get it; ``None`` if nothing is."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        return f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[{self.extra}]"' if missing else None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A reconstruction from the first tokens of an item.
+
+    Attributes:
+        tokens: how many tokens it was decoded from.
+        bits: what they take.
+        decoded: the media, comparable with its original.
+        figures, baseline_figures: title, value and unit of each metric defined for it, and for the baseline of the same bits.
+    """
+
+    tokens: int
+    bits: int
+    decoded: Tensor
+    figures: Sequence[tuple[str, float, str]]
+    baseline_figures: Sequence[tuple[str, float, str]]
+
+
+@runtime_checkable
+class Modality(Protocol):
+    """What the reconstruction run and the report ask of a modality's module.
+
+    Attributes:
+        EXTENSIONS: files that are taken from a folder.
+        METRICS: by name, the most telling first: items are ranked by the first one that is defined.
+        BASELINE: a short name of what the same bits buy without a codec.
+        NOTES: how items are compared and what the baseline is, for the report.
+        TEMPLATE: how `shown` looks in the report.
+        ON_DEVICE: whether metrics compute where the tokenizer is, rather than on the CPU.
+    """
+
+    EXTENSIONS: tuple[str, ...]
+    METRICS: Mapping[str, Metric]
+    BASELINE: str
+    NOTES: str
+    TEMPLATE: str
+    ON_DEVICE: bool
+
+    def read(self, path: str, spec: Spec, options: Mapping[str, Any]) -> Tensor:
+        """An item as the tokenizer takes it, read with the options of its ``encode``."""
+
+    def comparable(self, decoded: Tensor, reference: Tensor) -> Tensor:
+        """What was decoded, in the size and range of the original."""
+
+    def properties(self, reference: Tensor, spec: Spec) -> dict[str, Any]:
+        """Columns that say how large an item is."""
+
+    def baseline(self, reference: Tensor, spec: Spec, bits: int) -> Tensor:
+        """What that many bits buy without a codec."""
+
+    def measure(self, function: MetricFunction, spec: Spec, *signals: Tensor) -> Any:
+        """Apply a metric's function to an original and its reconstruction, or to one of them."""
+
+    def tokens_per(self, rows: Sequence[Row], spec: Spec) -> dict[str, float]:
+        """Tokens that one unit of media takes, by the unit's name."""
+
+    def totals(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """How much media there was, and the speed, for ``metrics.json``."""
+
+    def heading(self, summary: Mapping[str, Any]) -> str:
+        """How much media at which rate, in a line."""
+
+    def tiles(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Figures for the top of the report: a number, and what it is."""
+
+    def shown(self, reference: Tensor, variants: Sequence[Variant], spec: Spec) -> dict[str, Any]:
+        """What the template shows of an item; the last variant is decoded from all tokens."""
+
+
+def modality_named(name: str) -> Modality:
+    """The module that measures a kind of media.
+
+    Raises:
+        InputError: there are no metrics for it yet.
+    """
+    if name not in MODALITIES:
+        raise InputError(f"there are no metrics for {name} yet; there are for {', '.join(MODALITIES)}")
+    return cast(Modality, import_module(MODALITIES[name]))

@@ -1,0 +1,185 @@
+"""What a run does with every item: the metrics that can run, the options, and the prefixes to decode."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.eval.modality import Metric, MetricFunction, Modality, modality_named
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+
+#: The path of a network's weights, ``None`` for the public ones, or the network itself as a function.
+NetworkSource = str | Path | MetricFunction | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every item is reconstructed and measured.
+
+    Attributes:
+        tokenizer: what is measured.
+        modality: the module of its media.
+        functions: what measures an item, by the metric's name.
+        feature_functions: what extracts an item's features, for metrics of the whole set.
+        skipped: why which metrics are left out.
+        encode, decode: options of the tokenizer's methods.
+        prefixes: token counts to decode besides whole sequences; ``None`` for powers of two.
+    """
+
+    tokenizer: Tokenizer[Any]
+    modality: Modality
+    functions: Mapping[str, MetricFunction]
+    feature_functions: Mapping[str, MetricFunction]
+    skipped: Mapping[str, str]
+    encode: Mapping[str, Any]
+    decode: Mapping[str, Any]
+    prefixes: tuple[int, ...] | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options in force, as plain values."""
+        return options_in_force(self.tokenizer, self.encode, self.decode)
+
+    @property
+    def device(self) -> torch.device:
+        """Where metrics compute."""
+        return self.tokenizer.device if self.modality.ON_DEVICE else torch.device("cpu")
+
+    def read(self, path: str) -> Tensor:
+        """An item as the tokenizer takes it."""
+        return self.modality.read(path, self.tokenizer.spec, self.encode).to(self.device)
+
+    def encoded(self, reference: Tensor) -> Tokens:
+        """Its tokens."""
+        tokens: Tokens = self.tokenizer.encode(reference, **self.encode).to("cpu")
+        return tokens
+
+    def decoded(self, tokens: Tokens, reference: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """Reconstructions of one item from its first so many tokens each, decoded as one batch."""
+        if not lengths:
+            return []
+        batch = Tokens.cat([tokens.truncate(length) for length in lengths])
+        media = self.tokenizer.decode(batch.to(self.tokenizer.device), **self.decode)
+        return [self.modality.comparable(item.float().to(self.device), reference) for item in media]
+
+    def prefix_lengths(self, length: int) -> list[int]:
+        """The prefixes of a sequence to look at, all of them shorter than it; none where prefixes do not decode."""
+        if not self.tokenizer.spec.ordered:
+            return []
+        wanted = self.prefixes if self.prefixes is not None else [2**power for power in range(length.bit_length())]
+        return sorted({count for count in wanted if count < length})
+
+
+def make_plan(
+    tokenizer: Tokenizer[Any],
+    *,
+    metrics: Sequence[str] | None,
+    networks: Mapping[str, NetworkSource],
+    encode: Mapping[str, Any],
+    decode: Mapping[str, Any],
+    prefixes: Sequence[int] | None,
+) -> Plan:
+    """Check what a run was asked for, and load the networks that it takes; the arguments are those of `reconstruct.run`.
+
+    Raises:
+        InputError: a metric or an option is unknown, or the tokenizer cannot be measured.
+        WeightsError: the weights given for a network are not what it needs.
+    """
+    spec = tokenizer.spec
+    modality = modality_named(spec.modality)
+    if spec.continuous:
+        raise InputError(f"{spec.name} gives latents instead of tokens, so there is no rate to hold against its loss")
+    if prefixes and not spec.ordered:
+        raise InputError(f"prefixes of {spec.name} do not decode: its tokens are not ordered")
+    if any(length < 1 for length in prefixes or ()):
+        raise InputError("a prefix has at least 1 token")
+    options_in_force(tokenizer, encode, decode)
+    functions, skipped = _choose_metrics(modality, metrics, networks, tokenizer.device)
+    of_the_set = [name for name in functions if modality.METRICS[name].distance is not None]
+    return Plan(
+        tokenizer,
+        modality,
+        functions={name: function for name, function in functions.items() if name not in of_the_set},
+        feature_functions={name: functions[name] for name in of_the_set},
+        skipped=skipped,
+        encode=encode,
+        decode=decode,
+        prefixes=None if prefixes is None else tuple(prefixes),
+    )
+
+
+def options_in_force(tokenizer: Tokenizer[Any], encode: Mapping[str, Any], decode: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which a tokenizer encodes and decodes: its own defaults, and the given ones.
+
+    An option whose default is ``None`` is taken from the field of the tokenizer's configuration that has its name, if any.
+
+    Raises:
+        InputError: it has no option of that name.
+    """
+    found: dict[str, Any] = {}
+    for action, method, given in (("encode", tokenizer.encode, encode), ("decode", tokenizer.decode, decode)):
+        parameters = inspect.signature(method).parameters
+        if unknown := [name for name in given if name not in parameters]:
+            raise InputError(f"{tokenizer.name} takes no {', '.join(unknown)} to {action}")
+        defaults = {
+            name: getattr(tokenizer.config, name, None) if parameter.default is None else parameter.default
+            for name, parameter in parameters.items()
+            if name != "progress"
+        }
+        found[action] = {name: value for name, value in defaults.items() if isinstance(value, str | int | float)} | dict(given)
+    return found
+
+
+def _choose_metrics(
+    modality: Modality, wanted: Sequence[str] | None, networks: Mapping[str, NetworkSource], device: torch.device
+) -> tuple[dict[str, MetricFunction], dict[str, str]]:
+    """What computes each metric, and why the others are left out."""
+    for name in wanted or ():
+        if name not in modality.METRICS:
+            raise InputError(f"unknown metric {name!r}; there are {', '.join(modality.METRICS)}")
+    with_network = [name for name, metric in modality.METRICS.items() if metric.network]
+    for name in networks:
+        if name not in with_network:
+            raise InputError(f"{name!r} takes no network; {', '.join(with_network)} do")
+    chosen: dict[str, MetricFunction] = {}
+    skipped: dict[str, str] = {}
+    for name in wanted if wanted is not None else modality.METRICS:
+        function = _metric_function(name, modality.METRICS[name], networks, device)
+        if isinstance(function, str):
+            skipped[name] = function
+        else:
+            chosen[name] = function
+    return chosen, skipped
+
+
+def _metric_function(
+    name: str, metric: Metric, networks: Mapping[str, NetworkSource], device: torch.device
+) -> MetricFunction | str:
+    """What computes a metric, or the reason why nothing can."""
+    given = networks.get(name)
+    if callable(given):
+        return given
+    if reason := metric.why_skipped():
+        return reason
+    if metric.function is not None:
+        return metric.function
+    network = metric.network
+    assert network is not None
+    if given is not None:
+        return network.load(Path(given), device, False)
+    fetch = name in networks and bool(network.source)
+    try:
+        return network.load(None, device, fetch)
+    except OSError as error:
+        if fetch:
+            return f"{network.source} cannot be fetched: {error}"
+    fetching = f"--network {name} fetches {network.source}, " if network.source else ""
+    return f"needs a network that is not here: {fetching}--network {name}=PATH takes {network.accepts}"

@@ -1,0 +1,138 @@
+"""One photograph decoded from more and more of its tokens, side by side: the picture in the README.
+
+python -m zoo.eval.prefixes flextok-tiny photograph.png --out prefixes.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import zoo
+from zoo.errors import InputError
+from zoo.eval.options import add_options, given, token_counts
+from zoo.eval.plan import make_plan
+from zoo.eval.thumbnail import thumbnail
+from zoo.media import replacing
+from zoo.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+LENGTHS = (1, 4, 16, 64)
+
+_TILE, _GAP, _LINE, _FONT_SIZE = 256, 12, 22, 17
+_INK, _SOFT = "#1c2024", "#667"
+
+
+def picture(
+    tokenizer: Tokenizer[Any],
+    photograph: str | Path,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    encode: Mapping[str, Any] | None = None,
+    decode: Mapping[str, Any] | None = None,
+    baseline: bool = False,
+) -> Image.Image:
+    """A row of pictures: what is decoded from the first so many tokens and from all of them, and the original.
+
+    Args:
+        tokenizer: an ordered image tokenizer.
+        photograph: an image file.
+        lengths: token counts; those that an image does not have are left out.
+        encode, decode: options of the tokenizer's methods.
+        baseline: a second row, with thumbnails of the same bits.
+
+    Raises:
+        InputError: the tokenizer is for other media, its prefixes do not decode, or the photograph cannot be read.
+    """
+    spec = tokenizer.spec
+    if spec.modality != "image" or not spec.ordered:
+        raise InputError(f"{spec.name} is no image tokenizer whose prefixes decode")
+    plan = make_plan(tokenizer, metrics=(), networks={}, encode=encode or {}, decode=decode or {}, prefixes=lengths)
+    original = plan.read(str(photograph))
+    tokens = plan.encoded(original)
+    whole = int(tokens.lengths[0])
+    counts = [*plan.prefix_lengths(whole), whole]
+    unit = [(image + 1) / 2 for image in (*plan.decoded(tokens, original, counts), original)]
+    labels = [(_tokens(count, whole), f"{count * spec.bits_per_token} bits") for count in counts]
+    rows = [list(zip(unit, [*labels, ("original", f"{original.shape[2]} x {original.shape[1]} pixels")], strict=True))]
+    if baseline:
+        rivals = [thumbnail(unit[-1], count * spec.bits_per_token) for count in counts]
+        rows.append([(rival.image, (f"thumbnail, {rival.width} x {rival.height}", f"{rival.bits} bits")) for rival in rivals])
+    return _sheet(rows)
+
+
+def _tokens(count: int, whole: int) -> str:
+    return f"{'all ' if count == whole else ''}{count} token{'s' if count != 1 else ''}"
+
+
+def _sheet(rows: Sequence[Sequence[tuple[Float[Tensor, "3 _ _"], tuple[str, str]]]]) -> Image.Image:
+    """Images in [0, 1] in rows, with two lines of text below each."""
+    from PIL import Image, ImageDraw
+
+    height, width = rows[0][0][0].shape[1:]
+    tile = (_TILE, round(_TILE * height / width))
+    step = (tile[0] + _GAP, tile[1] + 2 * _LINE + _GAP)
+    sheet = Image.new("RGB", (step[0] * len(rows[0]) + _GAP, step[1] * len(rows) + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, tiles in enumerate(rows):
+        for column, (image, label) in enumerate(tiles):
+            left, top = _GAP + column * step[0], _GAP + row * step[1]
+            sheet.paste(_tile(image, tile), (left, top))
+            _write_label(draw, (left + tile[0] // 2, top + tile[1]), label)
+    return sheet
+
+
+def _tile(image: Float[Tensor, "3 _ _"], size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+    from torchvision.transforms.v2 import functional as F
+
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    resized: Image.Image = F.to_pil_image(levels).resize(size, Image.Resampling.BICUBIC)
+    return resized
+
+
+def _write_label(draw: ImageDraw.ImageDraw, place: tuple[int, int], label: tuple[str, str]) -> None:
+    from PIL import ImageFont
+
+    for line, (text, colour) in enumerate(zip(label, (_INK, _SOFT), strict=True)):
+        baseline = (place[0], place[1] + (line + 1) * _LINE - 2)
+        draw.text(baseline, text, colour, ImageFont.load_default(_FONT_SIZE), anchor="ms")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.prefixes", description="Decode a photograph from more and more of its tokens."
+    )
+    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
+    parser.add_argument("photograph", type=Path)
+    parser.add_argument("--out", required=True, type=Path, help="the picture, a PNG file")
+    parser.add_argument("--tokens", default=",".join(map(str, LENGTHS)), help="comma-separated counts; all are added")
+    parser.add_argument("--baseline", action="store_true", help="add a row of thumbnails of the same bits")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    sheet = picture(
+        zoo.load(options.name, device=options.device),
+        options.photograph,
+        lengths=token_counts(options.tokens) or (),
+        baseline=options.baseline,
+        encode=given(fit=options.fit, posterior=options.posterior),
+        decode=given(steps=options.steps, guidance=options.guidance, seed=options.seed),
+    )
+    with replacing(options.out) as temporary:
+        sheet.save(temporary, format="PNG")
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
