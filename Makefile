@@ -6,9 +6,11 @@ STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | 
 
 .PHONY: demo test test-slow lint bench clean
 
-## demo: reconstruct the sample recordings with the embedded model and write demo-report/report.html
+## demo: reconstruct sample recordings and photographs with embedded models and write a report of each
 demo: $(STAMP)
-	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report
+	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report/audio
+	$(BIN)/python -m zoo.eval.photographs demo-report/photographs
+	$(BIN)/zoo eval flextok-tiny --data demo-report/photographs --out demo-report/images
 
 ## test: every fast test
 test: $(STAMP)
@@ -26,10 +28,11 @@ lint: $(STAMP)
 	$(BIN)/pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
-## bench: speed of the 75-token architecture against its peers
+## bench: speed of the official architectures against their peers
 bench: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/zoo bench wavtokenizer-small-75
+	$(BIN)/zoo bench flextok-d12-d12-in1k
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

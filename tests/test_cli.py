@@ -79,8 +79,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  #
 
 
 def test_list_and_info(run) -> None:  # type: ignore[no-untyped-def]
-    names = [entry["name"] for entry in json.loads(run("list", "--json").out)]
-    assert names == zoo.list()
+    def listed(*options: str) -> list[str]:
+        return [entry["name"] for entry in json.loads(run("list", *options, "--json").out)]
+
+    assert listed("--all") == zoo.list()
+    assert listed() == zoo.list(published=True) != zoo.list()
+    assert f"{len(zoo.list(published=False))} configurations" in run("list").err
     assert [e["name"] for e in json.loads(run("list", "wav*", "--embedded", "--json").out)] == zoo.list("wav*", embedded=True)
     shown = run("info", "wavtokenizer-small-75").out
     assert "MIT" in shown

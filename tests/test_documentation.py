@@ -26,9 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recordings").mkdir()
     shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "recordings")
     shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "b.flac")
+    import skimage.data
     import soundfile
+    from PIL import Image
 
     soundfile.write("a.wav", *soundfile.read(SAMPLES / "speech-4.flac"))
+    Image.fromarray(skimage.data.chelsea()).save("photo.png")
     return tmp_path
 
 
@@ -41,6 +44,8 @@ def test_readme_python(folder: Path) -> None:
 
 
 def test_readme_commands(folder: Path) -> None:
+    from PIL import Image
+
     [block] = blocks("README.md", "sh")
     for line in block.strip().splitlines():
         program, *arguments = shlex.split(line)
@@ -49,6 +54,7 @@ def test_readme_commands(folder: Path) -> None:
     assert (folder / "report" / "report.html").exists()
     assert list((folder / "decoded").iterdir())
     assert list((folder / "reconstructed").iterdir())
+    assert Image.open(folder / "prefix.png").size == Image.open(folder / "photo.png").size
 
 
 def test_contributing_walkthrough(folder: Path) -> None:
@@ -63,9 +69,14 @@ def test_contributing_walkthrough(folder: Path) -> None:
 
 
 def test_every_model_is_in_the_readme() -> None:
+    """By its name, or as the end of one; what has no weights is in its family's card."""
     import zoo
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in zoo.list():
+    for name in zoo.list(published=True):
         stem = name.removesuffix("-v2")
-        assert stem in readme or f"`-{stem.removeprefix('wavtokenizer-')}`" in readme, name
+        ends = [stem[i:] for i, letter in enumerate(stem) if letter == "-"]
+        assert f"`{stem}`" in readme or any(f"`{end}`" in readme for end in ends), name
+    for name in zoo.list(published=False):
+        entry = zoo.info(name)
+        assert f"`{entry.family}`" in readme, entry.family

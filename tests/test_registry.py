@@ -58,6 +58,11 @@ def test_unknown_name_suggests_near_ones() -> None:
         zoo.info("wavtokeniser-smal-75")
 
 
+def pieces(piece: dict[str, object], name: str = "extra", source: str = "hub") -> dict[str, object]:
+    """An entry's weights with one piece besides the file."""
+    return {"weights": {"source": source, "repo": "lab/model", "file": "model.pt", "pieces": {name: piece}}}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -65,6 +70,14 @@ def test_unknown_name_suggests_near_ones() -> None:
         ({"weights": {"source": "hub"}}, "weights.*needs 'repo'"),
         ({"weights": {"source": "none", "size": "big"}}, r"weights\.size"),
         ({"weights": {"source": "none", "sha256": "abc"}}, r"weights\.sha256"),
+        ({"weights": {"source": "local", "file": "a.pt"}}, "weights.*needs 'note'"),
+        (pieces({"part": "encoder", "note": "ask"}), r"pieces\.extra: .* either a 'file' or 'components'"),
+        (pieces({"file": "a.pt", "components": ["unet"], "note": "ask"}), "either a 'file' or 'components'"),
+        (pieces({"file": "a.pt"}), "needs a 'note' that says where to get it"),
+        (pieces({"repo": "lab/unclip", "components": ["unet"]}), "need a 'config_field'"),
+        (pieces({"repo": "lab/unclip", "file": "a.pt", "config_field": "diffusion"}), "nothing else has one"),
+        (pieces({"file": "a.pt", "note": "ask"}, name="main"), "'main' is the name of the file itself"),
+        (pieces({"file": "a.pt", "note": "ask"}, source="none"), "source 'none' has no pieces"),
         ({"modality": "smell"}, "modality"),
         ({"family": "nosuch"}, "family: unknown family 'nosuch'"),
         ({"name": "Has Spaces"}, "name"),
@@ -137,3 +150,18 @@ def test_weights_that_nobody_published(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", ["import zoo", "import zoo; zoo.list()", "import zoo.cli, zoo; zoo.info('wavtokenizer-tiny')"])
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     subprocess.run([sys.executable, "-c", f"{code}; import sys; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_pieces(tmp_path: Path) -> None:
+    piece = {"part": "decoder", "repo": "lab/unclip", "components": ["unet", "vae"], "config_field": "diffusion"}
+    zoo.register(written(tmp_path, GOOD | pieces(piece)))
+    found = zoo.info("mine").weights.all_pieces()
+    assert list(found) == ["main", "extra"]
+    assert (found["main"].repo, found["main"].file, found["main"].part) == ("lab/model", "model.pt", None)
+    assert (found["extra"].part, found["extra"].components) == ("decoder", ["unet", "vae"])
+
+
+def test_a_file_that_the_user_has_to_bring(tmp_path: Path) -> None:
+    zoo.register(written(tmp_path, GOOD | {"weights": {"source": "local", "file": "model.ckpt", "note": "on a drive"}}))
+    with pytest.raises(zoo.WeightsError, match=r"needs model\.ckpt: on a drive. Then pass files=.'main'"):
+        zoo.load("mine")

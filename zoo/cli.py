@@ -106,10 +106,12 @@ def list_models(
     modality: Annotated[str | None, typer.Option(help="audio, image, ...")] = None,
     family: Annotated[str | None, typer.Option(help="codec family")] = None,
     embedded: Annotated[bool | None, typer.Option(help="only models that come with the package, or only the others")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="also configurations whose weights were never published")] = False,
     as_json: Json = False,
 ) -> None:
     """List the models of the catalogue."""
-    chosen = [registry.get(n) for n in registry.names(pattern, modality=modality, family=family, embedded=embedded)]
+    matching = partial(registry.names, pattern, modality=modality, family=family, embedded=embedded)
+    chosen = [registry.get(name) for name in matching(published=None if everything else True)]
     if as_json:
         _print_json([entry.model_dump() for entry in chosen])
         return
@@ -121,9 +123,12 @@ def list_models(
     for column in ("modality", "weights", "description"):
         table.add_column(column, no_wrap=True)
     for entry in chosen:
-        place = {"embedded": "in the package", "none": "not published"}.get(entry.weights.source, entry.weights.repo or "")
+        elsewhere = {"embedded": "in the package", "none": "not published", "local": "fetched by hand"}
+        place = elsewhere.get(entry.weights.source, entry.weights.repo or "")
         table.add_row(entry.name, entry.modality, place, entry.description)
     Console().print(table)
+    if hidden := 0 if everything else len(matching(published=False)):
+        _note(f"and {hidden} configurations whose weights were never published: zoo list --all")
 
 
 @app.command()
@@ -137,9 +142,12 @@ def info(name: Annotated[str, typer.Argument(help="a name in the catalogue")], a
     from rich.table import Table
 
     weights = entry.weights
-    where = {"embedded": f"in the package: {weights.file}", "none": "never published"}.get(
-        weights.source, f"{weights.repo} / {weights.file} @ {weights.revision}"
-    )
+    where = {
+        "embedded": f"in the package: {weights.file}",
+        "hub": f"{weights.repo} / {weights.file} @ {weights.revision}",
+        "local": f"{weights.file}: {weights.note}",
+        "none": f"never published{f': {weights.note}' if weights.note else ''}",
+    }[weights.source]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
@@ -150,6 +158,9 @@ def info(name: Annotated[str, typer.Argument(help="a name in the catalogue")], a
     table.add_row("weights", where)
     for mirror in weights.mirrors:
         table.add_row("", f"also hf-hub:{mirror.repo} ({mirror.note})" if mirror.note else f"also hf-hub:{mirror.repo}")
+    for piece, described in weights.pieces.items():
+        place = f"{described.repo} / {described.file or ', '.join(described.components)}" if described.repo else described.file
+        table.add_row("", f"and {piece}: {place}{f' ({described.note})' if described.note else ''}")
     table.add_row("licence", f"code {entry.licence.code}, weights {entry.licence.weights}")
     if entry.licence.non_commercial:
         table.add_row("", "[yellow]the weights must not be used commercially[/yellow]")
@@ -394,7 +405,7 @@ def evaluate(
 def bench(
     name: Annotated[str, typer.Argument(help="a name in the catalogue; nothing is downloaded")],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="lengths of image prefixes; 16 and 256 by default")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a sampling decoder; 20 by default")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
     threads: Annotated[int | None, typer.Option(help="threads of PyTorch")] = None,
@@ -436,14 +447,19 @@ def _sources(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> list[str]:
     """The files that the arguments name; ``-`` stays."""
     from zoo import media
 
-    known = {"audio": media.AUDIO_EXTENSIONS, "speech": media.AUDIO_EXTENSIONS, "image": media.IMAGE_EXTENSIONS}
-    extensions = known.get(tokenizer.spec.modality, ())
+    extensions = {
+        "audio": media.AUDIO_EXTENSIONS,
+        "bytes": None,
+        "image": media.IMAGE_EXTENSIONS,
+        "shape": media.SHAPE_EXTENSIONS,
+        "speech": media.AUDIO_EXTENSIONS,
+    }[tokenizer.spec.modality]
     files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions)
     return ["-"] * ("-" in arguments) + [os.fspath(file) for file in files]
 
 
 def _default_format(tokenizer: Tokenizer[Any]) -> str:
-    return "png" if tokenizer.spec.modality == "image" else "wav"
+    return {"bytes": "bin", "image": "png", "shape": "glb"}.get(tokenizer.spec.modality, "wav")
 
 
 def _sample_rate(text: str | None) -> int | str | None:
@@ -555,6 +571,10 @@ def _write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str,
     write: Callable[[str | Path], Path]
     if tokenizer.spec.modality == "image":
         write = partial(media.write_image, pixels=decoded)
+    elif tokenizer.spec.modality == "shape":
+        write = partial(media.write_shape, mesh=decoded)
+    elif tokenizer.spec.modality == "bytes":
+        write = partial(media.write_bytes, content=decoded)
     else:
         own_rate = tokenizer.spec.sample_rate
         assert own_rate is not None
@@ -578,13 +598,15 @@ def _amount(item: Tokens | Latents) -> dict[str, int]:
 
 def _figures(tokenizer: Tokenizer[Any], item: Tokens | Latents) -> dict[str, Any]:
     """Size of the media, amount and rate of one encoded item."""
-    spec, meta, amount = tokenizer.spec, item.meta[0], _amount(item)
+    spec, meta, amount = tokenizer.spec, item.meta[0] if item.meta else {}, _amount(item)
     bits = amount.get("tokens", 0) * spec.bits_per_token
     if spec.modality == "image":
         # Tokens describe the picture that the model sees: what a crop cuts away has no bits.
         height, width = spec.image_size or (meta["height"], meta["width"])
         rate = {"bits_per_pixel": round(bits / (width * height), 4)}
         return {"width": meta["width"], "height": meta["height"]} | amount | ({} if spec.continuous else rate)
+    if "samples" not in meta:
+        return amount | {"bits": bits}
     seconds = meta["samples"] / meta["sample_rate"]
     return {"seconds": round(seconds, 3)} | amount | {"bits_per_second": round(bits / seconds, 1)}
 

@@ -8,47 +8,77 @@ import hashlib
 import json
 import logging
 import os
-import pickle
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo import registry
+from zoo.download import cache_root, download, translating_hub_errors, verify
 from zoo.errors import (
-    ChecksumError,
     CorruptWeightsError,
     DiskFullError,
-    DownloadError,
-    GatedRepoError,
-    HubError,
+    InputError,
     KeysError,
     NotOnHubError,
-    OfflineError,
-    UnsafePickleError,
     WeightsError,
 )
 from zoo.media import replacing
-from zoo.registry import Entry
-from zoo.tokenizer import Tokenizer
+from zoo.pieces import (
+    CONFIG_FILE,
+    DIFFUSERS_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    Place,
+    Sources,
+    fetch_piece,
+    parts_of,
+    require_place,
+    wanted_pieces,
+)
+from zoo.registry import MAIN, Entry
+from zoo.state_dict import opening_safetensors, read_state, safetensors_keys
+from zoo.tokenizer import Tokenizer, listing
 
 _log = logging.getLogger("zoo")
 
 AnyTokenizer = Tokenizer[Any]
-WEIGHTS_FILE = "model.safetensors"
-DIFFUSERS_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-CONFIG_FILE = "config.json"
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """How a tokenizer is wanted: see `load`."""
+
+    sources: Sources
+    parts: str | Sequence[str] | None = None
+    dtype: torch.dtype | None = None
+    precision: str | None = None
+
+    def choose_parts(self, config: Any, name: str) -> Any:
+        """A configuration with the parts that are wanted; all of its own by default."""
+        if self.parts is None:
+            return config
+        wanted = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
+        available = parts_of(config)
+        if unknown := [part for part in wanted if part not in available]:
+            has = f"the parts {', '.join(available)}" if available else "no parts to choose from"
+            raise InputError(f"{name} has {has}; {unknown[0]!r} is none of them")
+        return replace(config, parts=tuple(part for part in available if part in wanted))
+
+    def cast(self, tokenizer: AnyTokenizer) -> None:
+        """Give a tokenizer the precision that is wanted."""
+        if self.dtype is not None:
+            tokenizer.to(self.dtype)
+        if self.precision is not None:
+            tokenizer.set_precision(self.precision)
 
 
 # ------------------------------------------------------------------------------------------------------------------ load
@@ -61,6 +91,8 @@ def load(
     dtype: torch.dtype | None = None,
     precision: str | None = None,
     compile: bool = False,
+    parts: str | Sequence[str] | None = None,
+    files: Mapping[str, Place] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -68,12 +100,19 @@ def load(
 ) -> AnyTokenizer:
     """Load a tokenizer, ready to encode and decode.
 
+    Tensors are memory-mapped where their type is the wanted one, and converted piece by piece where it is not.
+
     Args:
         name: a name in the catalogue, ``hf-hub:org/repo[@revision]`` or ``local-dir:path``.
         device: where to put it; the CPU by default.
-        dtype: type of the decoder's parameters; encoders stay in float32 because ids would flip.
-        precision: ``"fp32"`` or ``"bf16"``, the precision of the decoder's products; the same thing as ``dtype`` by its name.
+        dtype: type of the parameters, but for those that stay in float32 because ids would flip: whole encoders, as a rule. The
+            families whose encoders are too large for that say so.
+        precision: ``"fp32"`` or ``"bf16"``, the precision of the decoder's products; ids do not change.
         compile: compile the parts that do the work with ``torch.compile``; the first calls are slow.
+        parts: names of the parts to load where a model has several, such as ``"encoder"``; nothing is downloaded for the
+            others, and what needs them raises an error that says so. All of them by default.
+        files: where pieces of a model lie that the catalogue does not know or that lie elsewhere, by the names that `zoo.info`
+            shows: a file, a folder, or ``hf-hub:org/repo[@revision]``.
         revision: branch, tag or commit of the Hub repository instead of the catalogue's.
         cache_dir: cache of downloads instead of ``HF_HOME``'s.
         local_files_only: do not touch the network.
@@ -81,21 +120,18 @@ def load(
 
     Raises:
         RegistryError: no such name.
+        InputError: the model has no such part or piece.
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
     """
-    download = functools.partial(_download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    if name.startswith("hf-hub:"):
-        repo, _, pinned = name.removeprefix("hf-hub:").partition("@")
-        tokenizer = _from_repo(repo, revision or pinned or "main", download)
-    elif name.startswith("local-dir:"):
-        tokenizer = _from_folder(Path(name.removeprefix("local-dir:")))
+    fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    request = _Request(Sources(fetch, files or {}, revision), parts, dtype, precision)
+    if name.startswith(("hf-hub:", "local-dir:")):
+        if files:
+            raise InputError("files= places the pieces of a model in the catalogue")
+        tokenizer = _from_address(name, request)
     else:
-        tokenizer = _from_entry(registry.get(name), revision, download)
-    if dtype is not None:
-        tokenizer.to(dtype)
-    if precision is not None:
-        tokenizer.set_precision(precision)
+        tokenizer = _from_entry(registry.get(name), request)
     if device is not None:
         tokenizer.to(device)
     if compile:
@@ -112,7 +148,7 @@ def load_upstream(
 
     Args:
         family: name of the codec family.
-        config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights file.
+        config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights.
         weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
 
     Raises:
@@ -122,26 +158,33 @@ def load_upstream(
     cls = registry.family_class(family)
     raw = _read_config(config)
     name = f"{family}-upstream"
+    request = _Request(Sources(download))
     if not isinstance(weights, Mapping):
-        return _from_upstream_file(cls, raw, Path(weights), name)
+        return _from_upstream_file(cls, raw, Path(weights), name, request)
     upstream = None if raw is None else cls.upstream_config(raw)
     state = {key: tensor for key, tensor in weights.items() if cls.wanted(key)}
-    return _build(cls, *cls.convert_checkpoint(state, upstream), name=name)
+    return _build(cls, *cls.convert_checkpoint(state, upstream), name=name, request=request)
 
 
 def _from_upstream_file(
-    cls: type[AnyTokenizer], raw: Mapping[str, Any] | None, path: Path, name: str, expected: Any = None
+    cls: type[AnyTokenizer],
+    raw: Mapping[str, Any] | None,
+    path: Path,
+    name: str,
+    request: _Request,
+    expected: Any = None,
 ) -> AnyTokenizer:
     """An upstream checkpoint with upstream's configuration: the given one, that in the file's metadata, or ``expected``."""
     if raw is None and path.suffix == ".safetensors":
-        with _opening_safetensors(path) as file:
+        with opening_safetensors(path) as file:
             raw = cls.upstream_metadata(file.metadata() or {})
     config = None if raw is None else cls.upstream_config(raw)
     if config is not None and expected is not None and config != expected:
         found, known = asdict(config), asdict(expected)
         differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
         _log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
-    return _build(cls, *cls.convert_checkpoint(read_state(path, cls.wanted), config or expected), name=name)
+    converted = cls.convert_checkpoint(read_state(path, cls.wanted), config or expected)
+    return _build(cls, *converted, name=name, request=request)
 
 
 def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> Mapping[str, Any] | None:
@@ -161,9 +204,10 @@ def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> M
     return raw
 
 
-def _from_entry(entry: Entry, revision: str | None, download: Callable[..., Path]) -> AnyTokenizer:
+def _from_entry(entry: Entry, request: _Request) -> AnyTokenizer:
     cls = registry.family_class(entry.family)
-    config = registry.check_config(entry)
+    whole = registry.check_config(entry)
+    config = request.choose_parts(whole, entry.name)
     if entry.licence.non_commercial:
         _warn_non_commercial(entry.name, entry.licence.weights)
     weights = entry.weights
@@ -173,46 +217,90 @@ def _from_entry(entry: Entry, revision: str | None, download: Callable[..., Path
             "the result with local-dir:<folder>"
         )
     if weights.source == "embedded":
-        return _from_saved_file(embedded_path(entry), expect=config)
-    converted = _converted_path(entry, revision or weights.revision)
-    if converted.exists():
+        if request.sources.places:
+            raise InputError(f"{entry.name} is in the package: there is nothing to place with files=")
+        return _from_saved_file(embedded_path(entry), request, expect=config)
+    if converted := _find_converted(entry, request, whole, config):
         # Upstream's configuration, where there was one, decided when the file was written.
-        return _from_saved_file(converted, expect=None if weights.config else config)
-    path, upstream = _fetch_entry(entry, revision, download)
-    return _from_upstream_file(cls, upstream, path, entry.name, expected=config)
+        return _from_saved_file(converted, request, expect=None if _configured_upstream(entry) else config)
+    if weights.pieces:
+        return _from_pieces(cls, entry, config, request)
+    path, upstream = _fetch_entry(entry, request)
+    return _from_upstream_file(cls, upstream, path, entry.name, request, expected=config)
 
 
-def _fetch_entry(
-    entry: Entry, revision: str | None, download: Callable[..., Path]
-) -> tuple[Path, Mapping[str, Any] | None]:
+def _configured_upstream(entry: Entry) -> bool:
+    """Whether upstream's own configuration has a say in an entry's."""
+    return entry.weights.config is not None or any(piece.config_field for piece in entry.weights.pieces.values())
+
+
+def _from_pieces(cls: type[AnyTokenizer], entry: Entry, config: Any, request: _Request) -> AnyTokenizer:
+    """A model whose checkpoint is spread over several files, as far as its parts are wanted.
+
+    Of tensors that several pieces hold, those of the first one count.
+    """
+    pieces = wanted_pieces(entry, config)
+    for name, piece in pieces.items():
+        # Before anything is downloaded in vain.
+        require_place(entry, name, piece, request.sources)
+    state: dict[str, Tensor] = {}
+    for name, piece in pieces.items():
+        found = fetch_piece(entry, name, piece, request.sources)
+        if piece.config_field:
+            configs = {component: _json_config(files.config) for component, files in found.items() if files.config}
+            config = replace(config, **{piece.config_field: configs})
+        for files in found.values():
+            if files.weights:
+                state = _read_prefixed(cls, files.weights, files.prefix) | state
+    converted = cls.convert_checkpoint(state, config)
+    # What was not taken over must not stay in memory while the rest is cast.
+    del state
+    if absent := sorted(set(parts_of(config)) - set(parts_of(converted[0]))):
+        raise KeysError(f"{entry.name}: the files hold no {listing(absent)}")
+    return _build(cls, *converted, name=entry.name, request=request)
+
+
+def _read_prefixed(cls: type[AnyTokenizer], path: Path, prefix: str) -> dict[str, Tensor]:
+    """The wanted tensors of a file, with the names that they have in the assembled model."""
+    state = read_state(path, lambda key: cls.wanted(prefix + key))
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def _fetch_entry(entry: Entry, request: _Request) -> tuple[Path, Mapping[str, Any] | None]:
     """The weights file of an entry, and upstream's configuration where the entry names one."""
     weights = entry.weights
-    assert weights.repo is not None and weights.file is not None
-    pinned = revision is None
-    ask = f"zoo pull {entry.name}"
-    path = download(weights.repo, weights.file, revision or weights.revision, ask=ask)
-    _verify(path, weights.sha256 if pinned else None, weights.size if pinned else None)
-    if weights.config is None:
+    path = fetch_piece(entry, MAIN, weights.all_pieces()[MAIN], request.sources)[MAIN].weights
+    assert path is not None
+    if weights.config is None or weights.repo is None or MAIN in request.sources.places:
         return path, None
-    return path, _read_config(download(weights.repo, weights.config, revision or weights.revision, ask=ask))
+    revision = request.sources.revision or weights.revision
+    return path, _read_config(request.sources.download(weights.repo, weights.config, revision, ask=f"zoo pull {entry.name}"))
 
 
-def _from_repo(repo: str, revision: str, download: Callable[..., Path]) -> AnyTokenizer:
+def _from_address(name: str, request: _Request) -> AnyTokenizer:
+    """A tokenizer outside the catalogue: ``hf-hub:org/repo[@revision]`` or ``local-dir:path``."""
+    if name.startswith("local-dir:"):
+        return _from_folder(Path(name.removeprefix("local-dir:")), request)
+    repo, _, pinned = name.removeprefix("hf-hub:").partition("@")
+    return _from_repo(repo, request.sources.revision or pinned or "main", request)
+
+
+def _from_repo(repo: str, revision: str, request: _Request) -> AnyTokenizer:
     name = f"hf-hub:{repo}" if revision == "main" else f"hf-hub:{repo}@{revision}"
     try:
-        config: Mapping[str, Any] = _json_config(download(repo, CONFIG_FILE, revision))
+        config: Mapping[str, Any] = _json_config(request.sources.download(repo, CONFIG_FILE, revision))
     except NotOnHubError as error:
         if error.missing != "file":
             raise
         config = {}
     # Autoencoders of diffusion models go by another name.
     file = DIFFUSERS_WEIGHTS_FILE if "_diffusers_version" in config else WEIGHTS_FILE
-    path = download(repo, file, revision)
-    _verify(path, None, None)
-    return _from_saved(config, read_state(path)) if "zoo" in config else _from_foreign(path, name, config)
+    path = request.sources.download(repo, file, revision)
+    verify(path, None, None)
+    return _from_saved(config, path, request) if "zoo" in config else _from_foreign(path, name, config, request)
 
 
-def _from_folder(folder: Path) -> AnyTokenizer:
+def _from_folder(folder: Path, request: _Request) -> AnyTokenizer:
     if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder")
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
@@ -221,16 +309,20 @@ def _from_folder(folder: Path) -> AnyTokenizer:
     if not weights.exists():
         raise WeightsError(f"{folder} holds no {WEIGHTS_FILE}; a folder written by save_pretrained does")
     found = _json_config(config) if config.exists() else {}
-    return _from_saved(found, read_state(weights)) if "zoo" in found else _from_foreign(weights, f"local-dir:{folder}", found)
+    if "zoo" in found:
+        return _from_saved(found, weights, request)
+    return _from_foreign(weights, f"local-dir:{folder}", found, request)
 
 
-def _from_foreign(path: Path, name: str, config: Mapping[str, Any]) -> AnyTokenizer:
+def _from_foreign(path: Path, name: str, config: Mapping[str, Any], request: _Request) -> AnyTokenizer:
     """A checkpoint in some upstream's layout, recognised by its keys, with the ``config.json`` beside it or an empty one."""
-    keys = set(_safetensors_keys(path))
+    if request.parts is not None:
+        raise InputError(f"parts= chooses from a catalogue entry or from a tokenizer that was saved; {name} is neither")
+    keys = set(safetensors_keys(path))
     for family in dict.fromkeys(entry.family for entry in registry.entries().values()):
         cls = registry.family_class(family)
         if cls.recognises(keys):
-            return _from_upstream_file(cls, config or None, path, name)
+            return _from_upstream_file(cls, config or None, path, name, request)
     raise WeightsError(f"{name}: no family recognises this checkpoint; load_upstream takes one whose family you know")
 
 
@@ -243,19 +335,20 @@ def _json_config(path: Path) -> Mapping[str, Any]:
     return raw if isinstance(raw, Mapping) else {}
 
 
-def _from_saved_file(path: Path, expect: Any) -> AnyTokenizer:
+def _from_saved_file(path: Path, request: _Request, expect: Any) -> AnyTokenizer:
     """A file in our own layout, with its configuration in the metadata, which must be the expected one if there is one."""
-    with _opening_safetensors(path) as file:
+    with opening_safetensors(path) as file:
         text = (file.metadata() or {}).get("zoo")
     if text is None:
         raise CorruptWeightsError(f"{path} has no zoo metadata")
-    tokenizer = _from_saved(json.loads(text), read_state(path))
+    tokenizer = _from_saved(json.loads(text), path, request)
     if expect is not None and tokenizer.config != expect:
         raise KeysError(f"{path} holds {tokenizer.config}, the catalogue says {expect}")
     return tokenizer
 
 
-def _from_saved(saved: Mapping[str, Any], state: Mapping[str, Tensor]) -> AnyTokenizer:
+def _from_saved(saved: Mapping[str, Any], path: Path, request: _Request) -> AnyTokenizer:
+    """A tokenizer in our own layout, with the parts that are wanted."""
     try:
         cls = registry.family_class(saved["family"])
         settings = saved["config"].items()
@@ -263,23 +356,46 @@ def _from_saved(saved: Mapping[str, Any], state: Mapping[str, Tensor]) -> AnyTok
         name, fingerprint = saved["name"], saved["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptWeightsError(f"the saved configuration cannot be used: {error!r}") from error
-    return _build(cls, config, state, name=name, fingerprint=fingerprint)
+    chosen = request.choose_parts(config, name)
+    state = read_state(path)
+    if chosen != config:
+        needed = _outline(cls, chosen, name).state_dict().keys()
+        state = {key: tensor for key, tensor in state.items() if key in needed}
+    return _build(cls, chosen, state, name=name, request=request, fingerprint=fingerprint)
+
+
+def _outline(cls: type[AnyTokenizer], config: Any, name: str) -> AnyTokenizer:
+    """A tokenizer without memory behind its tensors."""
+    with torch.device("meta"):
+        return cls(config, name=name)
 
 
 def _build(
-    cls: type[AnyTokenizer], config: Any, state: Mapping[str, Tensor], *, name: str, fingerprint: str | None = None
+    cls: type[AnyTokenizer],
+    config: Any,
+    state: dict[str, Tensor],
+    *,
+    name: str,
+    request: _Request,
+    fingerprint: str | None = None,
 ) -> AnyTokenizer:
-    """A tokenizer around a state dict in our own names; it is built without memory, and the tensors are put in as they are."""
-    with torch.device("meta"):
-        tokenizer = cls(config, name=name)
-    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    """A tokenizer around a state dict in our own names, whose tensors are put in as they are or, one by one, cast."""
+    tokenizer = _outline(cls, config, name)
+    request.cast(tokenizer)
+    # The fingerprint is that of the tensors as they were stored.
+    types = {key: tensor.dtype for key, tensor in tokenizer.state_dict().items()} | dict.fromkeys(cls.identity, torch.float32)
+    ready: dict[str, Tensor] = {}
+    for key in list(state):
+        tensor = state.pop(key)
+        ready[key] = tensor.to(types.get(key, torch.float32)) if tensor.is_floating_point() else tensor
     try:
-        tokenizer.load_state_dict(floats, strict=True, assign=True)
+        tokenizer.load_state_dict(ready, strict=True, assign=True)
     except RuntimeError as error:
         raise KeysError(f"the tensors do not fit {cls.family}: {error}") from error
     tokenizer.reset_buffers()
     tokenizer.eval().requires_grad_(False)
     tokenizer.fingerprint = fingerprint or tokenizer.compute_fingerprint()
+    request.cast(tokenizer)
     return tokenizer
 
 
@@ -301,229 +417,85 @@ def embedded_path(entry: Entry) -> Path:
     return path
 
 
-def read_state(path: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, memory-mapped, those only whose key is wanted.
-
-    A Lightning checkpoint's ``state_dict`` is unwrapped. Pickles are opened with ``weights_only=True`` and never otherwise.
-
-    Raises:
-        UnsafePickleError: the pickle holds more than tensors and plain containers.
-        CorruptWeightsError: the file is damaged, of an unknown format or not there.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CorruptWeightsError(f"{path} does not exist")
-    if path.suffix == ".safetensors":
-        with _opening_safetensors(path) as file:
-            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118  (not a mapping)
-    if path.suffix not in _PICKLES:
-        raise CorruptWeightsError(f"{path}: unknown kind of checkpoint; expected .safetensors, {', '.join(_PICKLES)}")
-    content = _unpickle(path)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping):
-        raise CorruptWeightsError(f"{path} holds no state dict but a {type(content).__name__}")
-    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor) and wanted(key)}
-
-
-# How PyTorch's restricted unpickler names what it will not build.
-_BEYOND_TENSORS = re.compile(
-    r"(?:GLOBAL \S+)|(?:Trying to call reduce for unrecognized function[^\n]*)|(?:Unsupported class \S+)|(?:Can only [^\n]*)"
-)
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except pickle.UnpicklingError as error:
-        if found := _BEYOND_TENSORS.search(str(error)):
-            raise UnsafePickleError(
-                f"{path} holds more than tensors ({found[0]}) and opening it could run code, so it is refused; "
-                "save its state dict as safetensors with the program that made it"
-            ) from error
-        raise CorruptWeightsError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CorruptWeightsError(f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def _opening_safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise CorruptWeightsError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def _safetensors_keys(path: Path) -> list[str]:
-    with _opening_safetensors(path) as file:
-        return list(file.keys())
-
-
-def cache_root() -> Path:
-    """Where converted checkpoints are kept: ``ZOO_CACHE``, by default ``~/.cache/zoo``."""
-    return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser()
-
-
-def _verify(path: Path, sha256: str | None, size: int | None) -> None:
-    """Compare a downloaded file with the catalogue's checksum, or with the one under which the Hub stores it.
-
-    Checked once: a marker in the cache remembers the file by path, size and time.
-    """
-    real = path.resolve()
-    status = real.stat()
-    expected = sha256 or (real.name if len(real.name) == 64 and set(real.name) <= set("0123456789abcdef") else None)
-    mark = hashlib.sha256(f"{real}|{status.st_size}|{status.st_mtime_ns}|{expected}".encode()).hexdigest()
-    marker = cache_root() / "verified" / mark
-    if marker.exists():
-        return
-    if size is not None and status.st_size != size:
-        _discard(path, real)
-        raise ChecksumError(f"{path.name} has {status.st_size} bytes, not {size}; it was removed, load it again")
-    if expected is not None:
-        with real.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            _discard(path, real)
-            raise ChecksumError(
-                f"{path.name} is corrupt: its SHA-256 is {found}, not {expected}; it was removed from the cache, load it again"
-            )
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-
-
-def _discard(path: Path, real: Path) -> None:
-    path.unlink(missing_ok=True)
-    real.unlink(missing_ok=True)
-
-
-def _download(
-    repo: str,
-    file: str,
-    revision: str,
-    *,
-    cache_dir: str | os.PathLike[str] | None,
-    local_files_only: bool,
-    token: str | None,
-    ask: str | None = None,
-) -> Path:
-    """A file of a Hub repository, from the cache where it is there."""
-    import huggingface_hub
-
-    with _translating_hub_errors(repo, file, revision, ask):
-        found = huggingface_hub.hf_hub_download(
-            repo,
-            file,
-            revision=revision,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            local_files_only=local_files_only,
-            token=token,
-        )
-    return Path(found)
-
-
-@contextmanager
-def _translating_hub_errors(repo: str, file: str | None, revision: str | None, ask: str | None) -> Iterator[None]:
-    """The client's errors as ours, each with the next step."""
-    from huggingface_hub import errors
-
-    # The client has changed its HTTP library three times; each time it re-exported the library's base error here.
-    transport_error: type[Exception] = vars(errors)["HTTPError"]
-    what = f"{repo}/{file}" if file else repo
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise GatedRepoError(
-            f"{repo} is gated: accept its licence on its page on the Hub, then pass token= or set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise NotOnHubError(
-            f"there is no repository {repo}, or it is private: check the name, or pass token= or set HF_TOKEN",
-            missing="repository",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise NotOnHubError(
-            f"{repo} has no revision {revision!r}: check the branch, tag or commit", missing="revision"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise DownloadError(f"{what}: the Hub answered with an error: {error.__cause__}; try again later") from error
-        command = f" (run `{ask}` where there is a network)" if ask else ""
-        raise OfflineError(
-            f"{what} is not in the cache, and the Hub cannot be reached or offline mode is on{command}"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise NotOnHubError(f"{repo} has no file {file} at revision {revision!r}", missing="file") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise OfflineError(f"{what}: offline mode is on (HF_HUB_OFFLINE)") from error
-    except (errors.HfHubHTTPError, transport_error) as error:
-        raise DownloadError(f"{what}: the download failed: {error}; try again, it goes on where it stopped") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(
-                f"no room for {what}: free some space, or point cache_dir= or HF_HOME to another disk"
-            ) from error
-        if isinstance(error, HubError):
-            raise
-        # The client checks the size of what it received and says so in a bare OSError.
-        raise DownloadError(f"{what}: the download failed: {error}; try again") from error
-
-
 # ------------------------------------------------------------------------------------------------------ pull and convert
 
 
 def pull(
     name: str,
     *,
+    parts: str | Sequence[str] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Path:
     """Download the weights of a catalogue entry without loading them; returns where they are.
 
+    Of a model in several pieces, those that the ``parts`` need (all of them by default) and that are on the Hub.
+
     Raises:
-        RegistryError, HubError, ChecksumError: as `load` does.
+        RegistryError, InputError, HubError, ChecksumError, WeightsError: as `load` does.
     """
     entry = registry.get(name)
     if entry.weights.source == "embedded":
         return embedded_path(entry)
     if entry.weights.source == "none":
         raise WeightsError(f"no weights of {name} were ever published")
-    download = functools.partial(_download, cache_dir=cache_dir, local_files_only=False, token=token)
-    return _fetch_entry(entry, revision, download)[0]
+    fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=False, token=token)
+    request = _Request(Sources(fetch, revision=revision), parts)
+    path, _ = _fetch_entry(entry, request)
+    if entry.weights.pieces:
+        config = request.choose_parts(registry.check_config(entry), name)
+        for key, piece in wanted_pieces(entry, config).items():
+            if piece.repo is None:
+                _log.warning("%s is not on the Hub: %s", piece.file, piece.note)
+            else:
+                fetch_piece(entry, key, piece, request.sources)
+    return path
 
 
 def convert(
     name: str,
     *,
+    parts: str | Sequence[str] | None = None,
+    files: Mapping[str, Place] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
 ) -> Path:
     """Write the cleaned safetensors of a catalogue entry into our cache, where later loads find it; returns its path.
 
-    It holds the tensors that inference needs, in our names, with weight norm folded: 0.3 of WavTokenizer's 1.75 GB.
+    It holds the tensors that inference needs, in our names, with weight norm folded: 0.3 of WavTokenizer's 1.75 GB. With
+    ``parts`` it serves those parts only. What ``files`` placed need not be named again.
 
     Raises:
-        RegistryError, HubError, WeightsError: as `load` does.
+        RegistryError, InputError, HubError, WeightsError: as `load` does.
     """
     entry = registry.get(name)
-    if entry.weights.source != "hub":
+    if entry.weights.source == "embedded":
         return embedded_path(entry)
-    target = _converted_path(entry, revision or entry.weights.revision)
-    if not target.exists():
-        tokenizer = load(name, revision=revision, cache_dir=cache_dir, token=token)
+    whole = registry.check_config(entry)
+    request = _Request(Sources(download, revision=revision), parts)
+    target = _converted_path(entry, revision or entry.weights.revision, whole, request.choose_parts(whole, name))
+    if files or not target.exists():
+        tokenizer = load(name, parts=parts, files=files, revision=revision, cache_dir=cache_dir, token=token)
         write_saved_file(tokenizer, target)
     return target
 
 
-def _converted_path(entry: Entry, revision: str) -> Path:
-    source = hashlib.sha256(f"{entry.weights.repo}/{entry.weights.file}@{revision}".encode()).hexdigest()[:12]
-    return cache_root() / "converted" / f"{entry.name}-{source}.safetensors"
+def _find_converted(entry: Entry, request: _Request, whole: Any, config: Any) -> Path | None:
+    """The converted file of an entry, of all its parts or of the wanted ones, unless the user named other sources."""
+    if request.sources.places:
+        return None
+    revision = request.sources.revision or entry.weights.revision
+    candidates = (_converted_path(entry, revision, whole, chosen) for chosen in (whole, config))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _converted_path(entry: Entry, revision: str, whole: Any, config: Any) -> Path:
+    source = f"{entry.weights.repo}/{entry.weights.file}@{revision}"
+    parts = "" if config == whole else "-".join(["", *config.parts])
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return cache_root() / "converted" / f"{entry.name}-{digest}{parts}.safetensors"
 
 
 # --------------------------------------------------------------------------------------------------------- save and push
@@ -592,7 +564,7 @@ def push_to_hub(
     import huggingface_hub
 
     api = huggingface_hub.HfApi(token=token)
-    with tempfile.TemporaryDirectory() as scratch, _translating_hub_errors(repo_id, None, revision, None):
+    with tempfile.TemporaryDirectory() as scratch, translating_hub_errors(repo_id, None, revision, None):
         folder = save_pretrained(tokenizer, scratch)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:

@@ -37,17 +37,58 @@ class Mirror(_Strict):
     note: str = ""
 
 
+class Piece(_Strict):
+    """One file of a checkpoint that is spread over several, or the folders of a diffusers pipeline.
+
+    Attributes:
+        part: part of the model that needs it (see ``parts`` of `zoo.load`); every part does if it is left out.
+        repo: repository on the Hub; left out where there is none, and the user says with ``files`` of `zoo.load` where it lies.
+        file: file in the repository, or its usual name.
+        components: instead of ``file``: folders of the pipeline, each with its configuration and, but for schedulers, weights.
+        config_field: field of the family's ``Config`` that gets the components' configurations, by component.
+        prefix: what the keys of ``file`` get in front in the assembled model; those of a component get its name.
+        size, sha256: of ``file``, where known.
+        note: where to get it, and what to know about it.
+    """
+
+    part: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    components: list[str] = []
+    config_field: str | None = None
+    prefix: str = ""
+    revision: str = "main"
+    size: int | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    note: str = ""
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.file is None) == (not self.components):
+            raise ValueError("a piece is either a 'file' or 'components'")
+        if bool(self.components) != (self.config_field is not None):
+            raise ValueError("'components' need a 'config_field', and nothing else has one")
+        if self.repo is None and not self.note:
+            raise ValueError("a piece without 'repo' needs a 'note' that says where to get it")
+
+
+#: Name of the first piece, the one that an entry's ``weights`` describe themselves.
+MAIN = "main"
+
+
 class Weights(_Strict):
     """Where the weights are.
 
     Attributes:
-        source: ``hub`` (a file of a Hub repository), ``embedded`` (a file of this package) or ``none`` (never published).
+        source: ``hub`` (a file of a Hub repository), ``embedded`` (a file of this package), ``local`` (a file that the user has
+            to fetch from elsewhere, see ``note``) or ``none`` (never published).
         config: upstream's own configuration in the same repository, where it says what the tensors cannot; it decides over the
             entry's ``config`` then.
         size, sha256: of the file, where known.
+        pieces: what the model needs besides, by name.
+        note: where to get the file, and what to know about it.
     """
 
-    source: Literal["hub", "embedded", "none"]
+    source: Literal["hub", "embedded", "local", "none"]
     repo: str | None = None
     file: str | None = None
     config: str | None = None
@@ -56,12 +97,30 @@ class Weights(_Strict):
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     format: Literal["safetensors", "ckpt", "pt"] = "safetensors"
     mirrors: list[Mirror] = []
+    pieces: dict[str, Piece] = {}
+    note: str = ""
 
     def model_post_init(self, _: Any) -> None:
-        needed = {"hub": ("repo", "file"), "embedded": ("file",), "none": ()}[self.source]
+        needed = {"hub": ("repo", "file"), "embedded": ("file",), "local": ("file", "note"), "none": ()}[self.source]
         for name in needed:
-            if getattr(self, name) is None:
+            if not getattr(self, name):
                 raise ValueError(f"source {self.source!r} needs {name!r}")
+        if self.pieces and self.source not in ("hub", "local"):
+            raise ValueError(f"source {self.source!r} has no pieces")
+        if MAIN in self.pieces:
+            raise ValueError(f"{MAIN!r} is the name of the file itself")
+
+    def all_pieces(self) -> dict[str, Piece]:
+        """The file itself as the first piece, and the others."""
+        main = Piece(
+            repo=self.repo if self.source == "hub" else None,
+            file=self.file,
+            revision=self.revision,
+            size=self.size,
+            sha256=self.sha256,
+            note=self.note,
+        )
+        return {MAIN: main} | self.pieces
 
 
 class Licence(_Strict):
@@ -113,6 +172,11 @@ class Entry(_Strict):
     def embedded(self) -> bool:
         """Whether the weights come with the package."""
         return self.weights.source == "embedded"
+
+    @property
+    def published(self) -> bool:
+        """Whether there are weights at all; otherwise the entry names the sizes of a model to train."""
+        return self.weights.source != "none"
 
 
 class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
@@ -247,7 +311,12 @@ info = get
 
 
 def names(
-    pattern: str = "*", *, modality: str | None = None, embedded: bool | None = None, family: str | None = None
+    pattern: str = "*",
+    *,
+    modality: str | None = None,
+    embedded: bool | None = None,
+    family: str | None = None,
+    published: bool | None = None,
 ) -> list[str]:
     """Names that match a shell pattern and the given properties, sorted.
 
@@ -261,6 +330,7 @@ def names(
         and (modality is None or entry.modality == modality)
         and (embedded is None or entry.embedded == embedded)
         and (family is None or entry.family == family)
+        and (published is None or entry.published == published)
     )
 
 

@@ -31,7 +31,7 @@ class Job:
 
     Attributes:
         contender: whose work it is.
-        direction: ``encode`` or ``decode``.
+        direction: ``encode`` or ``decode``, or what else the modality does.
         case: what goes in, such as ``1 x 10 s``.
         amount: how much of it: seconds of audio, or images.
         work: the work itself; ``None`` where the contender has none to compare.

@@ -16,7 +16,12 @@ from zoo.errors import InputError
 from zoo.media import replacing
 
 # The module with the jobs of each modality; another modality is another line here.
-MODALITIES = {"audio": "zoo.bench.audio", "speech": "zoo.bench.audio", "image": "zoo.bench.image"}
+MODALITIES = {
+    "audio": "zoo.bench.audio",
+    "bytes": "zoo.bench.bytes",
+    "image": "zoo.bench.image",
+    "speech": "zoo.bench.audio",
+}
 
 
 def run(

@@ -1,7 +1,7 @@
 """Read and write media. Files, arrays and tensors go in; float tensors come out."""
 
 from zoo.media.audio import AUDIO_EXTENSIONS, Audio, Resampler, read_audio, resample, resampled_length, write_audio
-from zoo.media.files import expand_paths, replacing
+from zoo.media.files import expand_paths, replacing, write_bytes
 from zoo.media.image import (
     FITS,
     IMAGE_EXTENSIONS,
@@ -11,22 +11,42 @@ from zoo.media.image import (
     restore_image,
     write_image,
 )
+from zoo.media.shape import (
+    MAX_FACES,
+    SHAPE_EXTENSIONS,
+    PreparedShape,
+    frame_of,
+    prepare_shape,
+    read_shape,
+    write_shape,
+)
+from zoo.media.solid import contains, is_closed
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "FITS",
     "IMAGE_EXTENSIONS",
+    "MAX_FACES",
     "MAX_PIXELS",
+    "SHAPE_EXTENSIONS",
     "Audio",
     "PreparedImage",
+    "PreparedShape",
     "Resampler",
+    "contains",
     "expand_paths",
+    "frame_of",
+    "is_closed",
     "prepare_image",
+    "prepare_shape",
     "read_audio",
+    "read_shape",
     "replacing",
     "resample",
     "resampled_length",
     "restore_image",
     "write_audio",
+    "write_bytes",
     "write_image",
+    "write_shape",
 ]

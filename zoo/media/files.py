@@ -59,18 +59,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str]) -> list[Path]:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a file, under a temporary name first."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str] | None) -> list[Path]:
     """Files named by paths, folders (searched recursively, sorted) and glob patterns, each once and in order.
+
+    Args:
+        arguments: what to look for.
+        extensions: of the files that are taken from folders; ``None`` for all of them.
 
     Raises:
         InputError: an argument matches nothing.
     """
-    wanted = {extension.lower() for extension in extensions}
+    wanted = None if extensions is None else {extension.lower() for extension in extensions}
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in wanted)
+            matches = sorted(p for p in path.rglob("*") if p.is_file() and (wanted is None or p.suffix.lower() in wanted))
         elif path.exists():
             matches = [path]
         else:

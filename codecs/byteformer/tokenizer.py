@@ -1,0 +1,429 @@
+"""The tokenizer: files to byte ids and back without loss, and what the network makes of them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from zoo.codecs.byteformer import checkpoint, encodings, transforms
+from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
+from zoo.codecs.byteformer.embedding import ByteEmbedding
+from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
+from zoo.errors import InputError
+from zoo.nn.precision import exact_float32
+from zoo.spec import Spec
+from zoo.tokenizer import Tokenizer, _bare_sequences, as_items, naming_item, progress_bar, require_complete
+from zoo.tokens import Tokens
+
+_log = logging.getLogger("zoo")
+
+#: Largest file that `ByteFormer.encode` takes by default; ids need eight times as much memory.
+MAX_BYTES = 1 << 28
+
+Ids = Int[Tensor, " _"] | UInt8[Tensor, " _"]
+AnyTokens = Tokens | Tensor | Sequence[Tensor]
+
+
+class Features(NamedTuple):
+    """What the transformer makes of files.
+
+    Attributes:
+        tokens: behind the last norm, for every file ``[tokens, dim]``.
+        pooled: their means, the classifier's input.
+    """
+
+    tokens: list[Float[Tensor, "_ dim"]]
+    pooled: Float[Tensor, "batch dim"]
+
+
+class ByteFormer(Tokenizer[ByteFormerConfig]):
+    """The byte tokenizer and file classifier of arXiv 2306.00238.
+
+    Any file gives one id per byte, 0 to 255, the empty file none at all, and decodes to itself. The last id of the vocabulary
+    is the original's padding: the network takes it, `decode` refuses it. `embed`, `features` and `classify` give every file of
+    a batch what it gives alone, without padding; ``compat="padded"`` gives what the original does, which pads files to the
+    longest of the batch and never masks the padding.
+    """
+
+    Config = ByteFormerConfig
+    family = "byteformer"
+    modality = "bytes"
+    identity = ("embedding.bytes", "embedding.reduction")
+
+    # Tokens behind the convolution that go through the transformer at a time, unless one file has more. Memory and speed only.
+    PACK_TOKENS: ClassVar[dict[str, int]] = {"cpu": 8_192, "cuda": 400_000}
+
+    def __init__(self, config: ByteFormerConfig | None = None, *, name: str = "byteformer") -> None:
+        super().__init__(config or ByteFormerConfig(), name)
+        self.embedding = ByteEmbedding(self.config)
+        self.transformer = Transformer(self.config)
+        self.classifier = Linear(self.config.dim, self.config.classes)
+        torch.nn.init.xavier_uniform_(self.classifier.weight)
+        torch.nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="bytes",
+            vocab_size=self.config.vocab_size,
+            dim=self.config.dim,
+            lossless=True,
+            fingerprint=self.fingerprint,
+        )
+
+    # ---- files to ids and back
+
+    def encode(self, items: Any, *, max_bytes: int = MAX_BYTES, progress: bool = False) -> Tokens:
+        """Files to ids, one per byte.
+
+        Args:
+            items: one item or a list of them, each a path, bytes, an array or tensor of bytes ``[length]``, or a list of
+                numbers. A tensor ``[batch, length]`` is a list. Files may be empty and of any kind; they are not looked into.
+            max_bytes: refuse larger ones; `encode_chunks` takes a file of any size.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: an item cannot be read, is too large or is not made of bytes; names the item.
+        """
+        listed = as_items(items, batch_rank=2)
+        ids = []
+        with progress_bar("encode", len(listed), progress, unit="file") as advance:
+            for index, item in enumerate(listed):
+                with naming_item(index):
+                    octets = _read(item, max_bytes)
+                    if self.config.shuffle in FIXED_SHUFFLES:
+                        octets = transforms.shuffle(octets, self.config.shuffle)
+                    ids.append(torch.from_numpy(self._exchange(octets).astype(np.int64)))
+                advance(1)
+        return self.tokens(ids)
+
+    def encode_chunks(self, source: str | os.PathLike[str], chunk_bytes: int = 1 << 20) -> Iterator[Tokens]:
+        """The ids of a file of any size, ``chunk_bytes`` at a time, in bounded memory; `decode_chunks` takes them back.
+
+        Raises:
+            InputError: the file cannot be read, or the tokenizer reorders its bytes and must see the whole of it.
+        """
+        if self.config.shuffle in FIXED_SHUFFLES:
+            raise InputError(f"{self.name} reads files in another order ({self.config.shuffle}), which needs the whole file")
+        if chunk_bytes < 1:
+            raise InputError(f"chunk_bytes must be at least 1, not {chunk_bytes}")
+        path = _regular_file(source)
+        with path.open("rb") as file:
+            while chunk := file.read(chunk_bytes):
+                octets = self._exchange(np.frombuffer(chunk, np.uint8))
+                yield self.tokens([torch.from_numpy(octets.astype(np.int64))])
+
+    def decode(self, tokens: AnyTokens) -> list[bytes]:  # type: ignore[override]  # the media are bytes
+        """The files, byte for byte.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``; an
+                item without ids is the empty file.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id stands for no byte; names the item.
+        """
+        return [self._octets(index, ids).tobytes() for index, ids in enumerate(self._check(tokens).unpadded())]
+
+    def decode_chunks(self, chunks: Iterable[Tokens]) -> Iterator[bytes]:
+        """The bytes of the chunks that `encode_chunks` gave, as they come.
+
+        Raises:
+            MismatchError, InputError: as `decode` does.
+        """
+        for chunk in chunks:
+            yield from self.decode(chunk)
+
+    def reconstruct(self, items: Any) -> list[bytes]:  # type: ignore[override]  # the media are bytes
+        """``decode(encode(items))``: the files themselves."""
+        return self.decode(self.encode(items))
+
+    def _exchange(self, octets: transforms.Bytes) -> transforms.Bytes:
+        return transforms.exchange_values(octets) if self.config.permuted else octets
+
+    def _octets(self, index: int, ids: Int[Tensor, " length"]) -> transforms.Bytes:
+        if len(ids) and int(ids.max()) >= BYTE_VALUES:
+            raise InputError(f"id {int(ids.max())} stands for padding, not for a byte", index)
+        octets = ids.to("cpu", torch.uint8).numpy()
+        if self.config.permuted:
+            octets = transforms.restore_values(octets)
+        return transforms.unshuffle(octets, self.config.shuffle) if self.config.shuffle in FIXED_SHUFFLES else octets
+
+    def _check(self, tokens: AnyTokens) -> Tokens:
+        """As all tokenizers do, except that items may be empty."""
+        if not isinstance(tokens, Tokens):
+            tokens = self.tokens(_bare_sequences(tokens))
+        filled = tokens.lengths.nonzero().flatten().tolist()
+        if filled or not len(tokens):
+            try:
+                super()._check(tokens[filled])
+            except InputError as error:
+                raise type(error)(error.reason, None if error.index is None else filled[error.index]) from error
+        return tokens
+
+    # ---- the files that a checkpoint was trained on
+
+    def prepare(self, source: Any, *, generator: torch.Generator | None = None) -> bytes:
+        """The file that the original's evaluation feeds to this model: crop or clip, file encoding, and what cannot be undone.
+
+        That is a random order of the bytes, the camera and the noise. A fixed order and the exchange of values, which decoding
+        undoes, are part of `encode`.
+
+        Args:
+            source: an image or audio; see `encodings.evaluation_crop` and `encodings.evaluation_clip`.
+            generator: draws the order and the noise of models that were trained with them.
+
+        Raises:
+            InputError: the source cannot be read, or nothing is known about the training data of this model.
+        """
+        config = self.config
+        if not config.file:
+            raise InputError(f"{self.name} does not say which files it was trained on: pass files to encode as they are")
+        if config.file in IMAGE_FILES:
+            content = encodings.image_file(encodings.evaluation_crop(source), config.file, quality=config.quality)
+        else:
+            content = encodings.audio_file(encodings.evaluation_clip(source), config.file, sample_type=config.sample_type)
+        if config.shuffle in RANDOM_SHUFFLES:
+            content = transforms.shuffle(content, config.shuffle, generator=generator).tobytes()
+        if config.keep < 1:
+            content = transforms.keep_bytes(content, config.keep).tobytes()
+        if config.noise:
+            content = transforms.add_noise(content, *config.noise, generator=generator).tobytes()
+        return content
+
+    # ---- ids to vectors and classes
+
+    @torch.inference_mode()
+    def embed(
+        self, tokens: AnyTokens, *, positions: bool = False, compat: str | None = None
+    ) -> Float[Tensor, "batch length dim"]:
+        """Embedded bytes behind the strided convolution, zero where an item has ended.
+
+        Args:
+            tokens: as in `decode`; ``config.reduced_length(n)`` vectors come of n ids.
+            positions: add those of the transformer.
+            compat: ``"padded"``: of files padded to the longest of the batch, as the original does.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id is out of range, an item is shorter than the convolution's kernel, or longer than the positions.
+        """
+        sequences = self._sequences(tokens, compat, limited=positions)
+        with exact_float32(self.device):
+            rows = [self.embedding([ids], positions) for ids in sequences]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def embed_chunks(self, chunks: Iterable[Tokens]) -> Iterator[Float[Tensor, "_ dim"]]:
+        """What `embed` gives of a file that comes in chunks, as far as each new chunk decides it; bounded memory.
+
+        Raises:
+            MismatchError, InputError: as `decode` does.
+        """
+        kernel, stride = self.config.kernel, self.config.stride
+        pending = torch.zeros(0, dtype=torch.int64)
+        for chunk in chunks:
+            pending = torch.cat([pending, *self._check(chunk).unpadded()])
+            if len(pending) >= kernel:
+                with torch.inference_mode(), exact_float32(self.device):
+                    vectors = self.embedding([pending], positions=False)
+                yield vectors
+                pending = pending[len(vectors) * stride :]
+
+    @torch.inference_mode()
+    def features(
+        self,
+        tokens: AnyTokens,
+        *,
+        compat: str | None = None,
+        layernorm_axis_rule: bool | None = None,
+        progress: bool = False,
+    ) -> Features:
+        """The transformer's features of every file, and their means.
+
+        Args:
+            tokens: as in `decode`; ``config.final_length(n)`` features come of n ids.
+            compat: ``"padded"``: every file is padded to the longest of the batch, and the padding is read like bytes, as the
+                original does. Results then depend on the other files.
+            layernorm_axis_rule: overrides the configuration's.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id is out of range, or an item is shorter than the convolution's kernel or longer than the positions.
+        """
+        sequences = self._sequences(tokens, compat, limited=True)
+        rule = self.config.layernorm_axis_rule if layernorm_axis_rule is None else layernorm_axis_rule
+        counts = [self.config.reduced_length(len(ids)) for ids in sequences]
+        if rule and (found := needs_axis_rule(tuple(counts), self.config)):
+            _warn_axis_rule(self.name, len(sequences[found[0]]))
+        features: list[Tensor] = []
+        with exact_float32(self.device), progress_bar("features", len(sequences), progress, unit="file") as advance:
+            for pack in self._packs(counts):
+                x, lengths = self.transformer(self.embedding(sequences[pack]), counts[pack], rule)
+                features += x.split(list(lengths))
+                advance(len(lengths))
+        return Features(features, torch.stack([vectors.mean(0) for vectors in features]))
+
+    @torch.inference_mode()
+    def classify(
+        self,
+        tokens: AnyTokens,
+        *,
+        compat: str | None = None,
+        layernorm_axis_rule: bool | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "batch classes"]:
+        """Logits of every file; arguments and errors as those of `features`."""
+        pooled = self.features(tokens, compat=compat, layernorm_axis_rule=layernorm_axis_rule, progress=progress).pooled
+        with exact_float32(self.device):
+            logits: Tensor = self.classifier(pooled)
+        return logits.float()
+
+    def forward(self, sequences: Sequence[Ids]) -> Float[Tensor, "batch classes"]:
+        """Logits of sequences of ids, all of them in one pack and differentiable; for training."""
+        counts = [self.config.reduced_length(len(ids)) for ids in sequences]
+        x, lengths = self.transformer(self.embedding(sequences), counts)
+        logits: Tensor = self.classifier(torch.stack([vectors.mean(0) for vectors in x.split(list(lengths))]))
+        return logits.float()
+
+    def _sequences(self, tokens: AnyTokens, compat: str | None, limited: bool) -> list[Int[Tensor, " _"]]:
+        """The ids of each item, long enough for the convolution and short enough for the positions."""
+        if compat not in (None, "padded"):
+            raise InputError(f"compat must be None or 'padded', not {compat!r}")
+        config = self.config
+        sequences = self._check(tokens).unpadded()
+        if compat == "padded":
+            longest = max(map(len, sequences))
+            sequences = [F.pad(ids, (0, longest - len(ids)), value=config.vocab_size - 1) for ids in sequences]
+        for index, ids in enumerate(sequences):
+            if len(ids) < config.kernel:
+                raise InputError(
+                    f"{len(ids)} bytes are fewer than the {config.kernel} that the convolution reads at once", index
+                )
+            if limited and len(ids) > config.longest_file:
+                raise InputError(
+                    f"{len(ids)} bytes give more tokens than the {config.max_tokens} positions: at most {config.longest_file} "
+                    "bytes; cut the file, or train a model with more positions",
+                    index,
+                )
+        return sequences
+
+    def _packs(self, counts: Sequence[int]) -> Iterator[slice]:
+        """Consecutive files that go through the transformer together."""
+        budget = self.PACK_TOKENS.get(self.device.type, self.PACK_TOKENS["cuda"])
+        first = total = 0
+        for index, count in enumerate(counts):
+            if index > first and total + count > budget:
+                yield slice(first, index)
+                first, total = index, 0
+            total += count
+        yield slice(first, len(counts))
+
+    # ---- speed and official checkpoints
+
+    def compile_modules(self) -> None:
+        """Compile the feed-forward layers; the first calls are slow. Attention works on windows of changing number."""
+        for module in self.transformer.modules():
+            if isinstance(module, FeedForward):
+                module.compile(dynamic=True)
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return checkpoint.recognises(keys)
+
+    @classmethod
+    def wanted(cls, key: str) -> bool:
+        return True
+
+    @classmethod
+    def upstream_config(cls, raw: Mapping[str, Any]) -> ByteFormerConfig | None:
+        return checkpoint.upstream_config(raw)
+
+    @classmethod
+    def convert_checkpoint(
+        cls, state: Mapping[str, Tensor], config: ByteFormerConfig | None
+    ) -> tuple[ByteFormerConfig, dict[str, Tensor]]:
+        found, named = checkpoint.convert(state, config)
+        require_complete(cls, found, named)
+        return found, named
+
+
+@functools.cache
+def _warn_axis_rule(name: str, length: int) -> None:
+    """Cached, so that each model and length is mentioned once."""
+    _log.warning(
+        "%s: a file of %d bytes has as many tokens as there are channels at some norm, which then goes over tokens, as in the "
+        "original; pass layernorm_axis_rule=False to normalise channels as everywhere else",
+        name,
+        length,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ reading
+
+
+def _read(item: Any, max_bytes: int) -> transforms.Bytes:
+    """The bytes of an item."""
+    if isinstance(item, str | os.PathLike):
+        path = _regular_file(item)
+        _check_size(path.stat().st_size, max_bytes)
+        try:
+            return np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise InputError(f"{os.fspath(item)} cannot be read: {error.strerror}") from error
+    if isinstance(item, bytes | bytearray | memoryview):
+        content = item.tobytes() if isinstance(item, memoryview) else item
+        _check_size(len(content), max_bytes)
+        return np.frombuffer(content, np.uint8)
+    if not isinstance(item, np.ndarray | Tensor | list):
+        raise InputError(f"expected a path, bytes or an array of bytes, not {type(item).__name__}")
+    return _from_array(item.detach().cpu().numpy() if isinstance(item, Tensor) else item, max_bytes)
+
+
+def _from_array(item: np.ndarray | list[Any], max_bytes: int) -> transforms.Bytes:
+    try:
+        array = np.asarray(item)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"cannot read the list: {error}") from error
+    if array.ndim != 1:
+        raise InputError(f"bytes must be [length], not of shape {array.shape}")
+    _check_size(len(array), max_bytes)
+    if array.dtype == np.uint8 or not array.size:
+        return array.astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"bytes must be whole numbers, not {array.dtype}")
+    if array.min() < 0 or array.max() >= BYTE_VALUES:
+        raise InputError(f"bytes must lie in 0..255, these reach from {array.min()} to {array.max()}")
+    return array.astype(np.uint8)
+
+
+def _regular_file(source: str | os.PathLike[str]) -> Path:
+    path, name = Path(source), os.fspath(source)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder")
+    if not path.exists():
+        raise InputError(f"{name} does not exist")
+    if not path.is_file():
+        raise InputError(f"{name} is no regular file")
+    return path
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise InputError(
+            f"{size} bytes are more than max_bytes = {max_bytes}, and ids take eight times as much memory: raise that limit, "
+            "or go through the file with encode_chunks"
+        )

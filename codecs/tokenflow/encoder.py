@@ -1,0 +1,151 @@
+"""Images to latents: a semantic encoder of transformer blocks beside a convolutional pixel encoder (paper section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.codecs.tokenflow.config import GROUPS, TokenFlowConfig
+from zoo.nn.precision import Float32Module
+from zoo.nn.vit import Activation, ViTSizes, vit_blocks
+
+Images = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch channels rows columns"]
+
+_CONV_EPS = 1e-6
+# What tells CLIP's blocks and SigLIP's apart.
+_ACTIVATIONS: dict[str, Activation] = {"clip": "quick_gelu", "siglip": "gelu_tanh"}
+_EPS = {"clip": 1e-5, "siglip": 1e-6}
+
+
+def resize(x: Float[Tensor, "batch channels _ _"], size: int) -> Float[Tensor, "batch channels _ _"]:
+    """Bicubic (a = -0.75), edges clamped, no antialiasing: how a TokenFlow resizes whatever does not have the size."""
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
+
+
+def task_layer(inputs: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a tanh between them, of which the first keeps the width."""
+    first, second = nn.Linear(inputs, inputs), nn.Linear(inputs, outputs)
+    for layer in (first, second):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+def convolution_options(width: int, attention: bool) -> dict[str, Any]:
+    """What all blocks of the convolutional networks are told; an attention has a single head."""
+    options: dict[str, Any] = {"resnet_eps": _CONV_EPS, "resnet_groups": GROUPS}
+    return options | ({"attention_head_dim": width} if attention else {})
+
+
+def middle_block(width: int) -> nn.Module:
+    """A residual block, an attention and another residual block at the lowest resolution."""
+    from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
+
+    options = convolution_options(width, attention=True)
+    return UNetMidBlock2D(in_channels=width, temb_channels=None, **options)  # type: ignore[arg-type]  # there is no timestep
+
+
+def output_norm(width: int) -> nn.GroupNorm:
+    """The norm before the last convolution."""
+    return nn.GroupNorm(GROUPS, width, eps=_CONV_EPS)
+
+
+class SemanticEncoder(nn.Module):
+    """The vision tower of CLIP or SigLIP, without what is above the features that TokenFlow uses.
+
+    It takes images in [-1, 1]; CLIP's own normalisation is not applied, as in the original.
+    """
+
+    def __init__(self, config: TokenFlowConfig) -> None:
+        super().__init__()
+        dim, clip = config.semantic_dim, config.teacher == "clip"
+        eps = _EPS[config.teacher]
+        self.patches = nn.Conv2d(3, dim, config.patch_size, config.patch_size, bias=not clip)
+        self.class_token = nn.Parameter(torch.empty(1, dim)) if clip else None
+        self.positions = nn.Parameter(torch.empty(config.grid**2 + clip, dim))
+        self.norm_pre = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
+        self.blocks = vit_blocks(
+            ViTSizes(
+                dim,
+                config.semantic_depth,
+                config.semantic_heads,
+                config.semantic_hidden,
+                activation=_ACTIVATIONS[config.teacher],
+                eps=eps,
+            )
+        )
+        # SigLIP's features are those before its last block, and its last norm comes after that one.
+        self.norm = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def forward(self, images: Images) -> Float[Tensor, "batch patches dim"]:
+        """Features of the patches, row by row."""
+        if self.class_token is None:
+            images = images.clamp(-1, 1)
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+        x = self.norm(self.blocks(self.norm_pre(x + self.positions)))
+        return x if self.class_token is None else x[:, 1:]
+
+
+class PixelEncoder(nn.Module):
+    """The convolutional encoder of VQGAN (arXiv 2012.09841): residual blocks, attention at the lowest resolution only."""
+
+    def __init__(self, config: TokenFlowConfig) -> None:
+        from diffusers.models.unets.unet_2d_blocks import AttnDownEncoderBlock2D, DownEncoderBlock2D
+
+        super().__init__()
+        widths, last = config.encoder_widths, config.encoder_widths[-1]
+        levels = []
+        for level, width in enumerate(widths):
+            coarsest = level == len(widths) - 1
+            kind = AttnDownEncoderBlock2D if coarsest else DownEncoderBlock2D
+            levels.append(
+                kind(
+                    in_channels=widths[level - 1] if level else config.encoder_stem,
+                    out_channels=width,
+                    num_layers=config.encoder_blocks,
+                    add_downsample=not coarsest,
+                    # Means: one row below and one column on the right, nothing on the other sides.
+                    downsample_padding=0,
+                    **convolution_options(width, attention=coarsest),
+                )
+            )
+        self.conv_in = nn.Conv2d(3, config.encoder_stem, 3, padding=1)
+        self.levels = nn.Sequential(*levels)
+        self.mid = middle_block(last)
+        self.norm_out = output_norm(last)
+        self.conv_out = nn.Conv2d(last, config.latent_channels, 3, padding=1)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
+
+    def forward(self, images: Images) -> Latents:
+        # Convolutions on a CPU are several times quicker in this layout.
+        x = self.conv_in(images.to(memory_format=torch.channels_last))
+        x = self.mid(self.levels(x))
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(x)))).contiguous()
+
+
+class Encoder(Float32Module):
+    """Both encoders; the parameters stay in float32, because ids flip when they are rounded."""
+
+    def __init__(self, config: TokenFlowConfig) -> None:
+        super().__init__()
+        self.pixel_size = config.pixel_size
+        self.grid = config.grid
+        self.semantic = SemanticEncoder(config)
+        self.to_codes = task_layer(config.semantic_dim, config.semantic_code_dim)
+        self.pixels = PixelEncoder(config)
+
+    def forward(self, images: Images) -> Latents:
+        """Semantic and pixel latents of images in [-1, 1], in this order along the channels, not normalised."""
+        semantic = self.to_codes(self.semantic(images)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        pixels = self.pixels(resize(images, self.pixel_size))
+        return torch.cat([semantic.float(), pixels.float()], dim=1)

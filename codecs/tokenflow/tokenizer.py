@@ -1,0 +1,345 @@
+"""The tokenizer: images to tokens, scale after scale, and whole scales of them to images and to meaning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo import media
+from zoo.codecs.tokenflow import checkpoint, training
+from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
+from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
+from zoo.codecs.tokenflow.encoder import Encoder
+from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
+from zoo.errors import InputError, WeightsError
+from zoo.nn.precision import exact_float32
+from zoo.spec import Spec
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokens import Meta, Tokens
+
+Images = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch channels grid grid"]
+
+
+class TokenFlow(Tokenizer[TokenFlowConfig]):
+    """The image tokenizer with two codebooks of arXiv 2412.03069.
+
+    Images of any size and mode are resized and cropped to the model's square. Each gives the ids of all scales, coarse to fine
+    and row by row within a scale; ``tokens.segments`` says where the scales end, and any number of whole scales decodes.
+    Encoding is deterministic and runs in float32, whatever the dtype of the model, autocast or TF32 settings, unless `encode`
+    is asked for less.
+    """
+
+    Config = TokenFlowConfig
+    family = "tokenflow"
+    modality = "image"
+    identity = ("quantizer.semantic", "quantizer.pixels")
+
+    # Images at a time. On a CPU, one by one costs nothing and makes results independent of the batch to the last bit.
+    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+    DECODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+
+    def __init__(self, config: TokenFlowConfig | None = None, *, name: str = "tokenflow") -> None:
+        super().__init__(config or TokenFlowConfig(), name)
+        self.quantizer = MultiScaleQuantizer(self.config)
+        if "encoder" in self.config.parts:
+            self.encoder = Encoder(self.config)
+        if "decoder" in self.config.parts:
+            self.decoder = PixelDecoder(self.config)
+        if "semantic_decoder" in self.config.parts:
+            self.semantic_decoder = SemanticDecoder(self.config)
+
+    @property
+    def spec(self) -> Spec:
+        config = self.config
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="image",
+            vocab_size=config.codebook_size,
+            dim=config.code_dim,
+            fingerprint=self.fingerprint,
+            image_size=(config.image_size, config.image_size),
+            max_tokens=config.scale_ends[-1],
+        )
+
+    def compute_fingerprint(self) -> str:
+        """Identity of the codebooks and of the scales: one file serves two image sizes, whose tokens do not mix."""
+        digest = hashlib.sha256(f"{super().compute_fingerprint()} {self.config.scales}".encode())
+        return digest.hexdigest()[:16]
+
+    # ---- encode
+
+    def encode(
+        self,
+        items: Any,
+        *,
+        fit: str = "crop",
+        precision: str = "fp32",
+        max_pixels: int = media.MAX_PIXELS,
+        progress: bool = False,
+    ) -> Tokens:
+        """Images to tokens.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
+                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
+            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
+                (grey bars), or ``none``: it has that size already.
+            precision: ``bf16`` computes the encoders in bfloat16: quicker, but some ids change.
+            max_pixels: refuse larger images.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
+            WeightsError: the encoder was not loaded.
+        """
+        self._require("encoder", "encoding")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
+        ids: list[Tensor] = []
+        with progress_bar("encode", len(prepared), progress, unit="image") as advance:
+            for batch in self._batches(len(prepared), self.ENCODE_BATCH):
+                images = torch.stack([prepared[i].pixels for i in batch]).to(self.device)
+                ids += self._encode_images(images, PRECISIONS[precision])
+                advance(len(batch))
+        return self.tokens(ids, [image.meta for image in prepared])
+
+    def _prepare(self, index: int, item: Any, fit: str, max_pixels: int) -> media.PreparedImage:
+        side = self.config.image_size
+        with naming_item(index):
+            prepared = media.prepare_image(item, size=(side, side), fit=fit, max_pixels=max_pixels)
+            height, width = prepared.pixels.shape[1:]
+            if (height, width) != (side, side):
+                raise InputError(f"an image of {width} x {height} does not fit: it must have {side} x {side}, or another fit")
+            return prepared
+
+    def _batches(self, count: int, limits: Mapping[str, int]) -> list[range]:
+        limit = limits.get(self.device.type, limits["cuda"])
+        return [range(start, min(start + limit, count)) for start in range(0, count, limit)]
+
+    @torch.inference_mode()
+    def _encode_images(self, images: Images, dtype: torch.dtype) -> list[Tensor]:
+        with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            latents = self.encoder(images)
+        return list(self.quantizer.ids(latents))
+
+    def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
+        """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""
+        spec = self.spec
+        longest = max((len(sequence) for sequence in ids), default=0)
+        return Tokens.from_sequences(
+            ids,
+            tokenizer=spec.name,
+            fingerprint=spec.fingerprint,
+            vocab_size=spec.vocab_size,
+            meta=meta,
+            segments=[end for end in self.config.scale_ends if end <= longest],
+        )
+
+    # ---- decode
+
+    def decode(
+        self,
+        tokens: Tokens | Tensor | Sequence[Tensor],
+        *,
+        scales: int | None = None,
+        size: Literal["original"] | None = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "3 _ _"]]:
+        """Tokens to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
+
+        Only the pixel decoder runs. The original's levels of 8 bits are ``127.5 x + 128``, clamped to 0..255 and rounded down,
+        which is what `zoo.media.write_image` writes.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``;
+                any number of whole scales, mixed as they come.
+            scales: decode the first so many scales only.
+            size: ``None`` for the model's size, ``"original"`` for that of the encoded image (what ``crop`` cut off is grey).
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id or an option is out of range, or an item does not end with a scale.
+            WeightsError: the decoder was not loaded.
+        """
+        self._require("decoder", "decoding to images")
+        if size not in (None, "original"):
+            raise InputError(f"size must be None or 'original', not {size!r}")
+        tokens = self._check(tokens, scales)
+        images: list[Tensor] = []
+        with progress_bar("decode", len(tokens), progress, unit="image") as advance:
+            for batch in self._batches(len(tokens), self.DECODE_BATCH):
+                images += self._run(self._decode_pixels, tokens.ids[list(batch)])
+                advance(len(batch))
+        if size == "original" and tokens.meta:
+            return [media.restore_image(image, meta) for image, meta in zip(images, tokens.meta, strict=True)]
+        return images
+
+    def semantic(self, items: Any, *, scales: int | None = None) -> Float[Tensor, "batch patches features"]:
+        """Features of every patch, row by row, in the space of the teacher: what the semantic decoder makes of the tokens.
+
+        Args:
+            items: tokens that `encode` returned, or what `encode` takes.
+            scales: use the first so many scales only.
+
+        Raises:
+            InputError, WeightsError: as `encode` and `decode`.
+        """
+        self._require("semantic_decoder", "decoding to features")
+        return self._map_tokens(self._decode_semantic, items, scales)
+
+    def features(self, items: Any, *, scales: int | None = None) -> Latents:
+        """The sum of all scales, which models that understand images are fed: ``.flatten(2).mT`` is their sequence.
+
+        The first `TokenFlowConfig.semantic_code_dim` channels are the semantic ones.
+
+        Args:
+            items: tokens that `encode` returned, or what `encode` takes.
+            scales: use the first so many scales only.
+
+        Raises:
+            InputError, WeightsError: as `encode` and `decode`.
+        """
+        return self._map_tokens(self.quantizer.latents, items, scales)
+
+    def ar_inputs(
+        self, tokens: Tokens | Tensor | Sequence[Tensor], *, refine: int | None = None
+    ) -> Float[Tensor, "batch positions dim"]:
+        """What a language model that predicts scale after scale is fed, for every token but that of the first scale.
+
+        For tokens of k scales these are the inputs of scales 2 to k + 1, as far as there is one; zero where an item has ended.
+
+        Args:
+            tokens: as in `decode`.
+            refine: number of a scale, counted from 0, that is to be predicted once more: its inputs contain its own codes.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an item does not end with a scale, or ``refine`` is not among the scales after the first.
+        """
+        tokens = self._check(tokens)
+        ends = self.config.scale_ends
+        if refine is not None and not (1 <= refine < len(ends) and int(tokens.lengths.max()) >= ends[refine]):
+            raise InputError(f"refine must be the number of a scale that the tokens hold, after the first, not {refine}")
+        inputs = self._run(self.quantizer.next_scale_inputs, tokens.ids, refine)
+        reach = [ends[min(ends.index(length) + 1, len(ends) - 1)] - 1 for length in tokens.lengths.tolist()]
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        return inputs * (positions < torch.tensor(reach, device=inputs.device)[:, None])[..., None]
+
+    def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+        """The codes of the ids, semantic and pixel part each of length 1; zero where an item has ended."""
+        return self._run(self.quantizer.vectors, self._check(tokens).ids)
+
+    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor], scales: int | None = None) -> Tokens:
+        tokens = super()._check(tokens)
+        ends = self.config.scale_ends
+        for index, length in enumerate(tokens.lengths.tolist()):
+            if length not in ends:
+                raise InputError(f"{length} tokens are no whole number of scales, which end at {ends}", index)
+        if scales is None:
+            return tokens
+        if not 1 <= scales <= len(ends):
+            raise InputError(f"scales must lie in [1, {len(ends)}], not {scales}")
+        return tokens.truncate(ends[scales - 1])
+
+    def _require(self, part: str, purpose: str) -> None:
+        """Refuse what a part that was not loaded is needed for."""
+        if part not in self.config.parts:
+            wanted = tuple(dict.fromkeys([*self.config.parts, part]))
+            raise WeightsError(
+                f"{purpose} needs the {part}, which is not loaded: load {self.name} with parts={wanted}, or all of it"
+            )
+
+    def _map_tokens(self, function: Callable[..., Tensor], items: Any, scales: int | None) -> Tensor:
+        """A function of ids over tokens, or over what images encode to, a few items at a time."""
+        tokens = self._check(items if isinstance(items, Tokens) else self.encode(items), scales)
+        batches = self._batches(len(tokens), self.DECODE_BATCH)
+        return torch.cat([self._run(function, tokens.ids[list(batch)]) for batch in batches])
+
+    # Not in inference mode: what comes out may be fed to a model in training.
+    @torch.no_grad()
+    def _run(self, function: Callable[..., Tensor], ids: Int[Tensor, "batch length"], *arguments: Any) -> Tensor:
+        with exact_float32(self.device):
+            return function(ids.to(self.device), *arguments)
+
+    def _decode_pixels(self, ids: Int[Tensor, "batch length"]) -> Images:
+        images: Tensor = self.decoder(self.quantizer.latents(ids)[:, self.config.semantic_code_dim :])
+        return images
+
+    def _decode_semantic(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch patches features"]:
+        features: Tensor = self.semantic_decoder(self.quantizer.latents(ids)[:, : self.config.semantic_code_dim])
+        return features
+
+    # ---- training, speed
+
+    def training_losses(
+        self,
+        images: Images,
+        *,
+        teacher: Float[Tensor, "batch patches features"] | None = None,
+        perceptual: Callable[[Images, Images], Tensor] | None = None,
+        discriminator: Callable[[Images], Tensor] | None = None,
+        adversarial_weight: float = training.ADVERSARIAL_WEIGHT,
+        scales: tuple[int, ...] | None = None,
+    ) -> training.Losses:
+        """The generator's losses for a batch of images of the model's size in [-1, 1], differentiable.
+
+        Args:
+            images: the batch.
+            teacher: the teacher's features of the images, without which there is no semantic loss.
+            perceptual: a distance of reconstruction and image, LPIPS in the paper.
+            discriminator: see `zoo.nn.patch_discriminator`; upstream leaves it out during the first 20,000 steps.
+            adversarial_weight: of the discriminator's say.
+            scales: those to use, see `training.drop_scale`; all by default.
+
+        Raises:
+            WeightsError: a part that takes part was not loaded.
+        """
+        for part in ("encoder", "decoder") if teacher is None else PARTS:
+            self._require(part, "training")
+        return training.losses(
+            self,
+            images,
+            teacher=teacher,
+            perceptual=perceptual,
+            discriminator=discriminator,
+            adversarial_weight=adversarial_weight,
+            scales=scales,
+        )
+
+    def compile_modules(self) -> None:
+        """Compile both decoders; the first calls are slow."""
+        if "decoder" in self.config.parts:
+            self.decoder.compile(dynamic=True)
+        if "semantic_decoder" in self.config.parts:
+            self.semantic_decoder.compile(dynamic=True)
+
+    # ---- official checkpoints
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return checkpoint.recognises(keys)
+
+    @classmethod
+    def wanted(cls, key: str) -> bool:
+        return checkpoint.wanted(key)
+
+    @classmethod
+    def upstream_config(cls, raw: Mapping[str, Any]) -> TokenFlowConfig | None:
+        return checkpoint.upstream_config(raw)
+
+    @classmethod
+    def convert_checkpoint(
+        cls, state: Mapping[str, Tensor], config: TokenFlowConfig | None
+    ) -> tuple[TokenFlowConfig, dict[str, Tensor]]:
+        found, named = checkpoint.convert(state, config)
+        require_complete(cls, found, named)
+        return found, named

@@ -1,0 +1,720 @@
+"""The tokenizer: speech to tokens and voices, tokens and a voice to speech."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo import media
+from zoo.codecs.vectok import checkpoint
+from zoo.codecs.vectok.config import HiFiGANSizes, LogMelSizes, VecTokConfig
+from zoo.codecs.vectok.inverse import InverseKMeans
+from zoo.codecs.vectok.logmel import LogMelVectors
+from zoo.codecs.vectok.recording import Recording, Window, overlapping_windows, vectors_fingerprint
+from zoo.codecs.vectok.units import BPE, Units
+from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
+from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, match, mixture, stretch, to_loudness, trim_silence
+from zoo.codecs.vectok.wavlm import WavLM
+from zoo.errors import InputError, MismatchError, WeightsError
+from zoo.latents import Latents
+from zoo.nn.precision import Float32Module, exact_float32
+from zoo.spec import Spec
+from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar, require_complete
+from zoo.tokens import Tokens
+
+Waveform = Float[Tensor, " samples"]
+Vectors = Float[Tensor, "frames dim"]
+Prompt = Any
+Rate = int | Literal["original"] | None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A recording at the model's rate, and what its tokens remember of it."""
+
+    waveform: Float[Tensor, " _samples"]
+    meta: dict[str, int]
+
+
+class Voices(Float32Module):
+    """The voices that come with a checkpoint."""
+
+    vectors: Tensor
+
+    def __init__(self, config: VecTokConfig) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(len(config.voices), config.voice_frames, config.vector_dim))
+
+
+class VecTok(Tokenizer[VecTokConfig]):
+    """The speech tokenizer of arXiv 2310.07246: about 16 to 20 tokens per second say what was said, a prompt says by whom.
+
+    Speech of any rate and channel count is averaged to mono and resampled; the tokens remember the original rate and length.
+    Encoding always runs in float32. Decoding needs a voice by nature: ``prompt=`` of `decode`, or else the first voice of the
+    checkpoint. A recording's own voice does not travel inside its tokens: `encode_with_voices` returns it beside them, and
+    `reconstruct` uses it.
+
+    The mean of a recording's vectors is taken away, so an id depends on the whole recording, though never on the batch.
+    Recordings beyond `WINDOW` vectors are encoded and decoded in windows that overlap by `OVERLAP` on either side: attention
+    within a window is all that approximates.
+
+    Without units (``parts`` of the configuration) this is a continuous tokenizer: `encode` gives `zoo.Latents` of speech
+    vectors, `decode` is the vocoder, and `convert` is kNN-VC.
+    """
+
+    Config = VecTokConfig
+    family = "vectok"
+    modality = "speech"
+    identity = ("units.centroids", "units.pairs")
+
+    # Vectors of the windows that long recordings are encoded and decoded in, and of each margin that is dropped again.
+    WINDOW: ClassVar[dict[str, int]] = {"encode": 1_500, "decode": 1_000}
+    OVERLAP: ClassVar[int] = 50
+    # Vectors in flight. On a CPU, encoding one by one costs nothing and makes ids independent of the batch to the last bit.
+    ENCODE_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 24_000}
+    DECODE_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1_000, "cuda": 32_000}
+    # Of a longer recording, the vectors are computed twice rather than kept until their mean is known.
+    KEPT_FRAMES: ClassVar[int] = 45_000
+
+    def __init__(self, config: VecTokConfig | None = None, *, name: str = "vectok") -> None:
+        super().__init__(config or VecTokConfig(), name)
+        config = self.config
+        if "vectors" in config.parts:
+            self.analysis: WavLM | LogMelVectors
+            if isinstance(config.vectors, LogMelSizes):
+                self.analysis = LogMelVectors(config.vectors, config.sample_rate)
+            else:
+                self.analysis = WavLM(config.vectors)
+        if config.has_units:
+            self.units = Units(config)
+        if "inverse" in config.parts:
+            self.inverse = InverseKMeans(config.inverse, config.vector_dim)
+        if "vocoder" in config.parts:
+            self.vocoder: HiFiGAN | ISTFTVocoder
+            if isinstance(config.vocoder, HiFiGANSizes):
+                self.vocoder = HiFiGAN(config.vocoder, config.vector_dim)
+            else:
+                self.vocoder = ISTFTVocoder(config.vocoder, config.vector_dim)
+        if config.voices:
+            self.stored_voices = Voices(config)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="speech",
+            vocab_size=self.config.vocab_size if self.config.has_units else 0,
+            dim=self.config.vector_dim,
+            fingerprint=self.fingerprint,
+            sample_rate=self.config.sample_rate,
+            # Of tokens there is no fixed number per second.
+            hop_length=None if self.config.has_units else self.config.hop_length,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are; units alone have no parameters."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def compute_fingerprint(self) -> str:
+        """Identity of the units and pairs, which ids depend on; without units, that of the vectors."""
+        return super().compute_fingerprint() if self.config.has_units else self.vectors_fingerprint
+
+    @property
+    def vectors_fingerprint(self) -> str:
+        """Identity of what makes the speech vectors, equal in all models that read the same layer; empty without it."""
+        if "vectors" not in self.config.parts:
+            return ""
+        return vectors_fingerprint(self.analysis)
+
+    def _need(self, part: str, purpose: str) -> None:
+        if part not in self.config.parts:
+            raise WeightsError(f"{purpose} needs the {part}, which {self.name} lacks: it has {', '.join(self.config.parts)}")
+
+    # ---- encode
+
+    def encode(  # type: ignore[override]  # without units this is a continuous tokenizer
+        self, items: Any, *, progress: bool = False
+    ) -> Tokens | Latents:
+        """Speech to tokens, or to `zoo.Latents` ``[dim, vectors]`` where the model has no units.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an audio file, ``(array, sample_rate)`` or an array or
+                tensor at the model's rate, ``[samples]`` or ``[channels, samples]``. Integer arrays are scaled to [-1, 1).
+                A tensor ``[batch, channels, samples]`` is a list. Channels are averaged.
+            progress: show a progress bar over speech vectors.
+
+        Raises:
+            InputError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
+            WeightsError: the model has nothing that makes vectors.
+        """
+        prepared = self._prepare(items)
+        if not self.config.has_units:
+            values = tuple(vectors.T for vectors in self._vectors(prepared, True, progress))
+            return Latents(values, self.name, self.fingerprint, tuple(item.meta for item in prepared))
+        return self.tokens(
+            [self.units.bpe.encode(units) for units in self._units(prepared, progress)], [item.meta for item in prepared]
+        )
+
+    def encode_with_voices(self, items: Any, *, progress: bool = False) -> tuple[Tokens, list[Voice]]:
+        """Tokens as `encode` gives them, and beside them each item's own voice: its first vectors, 3 s by default.
+
+        The voices take ``voice.nbytes`` (300 kB for 3 s of WavLM's vectors) and are saved apart from the tokens.
+
+        Raises:
+            InputError, WeightsError: as `encode` does.
+        """
+        self._need_units("encoding to tokens")
+        prepared = self._prepare(items)
+        ids: dict[int, Tensor] = {}
+        voices: dict[int, Voice] = {}
+        for index, recording in self._recordings(prepared, True, progress):
+            first = next(recording.windows())
+            own = first.vectors[first.kept][: self.config.prompt_frames].clone()
+            voices[index] = Voice(own, fingerprint=self.vectors_fingerprint)
+            ids[index] = self.units.bpe.encode(self._quantize(recording))
+        order = range(len(prepared))
+        return self.tokens([ids[i] for i in order], [item.meta for item in prepared]), [voices[i] for i in order]
+
+    def vectors(self, items: Any, *, pad: bool = True, progress: bool = False) -> list[Float[Tensor, "_frames dim"]]:
+        """Speech vectors of each item, ``ceil(samples / hop_length)`` of them, 50 per second.
+
+        Args:
+            items: as for `encode`.
+            pad: append silence so that the last samples count; kNN-VC does not, and loses up to 399 samples.
+            progress: show a progress bar.
+
+        Raises:
+            InputError, WeightsError: as `encode` does; or, without padding, an item is too short for a single vector.
+        """
+        return self._vectors(self._prepare(items), pad, progress)
+
+    def unit_ids(self, items: Any, *, progress: bool = False) -> list[Int[Tensor, " _frames"]]:
+        """Units of each item, 50 per second, before byte-pair encoding.
+
+        Raises:
+            InputError, WeightsError: as `encode` does.
+        """
+        self._need_units("finding units")
+        return self._units(self._prepare(items), progress)
+
+    def _need_units(self, purpose: str) -> None:
+        if not self.config.has_units:
+            self._need("units", purpose)
+
+    def _prepare(self, items: Any) -> list[_Item]:
+        self._need("vectors", "encoding")
+        rate = self.config.sample_rate
+        prepared = []
+        for index, item in enumerate(as_items(items, batch_rank=3)):
+            with naming_item(index):
+                audio = media.read_audio(item, sample_rate=rate, mono=True, default_sample_rate=rate)
+            meta = {"samples": audio.original_samples, "sample_rate": audio.original_rate}
+            prepared.append(_Item(self.analysis.normalise(audio.waveform[0]), meta))
+        return prepared
+
+    def _vectors(self, prepared: Sequence[_Item], pad: bool, progress: bool) -> list[Float[Tensor, "_frames dim"]]:
+        found = {index: recording.vectors() for index, recording in self._recordings(prepared, pad, progress)}
+        return [found[index] for index in range(len(prepared))]
+
+    def _units(self, prepared: Sequence[_Item], progress: bool) -> list[Int[Tensor, " _frames"]]:
+        found = {index: self._quantize(recording) for index, recording in self._recordings(prepared, True, progress)}
+        return [found[index] for index in range(len(prepared))]
+
+    @torch.inference_mode()
+    def _quantize(self, recording: Recording) -> Int[Tensor, " frames"]:
+        """Units of a recording, from its vectors less their mean."""
+        with exact_float32(self.device):
+            mean = recording.mean()
+            return torch.cat([self.units.nearest(window.vectors - mean)[window.kept] for window in recording.windows()])
+
+    def _recordings(self, prepared: Sequence[_Item], pad: bool, progress: bool) -> Iterator[tuple[int, Recording]]:
+        """The vectors of each item, in the order in which they are ready."""
+        hop, reach = self.config.hop_length, self.config.hop_length + self.analysis.tail
+        counts = []
+        for index, item in enumerate(prepared):
+            samples = len(item.waveform)
+            counts.append(-(-samples // hop) if pad else (samples - reach) // hop + 1)
+            if counts[-1] < 1:
+                raise InputError(f"{samples} samples are too short for a vector, which sees {reach}", index)
+        longest = self.WINDOW["encode"]
+        short = [index for index, count in enumerate(counts) if count <= longest]
+        budget = self.ENCODE_FRAMES.get(self.device.type, self.ENCODE_FRAMES["cuda"])
+        with progress_bar("encode", sum(counts), progress, unit="vector") as advance:
+            for group in groups_of_similar_length([counts[i] for i in short], budget):
+                chosen = [short[i] for i in group]
+                pieces = [prepared[i].waveform for i in chosen]
+                for index, vectors in zip(chosen, self._analyse(pieces, [counts[i] for i in chosen]), strict=True):
+                    yield index, Recording.whole(vectors)
+                    advance(counts[index])
+            for index in sorted(set(range(len(counts))) - set(short)):
+                yield index, self._long_recording(prepared[index].waveform, counts[index])
+                advance(counts[index])
+
+    def _long_recording(self, waveform: Waveform, frames: int) -> Recording:
+        def windows() -> Iterator[Window]:
+            size = self.WINDOW["encode"]
+            batch = max(1, self.ENCODE_FRAMES.get(self.device.type, self.ENCODE_FRAMES["cuda"]) // size)
+            spans = overlapping_windows(frames, size, self.OVERLAP)
+            hop = self.config.hop_length
+            for start in range(0, len(spans), batch):
+                chosen = spans[start : start + batch]
+                pieces = [waveform[span.start * hop : span.stop * hop + self.analysis.tail] for span in chosen]
+                analysed = self._analyse(pieces, [span.stop - span.start for span in chosen])
+                for span, vectors in zip(chosen, analysed, strict=True):
+                    yield Window(vectors, span.kept)
+
+        if frames > self.KEPT_FRAMES:
+            return Recording(frames, windows)
+        kept = list(windows())
+        return Recording(frames, lambda: iter(kept))
+
+    @torch.inference_mode()
+    def _analyse(self, pieces: Sequence[Float[Tensor, " _"]], frames: Sequence[int]) -> list[Float[Tensor, "_frames dim"]]:
+        """Vectors of pieces of waveforms, so many of each, with silence behind what is too short for them."""
+        samples = max(frames) * self.config.hop_length + self.analysis.tail
+        batch = torch.stack([F.pad(piece[:samples], (0, max(0, samples - len(piece)))) for piece in pieces])
+        with exact_float32(self.device):
+            vectors = self.analysis(batch.to(self.device), list(frames))
+        return [row[:count] for row, count in zip(vectors, frames, strict=True)]
+
+    # ---- voices
+
+    @property
+    def voices(self) -> dict[str, Voice]:
+        """The voices of the checkpoint by name; `decode` takes a name as its prompt, and the first one without any."""
+        if not self.config.voices:
+            return {}
+        vectors = self.stored_voices.vectors
+        return {
+            name: Voice(v, fingerprint=self.vectors_fingerprint) for name, v in zip(self.config.voices, vectors, strict=True)
+        }
+
+    def voice(self, items: Any, *, trigger_level: float | None = None, progress: bool = False) -> Voice:
+        """The voice of a speaker from one or several recordings: at least a second, three or more for a good one.
+
+        Args:
+            items: as for `encode`, all of one speaker; minutes of them serve kNN-VC best.
+            trigger_level: cut silence off both ends first, by torchaudio's voice activity detection; kNN-VC's level is 7.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: as `encode` does, or there is less than a second in all.
+        """
+        prepared = self._prepare(items)
+        if trigger_level is not None:
+            rate = self.config.sample_rate
+            prepared = [replace(item, waveform=trim_silence(item.waveform, rate, trigger_level)) for item in prepared]
+        vectors = torch.cat(self._vectors(prepared, True, progress))
+        fewest = min(FEWEST_PROMPT_FRAMES, self.config.prompt_frames)
+        if len(vectors) < fewest:
+            seconds = [frames * self.config.hop_length / self.config.sample_rate for frames in (len(vectors), fewest)]
+            raise InputError(f"a voice needs at least {seconds[1]:g} s of speech, there are {seconds[0]:g} s")
+        hop = self.config.hop_length
+        padded = [F.pad(item.waveform, (0, -len(item.waveform) % hop)) for item in prepared]
+        energy = torch.cat([waveform.view(-1, hop).square().mean(1) for waveform in padded])
+        return Voice(vectors, energy.to(vectors.device), self.vectors_fingerprint)
+
+    def set_voices(self, voices: Mapping[str, Voice]) -> None:
+        """Make these the voices of the checkpoint, the first one the default; all are cut to the length of the shortest.
+
+        Raises:
+            InputError: a voice is of another model.
+        """
+        prompts = {name: self._one_prompt(voice) for name, voice in voices.items()}
+        frames = min(map(len, prompts.values()), default=0)
+        self.config = replace(self.config, voices=tuple(prompts), voice_frames=frames)
+        self.stored_voices = Voices(self.config)
+        if prompts:
+            self.stored_voices.vectors = torch.stack([prompt[:frames] for prompt in prompts.values()])
+
+    def set_bpe(self, bpe: BPE) -> None:
+        """Take other pairs; ids and fingerprint are others then.
+
+        Raises:
+            InputError: it is for another number of units.
+        """
+        self._need_units("byte-pair encoding")
+        if bpe.num_units != self.config.num_units:
+            raise InputError(f"pairs of {bpe.num_units} units do not fit the model's {self.config.num_units}")
+        self.units.set_bpe(bpe)
+        self.config = replace(self.config, merges=len(bpe.pairs), vocab_size=bpe.vocab_size)
+        self.fingerprint = self.compute_fingerprint()
+
+    def _prompts(self, prompt: Prompt, count: int) -> list[Float[Tensor, "_prompt dim"]]:
+        """A prompt for each of ``count`` items."""
+        listed = prompt if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int | float)) else None
+        if listed is None:
+            return [self._one_prompt(prompt)] * count
+        if len(listed) != count:
+            raise InputError(f"{len(listed)} prompts do not fit {count} items")
+        prompts = []
+        for index, one in enumerate(listed):
+            with naming_item(index):
+                prompts.append(self._one_prompt(one))
+        return prompts
+
+    def _one_prompt(self, prompt: Prompt) -> Float[Tensor, "prompt dim"]:
+        return self._as_voice(prompt).prompt().to(self.device)
+
+    def _as_voice(self, prompt: Prompt) -> Voice:
+        """The voice that a prompt means: a `Voice`, a stored one's name, vectors, speech, or the default."""
+        stored = self.voices
+        if prompt is None and not stored:
+            raise InputError(
+                "decoding needs a voice, and this checkpoint has none of its own: pass a recording, speech vectors or a Voice "
+                "as prompt= (encode_with_voices gives each item's own)"
+            )
+        if prompt is None:
+            return next(iter(stored.values()))
+        if isinstance(prompt, str) and prompt in stored:
+            return stored[prompt]
+        width = self.config.vector_dim
+        if isinstance(prompt, Tensor) and prompt.ndim == 2 and prompt.is_floating_point() and prompt.shape[1] == width:
+            prompt = Voice(prompt)
+        if not isinstance(prompt, Voice):
+            return self.voice(prompt)
+        own = self.vectors_fingerprint
+        if prompt.fingerprint and own and prompt.fingerprint != own:
+            raise MismatchError("this voice was made of another model's speech vectors")
+        if prompt.vectors.shape[1] != width or not len(prompt) or not prompt.vectors.isfinite().all():
+            raise InputError(f"a prompt must be finite vectors [frames, {width}], not {list(prompt.vectors.shape)}")
+        return prompt
+
+    # ---- decode
+
+    def decode(
+        self,
+        tokens: Tokens | Latents | Tensor | Sequence[Tensor],
+        *,
+        prompt: Prompt = None,
+        trim: bool = True,
+        sample_rate: Rate = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "1 _"]]:
+        """Tokens and a voice to speech: a list of float tensors ``[1, samples]``, nominally in [-1, 1], not clipped.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``.
+                Latents, and without units bare ones ``[dim, vectors]``, go to the vocoder as they are.
+            prompt: who speaks: a `Voice`, the name of a voice of the checkpoint, speech vectors ``[frames, dim]``, or a
+                recording as `encode` takes it; or a list with one of them for each item. Of more than 500 vectors the loudest
+                count. By default the first of the checkpoint's `voices`, which is nobody's in the recording.
+            trim: cut to the length of the encoded audio; otherwise whole vectors.
+            sample_rate: resample the result; ``"original"`` gives back each item's own rate and number of samples.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: tokens or voice belong to another checkpoint.
+            InputError: an id is out of range, an item is empty, or there is no voice.
+            WeightsError: the model lacks a part that this needs.
+        """
+        self._need("vocoder", "decoding")
+        if isinstance(tokens, Latents) or not self.config.has_units:
+            if prompt is not None:
+                raise InputError("a prompt goes with tokens; speech vectors have a voice already")
+            latents = self._check_latents(tokens)
+            waves = self.vocode([values.T for values in latents.values], progress=progress)
+            return self._finish(waves, latents.meta, trim, sample_rate)
+        self._need("inverse", "decoding tokens")
+        tokens = self._check(tokens)
+        prompts = self._prompts(prompt, len(tokens))
+        units = [self.units.expand(ids.to(self.device)) for ids in tokens.unpadded()]
+        return self._finish(self._synthesise(units, prompts, progress), tokens.meta, trim, sample_rate)
+
+    @torch.inference_mode()
+    def _synthesise(
+        self, units: Sequence[Int[Tensor, " _"]], prompts: Sequence[Float[Tensor, "_prompt dim"]], progress: bool
+    ) -> list[Float[Tensor, " _samples"]]:
+        """Sound of sequences of units."""
+        lengths = [len(item) for item in units]
+        short = [i for i, length in enumerate(lengths) if length <= self.WINDOW["decode"]]
+        waves: dict[int, Tensor] = {}
+        budget = self.DECODE_FRAMES.get(self.device.type, self.DECODE_FRAMES["cuda"])
+        with exact_float32(self.device), progress_bar("decode", sum(lengths), progress, unit="vector") as advance:
+            for group in groups_of_similar_length([lengths[i] + len(prompts[i]) for i in short], budget):
+                chosen = [short[i] for i in group]
+                vectors = self._restore([units[i] for i in chosen], [prompts[i] for i in chosen])
+                for index, wave in zip(chosen, self._sound(vectors), strict=True):
+                    waves[index] = wave
+                    advance(lengths[index])
+            for index in sorted(set(range(len(units))) - set(short)):
+                waves[index] = torch.cat(list(self._sound_of_chunks(self._restore_long(units[index], prompts[index], advance))))
+        return [waves[index] for index in range(len(units))]
+
+    def _restore(
+        self, units: Sequence[Int[Tensor, " _"]], prompts: Sequence[Float[Tensor, "_prompt dim"]]
+    ) -> list[Float[Tensor, "_frames dim"]]:
+        """Speech vectors of units, whole sequences at once."""
+        return self.inverse(prompts, [F.embedding(item, self.units.vectors) for item in units])
+
+    def _restore_long(
+        self, units: Int[Tensor, " frames"], prompt: Float[Tensor, "prompt dim"], advance: Any
+    ) -> Iterator[Vectors]:
+        """Speech vectors of a long sequence, window by window."""
+        for span in overlapping_windows(len(units), self.WINDOW["decode"], self.OVERLAP):
+            [vectors] = self._restore([units[span.start : span.stop]], [prompt])
+            yield vectors[span.kept]
+            advance(len(vectors[span.kept]))
+
+    @torch.inference_mode()
+    def inverse_vectors(self, units: Sequence[Int[Tensor, " _"]], prompt: Prompt = None) -> list[Float[Tensor, "_frames dim"]]:
+        """Speech vectors of sequences of units in the voice of a prompt, as `decode` computes them before the vocoder.
+
+        Raises:
+            InputError, WeightsError: as `decode` does.
+        """
+        self._need("inverse", "restoring vectors")
+        with exact_float32(self.device):
+            found = [
+                torch.cat(list(self._restore_long(item.to(self.device), one, lambda done: None)))
+                for item, one in zip(units, self._prompts(prompt, len(units)), strict=True)
+            ]
+        return [vectors.float() for vectors in found]
+
+    @torch.inference_mode()
+    def vocode(
+        self, vectors: Sequence[Float[Tensor, "_frames dim"]] | Float[Tensor, "frames dim"], *, progress: bool = False
+    ) -> list[Float[Tensor, " _samples"]]:
+        """Speech vectors to sound, ``hop_length`` samples for each vector; any length, in bounded memory.
+
+        Raises:
+            WeightsError: the model has no vocoder.
+        """
+        self._need("vocoder", "making sound")
+        items = [vectors] if isinstance(vectors, Tensor) else list(vectors)
+        lengths = [len(item) for item in items]
+        waves: dict[int, Tensor] = {}
+        budget = self.DECODE_FRAMES.get(self.device.type, self.DECODE_FRAMES["cuda"])
+        size = self.WINDOW["decode"]
+        with exact_float32(self.device), progress_bar("vocode", sum(lengths), progress, unit="vector") as advance:
+            for group in groups_of_similar_length(lengths, budget):
+                chosen = [items[i].to(self.device) for i in group]
+                if max(map(len, chosen)) > size:
+                    found = [torch.cat(list(self._sound_of_chunks(iter(item.split(size))))) for item in chosen]
+                else:
+                    found = self._sound(chosen)
+                for index, wave in zip(group, found, strict=True):
+                    waves[index] = wave
+                    advance(lengths[index])
+        return [waves[index] for index in range(len(items))]
+
+    def _sound(self, vectors: Sequence[Float[Tensor, "_frames dim"]]) -> list[Float[Tensor, " _samples"]]:
+        """Sound of a few items at once."""
+        frames = [len(item) for item in vectors]
+        padded = nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
+        inside = None
+        if min(frames) < max(frames):
+            inside = (torch.arange(max(frames)) < torch.tensor(frames)[:, None]).to(padded.device)
+        batch = self.vocoder(padded, inside)
+        return [wave[: count * self.vocoder.hop_length].clone() for wave, count in zip(batch, frames, strict=True)]
+
+    def _sound_of_chunks(self, chunks: Iterator[Vectors]) -> Iterator[Waveform]:
+        """Sound of consecutive vectors, with the numbers of a single pass: each piece has its neighbours beside it."""
+        hop, halo = self.vocoder.hop_length, self.vocoder.halo
+        pending = next(chunks)
+        done = 0
+        while True:
+            following = next(chunks, None)
+            settled = len(pending) if following is None else len(pending) - halo
+            if settled > done:
+                yield self.vocoder(pending[None])[0, done * hop : settled * hop].clone()
+                kept = max(0, settled - halo)
+                pending, done = pending[kept:], settled - kept
+            if following is None:
+                return
+            pending = torch.cat([pending, following])
+
+    def _finish(
+        self, waves: Sequence[Float[Tensor, " _samples"]], meta: Sequence[Mapping[str, Any]], trim: bool, sample_rate: Rate
+    ) -> list[Float[Tensor, "1 _"]]:
+        return [self._finish_item(wave[None], meta[i] if meta else {}, trim, sample_rate) for i, wave in enumerate(waves)]
+
+    def _finish_item(
+        self, wave: Float[Tensor, "1 samples"], meta: Mapping[str, Any], trim: bool, sample_rate: Rate
+    ) -> Float[Tensor, "1 _"]:
+        own_rate = self.config.sample_rate
+        samples, original_rate = meta.get("samples"), meta.get("sample_rate", own_rate)
+        if trim and samples is not None:
+            wave = wave[:, : media.resampled_length(samples, original_rate, own_rate)]
+        wanted = original_rate if sample_rate == "original" else sample_rate or own_rate
+        if wanted != own_rate:
+            wave = media.resample(wave, own_rate, int(wanted))
+            if trim and samples is not None and wanted == original_rate:
+                wave = wave[:, :samples]
+        return wave
+
+    def _check_latents(self, latents: Any) -> Latents:
+        spec, own = self.spec, self.vectors_fingerprint
+        if isinstance(latents, Tokens):
+            raise InputError(f"{spec.name} has no units: it decodes latents of speech vectors, not tokens")
+        if not isinstance(latents, Latents):
+            latents = Latents(tuple(latents), spec.name, own)
+        if latents.fingerprint and own and latents.fingerprint != own:
+            raise MismatchError(
+                f"these latents were made by {latents.tokenizer} ({latents.fingerprint}), this is {spec.name} ({own})"
+            )
+        if not len(latents):
+            raise InputError("there are no latents to decode")
+        for index, values in enumerate(latents.values):
+            if values.ndim != 2 or values.shape[0] != spec.dim or not values.numel():
+                raise InputError(f"latents must be [{spec.dim}, vectors], not {list(values.shape)}", index)
+            if not torch.isfinite(values).all():
+                raise InputError("the latents hold NaN or infinite values", index)
+        return latents
+
+    def reconstruct(self, items: Any) -> list[Float[Tensor, "1 _"]]:
+        """Encode and decode again, each item in its own voice."""
+        if not self.config.has_units:
+            return super().reconstruct(items)
+        tokens, voices = self.encode_with_voices(items)
+        return self.decode(tokens, prompt=voices)
+
+    # ---- other voices
+
+    def convert(
+        self,
+        items: Any,
+        *,
+        voice: Prompt,
+        decoder: str | None = None,
+        neighbours: int | None = None,
+        seconds: float | None = None,
+        loudness: float | None = None,
+        sample_rate: Rate = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "1 _"]]:
+        """What was said, in another voice, of which one recording is enough (zero-shot voice conversion).
+
+        With a clean recording of the same speaker as the voice, a noisy one comes out cleaner, and a narrow-band one wider with
+        a wide-band one, as far as units leave out noise and channel: the paper's denoising and bandwidth extension.
+
+        Args:
+            items: as for `encode`.
+            voice: whose voice: as ``prompt`` of `decode`, a list for one each.
+            decoder: ``"inverse"`` goes through tokens and the inverse k-means model; ``"knn"`` replaces every speech vector by
+                the mean of its nearest ones in the voice (kNN-VC, arXiv 2305.18975), all of whose vectors count then. By
+                default the former where the model has it.
+            neighbours: of a vector in kNN-VC; the configuration's, 4, by default.
+            seconds: with ``"knn"``: change the duration to this.
+            loudness: bring the result to so many LUFS; kNN-VC's own default is -16.
+            sample_rate: as for `decode`.
+            progress: show progress bars.
+
+        Raises:
+            InputError, MismatchError, WeightsError: as `encode` and `decode` do.
+        """
+        chosen = decoder or ("inverse" if "inverse" in self.config.parts else "knn")
+        if chosen not in ("inverse", "knn"):
+            raise InputError(f"decoder must be 'inverse' or 'knn', not {decoder!r}")
+        if chosen == "inverse" and (seconds is not None or neighbours is not None):
+            raise InputError("seconds and neighbours go with decoder='knn': tokens have durations of their own")
+        if chosen == "knn":
+            waves, meta = self._convert_by_neighbours(items, voice, neighbours or self.config.neighbours, seconds, progress)
+        else:
+            self._need_units("converting through tokens")
+            tokens = self.encode(items, progress=progress)
+            assert isinstance(tokens, Tokens)
+            waves, meta = self.decode(tokens, prompt=voice, progress=progress), tokens.meta
+        if loudness is not None:
+            waves = [to_loudness(wave[0], self.config.sample_rate, loudness)[None] for wave in waves]
+        return [self._finish_item(wave, own, seconds is None, sample_rate) for wave, own in zip(waves, meta, strict=True)]
+
+    def _convert_by_neighbours(
+        self, items: Any, voice: Prompt, neighbours: int, seconds: float | None, progress: bool
+    ) -> tuple[list[Float[Tensor, "1 _"]], Sequence[Mapping[str, Any]]]:
+        self._need("vocoder", "converting")
+        if neighbours < 1 or (seconds is not None and seconds <= 0):
+            raise InputError("neighbours and seconds must be positive")
+        prepared = self._prepare(items)
+        voices = voice if isinstance(voice, list) else [voice] * len(prepared)
+        if len(voices) != len(prepared):
+            raise InputError(f"{len(voices)} voices do not fit {len(prepared)} items")
+        targets = [self._as_voice(one).vectors.to(self.device) for one in voices]
+        samples = None if seconds is None else int(seconds * self.config.sample_rate)
+        matched = []
+        for queries, target in zip(self._vectors(prepared, True, progress), targets, strict=True):
+            if samples is not None:
+                queries = stretch(queries, samples / self.config.hop_length)
+            matched.append(match(queries, target, neighbours))
+        waves = self.vocode(matched, progress=progress)
+        ends = [samples or len(item.waveform) for item in prepared]
+        return [wave[None, :end] for wave, end in zip(waves, ends, strict=True)], [item.meta for item in prepared]
+
+    def anonymise(
+        self,
+        tokens: Tokens | Tensor | Sequence[Tensor],
+        *,
+        seed: int | Sequence[int] = 0,
+        pool: Sequence[Voice] | None = None,
+        sample_rate: Rate = None,
+        progress: bool = False,
+    ) -> list[Float[Tensor, "1 _"]]:
+        """Decode in a voice that is nobody's: vectors of one speaker of a pool, moved to a random mean among all of them.
+
+        Args:
+            tokens: as for `decode`. They hold little of the speaker, and the speaker's vectors are not asked for.
+            seed: of the choice, one for all items or one for each.
+            pool: at least two voices, the speaker's not among them; those of the checkpoint by default.
+            sample_rate, progress: as for `decode`.
+
+        Raises:
+            InputError: the pool has fewer than two voices, or the seeds do not fit; and as `decode` does.
+        """
+        voices = list(self.voices.values()) if pool is None else [self._as_voice(voice) for voice in pool]
+        if len(voices) < 2:
+            raise InputError(f"a pool of {len(voices)} voices hides nobody: pass at least two as pool=")
+        checked = self._check(tokens)
+        seeds = [seed] * len(checked) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(checked):
+            raise InputError(f"{len(seeds)} seeds do not fit {len(checked)} items")
+        prompts = [mixture([voice.to(self.device) for voice in voices], own) for own in seeds]
+        return self.decode(checked, prompt=prompts, sample_rate=sample_rate, progress=progress)
+
+    # ---- embed, speed
+
+    def embed(self, tokens: Tokens | Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+        """Mean of the centroids of each token's units, or the latents as sequences; zero where an item has ended."""
+        if isinstance(tokens, Latents) or not self.config.has_units:
+            rows = [values.T.to(self.device) for values in self._check_latents(tokens).values]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        ids = self._check(tokens).ids.to(self.device)
+        return self.units.embed(ids.clamp(min=0)) * (ids >= 0)[..., None]
+
+    def compile_modules(self) -> None:
+        """Compile the blocks of the inverse model, and the vocoder or its blocks; the first calls are slow."""
+        modules = list(self.inverse.layers) if "inverse" in self.config.parts else []
+        if "vocoder" in self.config.parts:
+            modules += [self.vocoder] if isinstance(self.vocoder, HiFiGAN) else list(self.vocoder.blocks)
+        for module in modules:
+            module.compile(dynamic=True)
+
+    # ---- public checkpoints
+
+    @classmethod
+    def recognises(cls, keys: Collection[str]) -> bool:
+        return checkpoint.recognises(keys)
+
+    @classmethod
+    def wanted(cls, key: str) -> bool:
+        return checkpoint.wanted(key)
+
+    @classmethod
+    def upstream_config(cls, raw: Mapping[str, Any]) -> VecTokConfig | None:
+        return checkpoint.upstream_config(raw)
+
+    @classmethod
+    def convert_checkpoint(
+        cls, state: Mapping[str, Tensor], config: VecTokConfig | None
+    ) -> tuple[VecTokConfig, dict[str, Tensor]]:
+        found, named = checkpoint.convert(state, config)
+        require_complete(cls, found, named)
+        return found, named

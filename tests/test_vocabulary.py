@@ -1,0 +1,238 @@
+"""Several tokenizers and a text tokenizer in one id space, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer as TextTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+import zoo
+from zoo.vocabulary import Naming
+
+WORDS = ["[UNK]", "a", "cat", "and", "its", "purr", "draw", "."]
+IMAGE = zoo.Spec("seed-like", "seed", "image", 8192, 32, fingerprint="0011223344556677", max_tokens=32)
+ORDERED = zoo.Spec("flextok-like", "flextok", "image", 1000, 6, ordered=True, fingerprint="8899aabbccddeeff", max_tokens=256)
+SOUND = zoo.Spec(
+    "wav-like", "wavtokenizer", "audio", 64, 16, fingerprint="1234567812345678", sample_rate=24_000, hop_length=320
+)
+
+
+def text_tokenizer() -> TextTokenizer:
+    tokenizer = TextTokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
+
+
+def tokens_of(spec: zoo.Spec, *items: list[int]) -> zoo.Tokens:
+    return zoo.Tokens.from_sequences(
+        [torch.tensor(item) for item in items],
+        tokenizer=spec.name,
+        fingerprint=spec.fingerprint,
+        vocab_size=spec.vocab_size,
+    )
+
+
+PICTURE = list(range(8160, 8192))
+
+
+@pytest.fixture
+def vocabulary() -> zoo.Vocabulary:
+    return zoo.Vocabulary.build(len(WORDS), {"img": IMAGE, "flex": ORDERED, "sound": SOUND})
+
+
+def test_layout_of_seed() -> None:
+    """LLaMA's 32000 ids, then 8192 codes as ``<img_00000>``, then the markers."""
+    seed = zoo.Vocabulary.build(32_000, {"img": IMAGE})["img"]
+    strings = dict(zip(seed.ids(), seed.strings(), strict=True))
+    assert strings[32_000] == "<img_00000>" and strings[40_191] == "<img_08191>"
+    assert {seed.begin: strings[seed.begin], seed.end: strings[seed.end]} == {40_192: "<img>", 40_193: "</img>"}
+
+
+def test_sections_follow_each_other(vocabulary: zoo.Vocabulary) -> None:
+    taken = [number for section in vocabulary.sections for number in section.ids()]
+    assert taken == list(range(len(WORDS), vocabulary.size))
+    assert vocabulary.size == len(WORDS) + 8192 + 1000 + 64 + 3 * 2
+    with pytest.raises(KeyError):
+        vocabulary["nobody"]
+
+
+def test_prompt_and_back(vocabulary: zoo.Vocabulary) -> None:
+    text = text_tokenizer()
+    image, sound = tokens_of(IMAGE, PICTURE), tokens_of(SOUND, [5, 0, 63], [1])
+    ids = vocabulary.join(["draw a cat", image, [WORDS.index("and")], sound, "."], text=text)
+    flat = [6, 1, 2, 8200, *(8 + code for code in PICTURE), 8201, 3]
+    first = 8 + 8194 + 1002
+    flat += [first + 64, first + 5, first, first + 63, first + 65, first + 64, first + 1, first + 65, 7]
+    assert ids.tolist() == flat
+    segments = vocabulary.split(ids)
+    assert [segment.name for segment in segments] == ["", "img", "", "sound", "sound", ""]
+    assert text.decode(list(segments[0].ids)) == "draw a cat"
+    assert segments[1].tokens is not None and segments[1].tokens.equal(image)
+    assert [segment.tokens.tolist()[0] for segment in segments if segment.name == "sound"] == [[5, 0, 63], [1]]
+    assert vocabulary.split(flat) == segments
+    assert vocabulary.split([]) == []
+
+
+def test_every_item_is_flattened_by_itself(vocabulary: zoo.Vocabulary) -> None:
+    section = vocabulary["sound"]
+    flat = vocabulary.flatten(tokens_of(SOUND, [1, 2, 3], [4]))
+    assert [ids.tolist() for ids in flat] == [
+        [section.begin, *(section.offset + code for code in (1, 2, 3)), section.end],
+        [section.begin, section.offset + 4, section.end],
+    ]
+
+
+def test_prefixes_of_ordered_tokenizers_only(vocabulary: zoo.Vocabulary) -> None:
+    for count in (1, 100, 256):
+        [ids] = vocabulary.flatten(tokens_of(ORDERED, [7] * count))
+        assert len(vocabulary.split(ids)[0].ids) == count
+    with pytest.raises(zoo.InputError, match="'flex' has 257 tokens, not 1 to 256"):
+        vocabulary.flatten(tokens_of(ORDERED, [7] * 257))
+    for count in (31, 33):
+        with pytest.raises(zoo.InputError, match=f"'img' has {count} tokens, not 32"):
+            vocabulary.flatten(tokens_of(IMAGE, [7] * count))
+        with pytest.raises(zoo.InputError, match=f"position {count + 1}: .* {count} tokens, not 32"):
+            vocabulary.split([vocabulary["img"].begin, *[8] * count, vocabulary["img"].end])
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([1, 8], "position 1: id 8 of 'img' stands outside of any item"),
+        ([8201], "position 0: id 8201 of 'img' stands outside"),
+        ([8200, 9, 1], "position 2: id 1 stands within an item of 'img'"),
+        ([8200, 9, 8200], "position 2: id 8200 stands within"),
+        ([8200, 9, 9], "ends within an item of 'img', after 2 tokens"),
+        ([8200, 8201], "position 1: .*'img' has 0 tokens"),
+        ([0, -1], "position 1: id -1 is outside the vocabulary"),
+        ([9272], "position 0: id 9272 is outside the vocabulary, 0 to 9269"),
+    ],
+)
+def test_malformed_sequences(vocabulary: zoo.Vocabulary, ids: list[int], reason: str) -> None:
+    assert vocabulary.size == 9270
+    with pytest.raises(zoo.InputError, match=reason):
+        vocabulary.split(ids)
+
+
+def test_foreign_tokens(vocabulary: zoo.Vocabulary) -> None:
+    stranger = zoo.Spec("other", "seed", "image", 8192, 32, fingerprint="ffffffffffffffff", max_tokens=32)
+    for use in (vocabulary.flatten, vocabulary.to_text, lambda tokens: vocabulary.join([tokens])):
+        with pytest.raises(zoo.MismatchError, match="tokens of other have no place"):
+            use(tokens_of(stranger, PICTURE))
+    with pytest.raises(zoo.InputError, match="item 1: 8200 is no id of text"):
+        vocabulary.join([[1], [8200]])
+    with pytest.raises(zoo.InputError, match="pass text="):
+        vocabulary.join(["a cat"])
+
+
+def test_text_and_back(vocabulary: zoo.Vocabulary) -> None:
+    image, sound = tokens_of(IMAGE, PICTURE), tokens_of(SOUND, [5, 63])
+    assert vocabulary.to_text(sound) == ["<sound><sound_00005><sound_00063></sound>"]
+    [written] = vocabulary.to_text(image)
+    assert written.startswith("<img><img_08160><img_08161>") and written.endswith("<img_08191></img>")
+    found = vocabulary.from_text(f"a cat {written} and <sound> <sound_00005>\n<sound_00063> </sound>")
+    assert [part if isinstance(part, str) else part.tokenizer for part in found] == ["a cat ", IMAGE.name, " and ", SOUND.name]
+    assert found[1].equal(image) and found[3].equal(sound)
+    assert vocabulary.from_text("") == [] and vocabulary.from_text("a <b> c") == ["a <b> c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<sound><sound_00005>", "<sound> has no </sound>"),
+        ("<sound>cat</sound>", "'cat' is no token of 'sound'"),
+        ("<sound><sound_5></sound>", "'<sound_5>' is no token"),
+        ("<sound><sound_00064></sound>", "is no token"),
+        ("<sound></sound>", "has 0 tokens"),
+        ("<img><img_00001></img>", "has 1 tokens, not 32"),
+    ],
+)
+def test_malformed_text(vocabulary: zoo.Vocabulary, text: str, reason: str) -> None:
+    with pytest.raises(zoo.InputError, match=reason):
+        vocabulary.from_text(text)
+
+
+def transformers_tokenizer() -> object:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=text_tokenizer(), unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("make", [text_tokenizer, transformers_tokenizer])
+def test_text_tokenizers_learn_the_strings(make: object, vocabulary: zoo.Vocabulary) -> None:
+    text = make()
+    assert vocabulary.extend(text) == vocabulary.size - len(WORDS)
+    assert vocabulary.extend(text) == 0, "a second time nothing is new"
+    image = tokens_of(IMAGE, PICTURE)
+    written = f"draw a cat {vocabulary.to_text(image)[0]}and its purr"
+    encoded = text.encode(written, add_special_tokens=False)
+    ids = list(getattr(encoded, "ids", encoded))
+    assert ids == vocabulary.join(["draw a cat", image, "and its purr"], text=text).tolist()
+    found = zoo.Vocabulary.found_in(text, {"img": IMAGE, "flex": ORDERED, "sound": SOUND})
+    assert found == vocabulary
+    assert zoo.Vocabulary.build(text, {"more": SOUND}).sections[0].offset == vocabulary.size
+
+
+def test_text_tokenizers_that_do_not_fit(vocabulary: zoo.Vocabulary) -> None:
+    text = text_tokenizer()
+    text.add_tokens(["<flex_00003>"])
+    with pytest.raises(zoo.InputError, match="has '<flex_00003>' already, as id 8"):
+        vocabulary.extend(text)
+    larger = text_tokenizer()
+    larger.add_tokens(["dog"])
+    with pytest.raises(zoo.InputError, match="ids up to 8, but this layout goes on at 8"):
+        vocabulary.extend(larger)
+    with pytest.raises(zoo.InputError, match=r"lacks <img_00000>, .* and 8189 more"):
+        zoo.Vocabulary.found_in(text, {"img": IMAGE})
+    text.add_tokens([f"<few_{number}>" for number in (0, 2, 1)] + ["<few>", "</few>"])
+    few = zoo.Spec("few", "seed", "image", 3, 1)
+    with pytest.raises(zoo.InputError, match="not consecutive"):
+        zoo.Vocabulary.found_in(text, {"few": few}, {"few": Naming("<few_{}>", "<few>", "</few>")})
+
+
+def test_other_names(vocabulary: zoo.Vocabulary) -> None:
+    """TokenFlow's strings; codes of two tokenizers must not share any."""
+    naming = {"image": Naming("<vq_token_{}>", "<img>", "</img>")}
+    named = zoo.Vocabulary.build(100, {"image": SOUND}, naming)
+    assert named.to_text(tokens_of(SOUND, [3, 12])) == ["<img><vq_token_3><vq_token_12></img>"]
+    assert named.from_text("<img><vq_token_3></img>")[0].tolist() == [[3]]
+    with pytest.raises(zoo.InputError, match="'<img>' is taken by 'image' and by 'img'"):
+        zoo.Vocabulary.build(100, {"image": SOUND, "img": IMAGE}, naming)
+    for code, begin, end in (
+        ("<a>", "<", ">"),
+        ("<{}{}>", "<", ">"),
+        ("<{0.x}>", "<", ">"),
+        ("<{}>", "<", "<"),
+        ("<{}>", "", ">"),
+    ):
+        with pytest.raises(zoo.InputError):
+            Naming(code, begin, end)
+
+
+def test_no_place_for_continuous_tokenizers() -> None:
+    with pytest.raises(zoo.InputError, match="continuous"):
+        zoo.Vocabulary.build(10, {"vae": zoo.Spec("vae", "autoencoder_kl", "image", 0, 4)})
+
+
+def test_files(vocabulary: zoo.Vocabulary, tmp_path: Path) -> None:
+    path = vocabulary.save(tmp_path / "vocabulary.json")
+    assert zoo.Vocabulary.load(path) == vocabulary
+    content = path.read_text()
+    for change, reason in (
+        (('"size":9270', '"size":9269'), "outside the vocabulary"),
+        ((f'"offset":{len(WORDS)}', '"offset":9'), "overlap"),
+        (('"size"', '"length"'), "length"),
+        (('"name":"flex"', '"name":"img"'), "same name"),
+        (('"vocab_size":64', '"vocab_size":"64"'), "vocab_size"),
+        (("{", ""), "JSON"),
+    ):
+        compact = content.replace(": ", ":")
+        assert change[0] in compact
+        path.write_text(compact.replace(*change, 1))
+        with pytest.raises(zoo.FormatError, match=reason) as caught:
+            zoo.Vocabulary.load(path)
+        assert str(path) in str(caught.value)

@@ -1,0 +1,395 @@
+"""Shapes: meshes, scenes and clouds of points through trimesh, brought to a model's frame as points with normals.
+
+A model's frame is the cube [-1, 1]. A shape's bounding box is centred in it, and its longest edge is 1.9 long. What was done to
+it is a centre and a scale: a point ``p`` of the original is ``(p - centre) / scale`` in the frame.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.media.files import FILE_TYPES, open_source, replacing
+
+if TYPE_CHECKING:
+    import trimesh
+
+Vectors = NDArray[np.float64]
+
+_log = logging.getLogger("zoo")
+
+#: Files that are read and written, by their extensions.
+SHAPE_EXTENSIONS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+#: Length of the longest edge of a shape's bounding box in a model's frame.
+EXTENT = 1.9
+#: Fewest points that describe a shape.
+FEWEST_POINTS = 64
+#: Most faces or points that a shape may have unless the caller says otherwise.
+MAX_FACES = 50_000_000
+
+# Below this share of the squared longest edge a surface is taken for a line.
+_SMALLEST_AREA = 1e-12
+# Points that a normal is estimated from.
+_NEIGHBOURS = 16
+_BINARY_STL_HEADER, _BINARY_STL_FACE = 84, 50
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points in space with or without normals.
+
+    Attributes:
+        points: ``[points, 3]``.
+        normals: of the same shape, of any length but zero; ``None`` where there are none.
+    """
+
+    points: Vectors
+    normals: Vectors | None
+
+
+@dataclass(frozen=True)
+class PreparedShape:
+    """A shape as a model takes it, and what is needed to put its reconstruction back.
+
+    Attributes:
+        points: on the surface, in the model's frame.
+        normals: of length 1, pointing outwards.
+        meta: ``x``, ``y``, ``z`` of the centre and ``scale``, rounded to float32 as files of tokens hold them.
+    """
+
+    points: Float[Tensor, "points 3"]
+    normals: Float[Tensor, "points 3"]
+    meta: dict[str, float]
+
+
+def prepare_shape(
+    source: Any, points: int, *, seed: int = 0, normalise: bool = True, max_faces: int = MAX_FACES
+) -> PreparedShape:
+    """Read a shape, bring it to the model's frame, and cover its surface with points.
+
+    Of a mesh, points are drawn uniformly by area, with the normals of their faces. Only its surface counts: it need not be
+    closed, nor wound consistently, though normals of faces that are wound the wrong way point inwards. Scenes become one mesh
+    with all transforms applied. A cloud is thinned at random if it has more points than wanted, and otherwise used whole;
+    normals that it lacks are estimated, with a warning.
+
+    Args:
+        source: a path, the bytes of a file, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array or tensor
+            ``[points, 3]`` or ``[points, 6]`` (coordinates, then normals), or a pair ``(points, normals)`` of ``[points, 3]``.
+        points: how many to draw.
+        seed: of the draws.
+        normalise: without it the shape is taken to lie in the frame already.
+        max_faces: larger meshes and clouds are refused, scenes before their parts are put together.
+
+    Raises:
+        InputError: the source is unreadable or of the wrong kind, has no surface or fewer than 64 points, is not finite, has no
+            extent, lies outside of the frame, or is too large.
+    """
+    shape = read_shape(source, max_faces=max_faces)
+    lower, upper = bounds(shape)
+    if normalise:
+        centre, scale = (lower + upper) / 2, float((upper - lower).max() / EXTENT)
+    else:
+        if max(-lower.min(), upper.max()) > 1:
+            raise InputError("the shape reaches beyond [-1, 1], the model's frame: let it be normalised")
+        centre, scale = np.zeros(3), 1.0
+    with np.errstate(over="ignore"):
+        rounded = np.array([*centre, scale], np.float32).tolist()
+    meta = dict(zip(("x", "y", "z", "scale"), rounded, strict=True))
+    if not np.isfinite(list(meta.values())).all() or meta["scale"] == 0:
+        raise InputError(f"the shape's size and place, {scale:g} about {centre.tolist()}, are beyond what float32 can hold")
+    placed = _placed(shape, centre, scale)
+    cloud = _thinned(placed, points, seed) if isinstance(placed, Cloud) else _sampled(placed, points, seed)
+    normals = cloud.normals if cloud.normals is not None else estimate_normals(cloud.points)
+    return PreparedShape(
+        torch.from_numpy(cloud.points.astype(np.float32)), torch.from_numpy(_unit(normals).astype(np.float32)), meta
+    )
+
+
+def frame_of(meta: Mapping[str, Any]) -> tuple[tuple[float, float, float], float]:
+    """Centre and scale of an item's meta; the model's own frame if it is empty.
+
+    Raises:
+        InputError: they are missing, or not finite and positive.
+    """
+    if not meta:
+        return (0.0, 0.0, 0.0), 1.0
+    try:
+        x, y, z, scale = (float(meta[key]) for key in ("x", "y", "z", "scale"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"without its x, y, z and scale a shape cannot be put back; its meta is {dict(meta)}") from error
+    if not np.isfinite([x, y, z, scale]).all() or scale <= 0:
+        raise InputError(f"a shape of scale {scale} about {x}, {y}, {z} cannot be put back")
+    return (x, y, z), scale
+
+
+def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | Cloud:
+    """A mesh with a surface, or a cloud of points, checked; arguments and errors as for `prepare_shape`."""
+    import trimesh
+
+    if isinstance(source, FILE_TYPES):
+        source = _read_file(source, max_faces)
+    if isinstance(source, trimesh.Scene):
+        source = _merged(source, max_faces)
+    if isinstance(source, trimesh.Trimesh):
+        return _checked_mesh(source, max_faces)
+    if isinstance(source, trimesh.PointCloud):
+        return _checked_cloud(source.vertices, _normals_of(source), max_faces)
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise InputError(f"a tuple must be (points, normals), not {len(source)} things")
+        return _checked_cloud(_rows(source[0], (3,)), _rows(source[1], (3,)), max_faces)
+    if isinstance(source, Tensor | np.ndarray):
+        rows = _rows(source, (3, 6))
+        return _checked_cloud(rows[:, :3], rows[:, 3:] if rows.shape[1] == 6 else None, max_faces)
+    raise InputError(f"expected a path, bytes, a mesh, scene or cloud of trimesh, or points, not {type(source).__name__}")
+
+
+def write_shape(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> Path:
+    """Write a mesh, in the format of the extension.
+
+    Raises:
+        InputError: no format has that extension, or the mesh is empty.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SHAPE_EXTENSIONS or path.suffix.lower() == ".gltf":
+        raise InputError(f"cannot write {path.name}: no shape format {path.suffix!r} that is a single file")
+    if mesh.is_empty:
+        raise InputError(f"cannot write {path.name}: the mesh is empty")
+    content = mesh.export(file_type=path.suffix.lower()[1:])
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
+    return path
+
+
+def bounds(shape: trimesh.Trimesh | Cloud) -> tuple[Vectors, Vectors]:
+    """Lowest and highest coordinates; of a mesh, those of its faces' corners."""
+    vertices = shape.points if isinstance(shape, Cloud) else shape.vertices[_used(shape)]
+    return vertices.min(0), vertices.max(0)
+
+
+def estimate_normals(points: Vectors) -> Vectors:
+    """Normals of a surface that only points are known of, pointing outwards as far as that can be told.
+
+    A normal is the direction in which the 16 nearest neighbours spread least. From the point farthest from the centroid, whose
+    normal looks away from it, orientation is passed on along the tree of neighbours whose normals differ least (Hoppe et al.
+    1992).
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+    from scipy.spatial import cKDTree
+
+    _log.warning("the points have no normals, so these are estimated; where surfaces are close, some may look inwards")
+    neighbours = cKDTree(points).query(points, min(_NEIGHBOURS, len(points)))[1]
+    around = points[neighbours]
+    around = around - around.mean(1, keepdims=True)
+    normals = np.linalg.eigh(np.einsum("nki,nkj->nij", around, around))[1][..., 0]
+    rows, columns = np.repeat(np.arange(len(points)), neighbours.shape[1] - 1), neighbours[:, 1:].ravel()
+    # An edge of weight zero would be none.
+    bends = 1 + 1e-6 - np.abs((normals[rows] * normals[columns]).sum(1))
+    tree = minimum_spanning_tree(csr_array((bends, (rows, columns)), shape=(len(points),) * 2))
+    away = points - points.mean(0)
+    distance = (away**2).sum(1)
+    components, label = connected_components(tree, directed=False)
+    for component in range(components):
+        members = np.flatnonzero(label == component)
+        root = members[distance[members].argmax()]
+        if away[root] @ normals[root] < 0:
+            normals[root] *= -1
+        order, parents = breadth_first_order(tree, root, directed=False)
+        for point in order[1:]:
+            if normals[point] @ normals[parents[point]] < 0:
+                normals[point] *= -1
+    return normals
+
+
+# ------------------------------------------------------------------------------------------------------------------ reading
+
+
+def _read_file(source: Any, max_faces: int) -> Any:
+    """What is in a file or in the bytes of one."""
+    import trimesh
+
+    handle, name = open_source(source, "shape")
+    with handle:
+        kind = _format(name, handle)
+        # Files beside a glTF or OBJ are found from its path; nothing is fetched from elsewhere.
+        place = handle if isinstance(handle, io.BytesIO) else name
+        extra: dict[str, Any] = {"skip_materials": True} if kind == "obj" else {}
+        try:
+            return _merged(trimesh.load_scene(place, file_type=kind, process=False, **extra), max_faces)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            raise InputError(f"{name} is truncated, damaged or of an unknown kind: {error}") from error
+
+
+def _format(name: str, handle: io.BufferedIOBase) -> str:
+    """The format of a file, by its content."""
+    start = handle.read(1 << 16)
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    text = start.lstrip()
+    if start[:4] == b"glTF":
+        return "glb"
+    if start[:3] == b"ply":
+        return "ply"
+    if text[:3] == b"OFF":
+        return "off"
+    if len(start) >= _BINARY_STL_HEADER:
+        faces = int.from_bytes(start[80:84], "little")
+        if size == _BINARY_STL_HEADER + faces * _BINARY_STL_FACE:
+            return "stl"
+    if text[:5] == b"solid":
+        return "stl_ascii"
+    if text[:1] == b"{" and b'"asset"' in start:
+        return "gltf"
+    if any(line.split(None, 1)[:1] == [b"v"] for line in start.splitlines()):
+        return "obj"
+    raise InputError(f"{name} is not a shape file that can be read; formats are GLB, glTF, OBJ, PLY, STL, OFF")
+
+
+def _merged(scene: trimesh.Scene, max_faces: int) -> Any:
+    """The meshes of a scene as one; without any, its clouds of points."""
+    import trimesh
+
+    geometry = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
+    _check_count(sum(len(part.faces) for part in geometry if isinstance(part, trimesh.Trimesh)), "faces", max_faces)
+    parts = scene.dump()
+    meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    if meshes:
+        return trimesh.Trimesh(
+            np.concatenate([mesh.vertices for mesh in meshes]),
+            np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, _offsets(meshes), strict=True)]),
+            process=False,
+        )
+    clouds = [part for part in parts if isinstance(part, trimesh.PointCloud)]
+    if not clouds:
+        raise InputError("the shape has no faces and no points")
+    # Only PLY files have normals for points, and nothing but one cloud in them.
+    normals = _normals_of(geometry[0]) if len(geometry) == 1 else None
+    points = np.concatenate([cloud.vertices for cloud in clouds])
+    return points if normals is None else np.concatenate([points, normals], axis=1)
+
+
+def _offsets(meshes: list[trimesh.Trimesh]) -> list[int]:
+    """What the indices of each mesh are raised by when the vertices of all are listed one after the other."""
+    return [0, *np.cumsum([len(mesh.vertices) for mesh in meshes])[:-1].tolist()]
+
+
+def _normals_of(cloud: trimesh.PointCloud) -> Vectors | None:
+    """Normals that a PLY file holds for its points; trimesh reads but does not offer them."""
+    try:
+        columns = cloud.metadata["_ply_raw"]["vertex"]["data"]
+        return np.stack([np.asarray(columns[axis], np.float64).reshape(-1) for axis in ("nx", "ny", "nz")], axis=1)
+    except (KeyError, ValueError):
+        return None
+
+
+def _rows(points: Any, widths: tuple[int, ...]) -> Vectors:
+    """Points as float64 rows."""
+    array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
+    if array.ndim != 2 or array.shape[1] not in widths:
+        wanted = " or ".join(f"[points, {width}]" for width in widths)
+        raise InputError(f"points must be {wanted}, not of shape {array.shape}")
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"points must be numbers, not {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _checked_mesh(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
+    if not len(mesh.faces):
+        raise InputError("the mesh has no faces")
+    _check_count(len(mesh.faces), "faces", max_faces)
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+        raise InputError(f"a face names a vertex that is not among the {len(mesh.vertices)} of the mesh")
+    corners = mesh.vertices[_used(mesh)]
+    _check_extent(corners, "mesh")
+    edges = mesh.vertices[mesh.faces[:, 1:]] - mesh.vertices[mesh.faces[:, :1]]
+    area = np.linalg.norm(np.cross(edges[:, 0] / np.ptp(corners), edges[:, 1] / np.ptp(corners)), axis=1).sum() / 2
+    if area < _SMALLEST_AREA:
+        raise InputError("all faces of the mesh are degenerate: its surface has no area")
+    return mesh
+
+
+def _checked_cloud(points: Any, normals: Any, max_faces: int) -> Cloud:
+    points = np.asarray(points, np.float64)
+    if len(points) < FEWEST_POINTS:
+        raise InputError(f"{len(points)} points are too few to tell a shape: give {FEWEST_POINTS} or more")
+    _check_count(len(points), "points", max_faces)
+    _check_extent(points, "cloud of points")
+    if normals is None:
+        return Cloud(points, None)
+    if normals.shape != points.shape:
+        raise InputError(f"{len(points)} points cannot have {len(normals)} normals")
+    if not np.isfinite(normals).all():
+        raise InputError("the normals hold NaN or infinite values")
+    if not np.abs(normals).max(1).all():
+        raise InputError("a normal has a length of 0")
+    return Cloud(points, normals)
+
+
+def _check_count(count: int, what: str, most: int) -> None:
+    if count > most:
+        raise InputError(f"the shape has {count} {what}, more than max_faces = {most}: simplify it, or raise that limit")
+
+
+def _check_extent(vertices: Vectors, what: str) -> None:
+    if not np.isfinite(vertices).all():
+        raise InputError(f"the {what} holds NaN or infinite coordinates")
+    # An infinite difference of two finite coordinates is as useless as none.
+    with np.errstate(over="ignore"):
+        extent = np.ptp(vertices, axis=0).max()
+    if extent == 0 or not np.isfinite(extent):
+        raise InputError(f"the {what} has {'no' if extent == 0 else 'an infinite'} extent")
+
+
+def _used(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
+    """Which vertices are corners of faces."""
+    used = np.zeros(len(mesh.vertices), np.bool_)
+    used[mesh.faces] = True
+    return used
+
+
+# ----------------------------------------------------------------------------------------------------------------- sampling
+
+
+def _placed(shape: trimesh.Trimesh | Cloud, centre: Vectors, scale: float) -> trimesh.Trimesh | Cloud:
+    """The shape in the model's frame."""
+    import trimesh
+
+    if isinstance(shape, Cloud):
+        return Cloud((shape.points - centre) / scale, shape.normals)
+    return trimesh.Trimesh((shape.vertices - centre) / scale, shape.faces, process=False)
+
+
+def _thinned(cloud: Cloud, count: int, seed: int) -> Cloud:
+    if len(cloud.points) <= count:
+        return cloud
+    chosen = np.random.default_rng(seed).permutation(len(cloud.points))[:count]
+    return Cloud(cloud.points[chosen], None if cloud.normals is None else cloud.normals[chosen])
+
+
+def _sampled(mesh: trimesh.Trimesh, count: int, seed: int) -> Cloud:
+    from trimesh.sample import sample_surface
+
+    points, faces = sample_surface(mesh, count, seed=seed)
+    corners = mesh.vertices[mesh.faces[faces]]
+    return Cloud(np.asarray(points), np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    # Scaled by the largest component first, whose square might not be a number that float64 has.
+    vectors = vectors / np.abs(vectors).max(1, keepdims=True)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,449 @@
+"""One id space for a language model: its text, and the tokens of several tokenizers beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+
+from zoo.errors import FormatError, InputError, MismatchError
+from zoo.media import replacing
+from zoo.spec import Spec
+from zoo.tokenizer import listing
+from zoo.tokens import Tokens
+
+if TYPE_CHECKING:
+    from zoo.tokenizer import Tokenizer
+
+_CODE_FORMAT = re.compile(r"([^{}]*)\{(?::0\d+d)?\}([^{}]*)")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the tokens of a tokenizer are written in text.
+
+    Attributes:
+        code: format of one token with its id, such as ``"<img_{:05d}>"``.
+        begin, end: markers around an item.
+    """
+
+    code: str
+    begin: str
+    end: str
+
+    def __post_init__(self) -> None:
+        if not _CODE_FORMAT.fullmatch(self.code):
+            raise InputError(f"the code {self.code!r} must hold one number, such as '<img_{{:05d}}>'")
+        if not self.begin or not self.end or self.begin == self.end:
+            raise InputError(f"begin and end must be two different strings, not {self.begin!r} and {self.end!r}")
+
+    @classmethod
+    def of(cls, name: str) -> Naming:
+        """SEED's way: ``<img_00000>`` between ``<img>`` and ``</img>``."""
+        return cls(f"<{name}_{{:05d}}>", f"<{name}>", f"</{name}>")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a tokenizer's ids lie in the vocabulary.
+
+    Attributes:
+        name: what it is called in the vocabulary.
+        tokenizer, fingerprint: the checkpoint that the ids belong to.
+        vocab_size: number of its ids.
+        offset: what is added to them.
+        begin, end: ids of the markers around an item.
+        naming: how they are written.
+        max_tokens: most tokens of an item, where there is a limit.
+        whole: whether an item must have that many, because no prefix of it decodes.
+    """
+
+    name: str
+    tokenizer: str
+    fingerprint: str
+    vocab_size: int
+    offset: int
+    begin: int
+    end: int
+    naming: Naming
+    max_tokens: int | None = None
+    whole: bool = False
+
+    def ids(self) -> Iterator[int]:
+        """All of its ids in the vocabulary, in increasing order of the tokenizer's own ids, and the markers."""
+        yield from range(self.offset, self.offset + self.vocab_size)
+        yield self.begin
+        yield self.end
+
+    def strings(self) -> Iterator[str]:
+        """What is written for each of `ids`."""
+        yield from map(self.naming.code.format, range(self.vocab_size))
+        yield self.naming.begin
+        yield self.naming.end
+
+    def holds(self, own_id: int) -> bool:
+        """Whether an id of the vocabulary is one of the tokenizer's."""
+        return self.offset <= own_id < self.offset + self.vocab_size
+
+    def check_length(self, count: int) -> None:
+        """Refuse an item that does not decode.
+
+        Raises:
+            InputError: it has too few tokens, or too many.
+        """
+        most = self.max_tokens
+        least = most if self.whole and most is not None else 1
+        if count < least or (most is not None and count > most):
+            limit = "at least 1" if most is None else str(most) if least == most else f"1 to {most}"
+            raise InputError(f"an item of {self.name!r} has {count} tokens, not {limit}")
+
+    def tokens(self, own_ids: Sequence[int]) -> Tokens:
+        """One item's ids, the tokenizer's own, as tokens.
+
+        Raises:
+            InputError: as `check_length`.
+        """
+        self.check_length(len(own_ids))
+        return Tokens.from_sequences(
+            [torch.tensor(own_ids, dtype=torch.int64)],
+            tokenizer=self.tokenizer,
+            fingerprint=self.fingerprint,
+            vocab_size=self.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a language model's sequence: text, or an item of one of the tokenizers.
+
+    Attributes:
+        ids: ids in the vocabulary, without markers.
+        name: name of the tokenizer's section; empty for text.
+        tokens: the item, for the tokenizer to decode; ``None`` for text.
+    """
+
+    ids: tuple[int, ...]
+    name: str = ""
+    tokens: Tokens | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A text tokenizer and any number of zoo tokenizers side by side.
+
+    Attributes:
+        size: ids lie in ``[0, size)``. Those that no section takes are text.
+        sections: the tokenizers' places.
+
+    Raises:
+        InputError: sections overlap, lie outside, or share a name or a string.
+
+    >>> vocabulary = zoo.Vocabulary.build(32_000, {"img": zoo.load("seed-2", parts="encoder")})
+    >>> vocabulary.sections[0].offset, vocabulary.size
+    (32000, 40194)
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    size: int
+    sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        owners: dict[int | str, str] = {}
+        if len({section.name for section in self.sections}) < len(self.sections):
+            raise InputError("two sections have the same name")
+        for section in self.sections:
+            if section.vocab_size < 1:
+                raise InputError(f"{section.name!r} has no ids: a continuous tokenizer has no place in a vocabulary")
+            if outside := [number for number in section.ids() if not 0 <= number < self.size]:
+                raise InputError(f"id {outside[0]} of {section.name!r} is outside the vocabulary, 0 to {self.size - 1}")
+            keys: list[int | str] = [*section.ids(), *section.strings()]
+            for key in keys:
+                if key in owners:
+                    raise InputError(f"{key!r} is taken by {owners[key]!r} and by {section.name!r}: sections overlap")
+                owners[key] = section.name
+
+    # ---- layouts
+
+    @classmethod
+    def build(
+        cls,
+        text: int | Any,
+        tokenizers: Mapping[str, Tokenizer[Any] | Spec],
+        naming: Mapping[str, Naming] | None = None,
+    ) -> Vocabulary:
+        """Lay tokenizers out behind the text: for each its ids, then its begin and its end marker.
+
+        Args:
+            text: the text tokenizer (of transformers or tokenizers), or the size of its vocabulary.
+            tokenizers: by the names that they shall have, which are part of the strings.
+            naming: strings of tokenizers that are not to be named `Naming.of` their name.
+
+        Raises:
+            InputError: a tokenizer is continuous, or strings collide.
+        """
+        naming = naming or {}
+        start = text if isinstance(text, int) else _text_size(text)
+        sections = []
+        for name, tokenizer in tokenizers.items():
+            spec = _spec_of(tokenizer)
+            end = start + spec.vocab_size + 1
+            sections.append(_section(name, spec, start, end - 1, end, naming.get(name, Naming.of(name))))
+            start = end + 1
+        return cls(start, tuple(sections))
+
+    @classmethod
+    def found_in(
+        cls,
+        text: Any,
+        tokenizers: Mapping[str, Tokenizer[Any] | Spec],
+        naming: Mapping[str, Naming] | None = None,
+    ) -> Vocabulary:
+        """The layout of a text tokenizer that has the strings already, such as that of a published language model.
+
+        Raises:
+            InputError: a string is missing, or the ids of the codes are not consecutive.
+        """
+        vocabulary = text.get_vocab()
+        sections = []
+        for name, tokenizer in tokenizers.items():
+            spec, strings = _spec_of(tokenizer), (naming or {}).get(name, Naming.of(name))
+            wanted = [*map(strings.code.format, range(spec.vocab_size)), strings.begin, strings.end]
+            if missing := [string for string in wanted if string not in vocabulary]:
+                raise InputError(f"the text tokenizer lacks {listing(missing)}")
+            *codes, begin, end = (vocabulary[string] for string in wanted)
+            if codes != list(range(codes[0], codes[0] + len(codes))):
+                raise InputError(f"the ids of {name!r} in the text tokenizer are not consecutive")
+            sections.append(_section(name, spec, codes[0], begin, end, strings))
+        return cls(_text_size(text), tuple(sections))
+
+    def extend(self, text: Any) -> int:
+        """Add the strings of all sections to a text tokenizer (of transformers or tokenizers); returns how many were new.
+
+        Codes become ordinary added tokens and markers special ones, in any place of a text.
+
+        Raises:
+            InputError: the tokenizer has one of the strings at another id, or has not the size that the layout was made for.
+        """
+        from tokenizers import AddedToken
+
+        known = text.get_vocab()
+        special = {string for section in self.sections for string in (section.naming.begin, section.naming.end)}
+        layout: dict[int, str] = {}
+        for section in self.sections:
+            layout |= zip(section.ids(), section.strings(), strict=True)
+        if clash := next((string for number, string in layout.items() if known.get(string, number) != number), None):
+            raise InputError(f"the text tokenizer has {clash!r} already, as id {known[clash]}")
+        new = {number: string for number, string in sorted(layout.items()) if string not in known}
+        if not new:
+            return 0
+        size = _text_size(text)
+        if list(new) != list(range(size, size + len(new))):
+            raise InputError(f"the text tokenizer has ids up to {size - 1}, but this layout goes on at {min(new)}")
+        text.add_tokens([AddedToken(string, special=string in special, normalized=False) for string in new.values()])
+        extended = text.get_vocab()
+        if wrong := next((string for number, string in new.items() if extended.get(string) != number), None):
+            raise InputError(f"the text tokenizer gave {wrong!r} another id than this layout: its own ids have gaps")
+        return len(new)
+
+    def __getitem__(self, name: str) -> Section:
+        """A section by its name."""
+        for section in self.sections:
+            if section.name == name:
+                return section
+        raise KeyError(name)
+
+    # ---- tokens to sequences
+
+    def section_of(self, tokens: Tokens) -> Section:
+        """The section that tokens belong to.
+
+        Raises:
+            MismatchError: they are of a checkpoint that the vocabulary does not know.
+        """
+        for section in self.sections:
+            if (section.fingerprint, section.vocab_size) == (tokens.fingerprint, tokens.vocab_size):
+                return section
+        known = ", ".join(f"{section.name!r} ({section.tokenizer})" for section in self.sections) or "text only"
+        raise MismatchError(f"tokens of {tokens.tokenizer} have no place in this vocabulary, which knows {known}")
+
+    def flatten(self, tokens: Tokens) -> list[Int[Tensor, " _"]]:
+        """For each item the ids in the vocabulary, between its markers.
+
+        Raises:
+            MismatchError: as `section_of`.
+            InputError: an item has too few tokens, or too many.
+        """
+        section = self.section_of(tokens)
+        sequences = []
+        for ids in tokens.unpadded():
+            section.check_length(len(ids))
+            markers = ids.new_tensor([section.begin, section.end])
+            sequences.append(torch.cat([markers[:1], ids + section.offset, markers[1:]]))
+        return sequences
+
+    def join(self, segments: Sequence[str | Sequence[int] | Tokens], text: Any = None) -> Int[Tensor, " length"]:
+        """One sequence of text and items in the given order.
+
+        Args:
+            segments: strings, ids of text, and tokens, all items of which are put in.
+            text: the text tokenizer, where there are strings; no special tokens are added to them.
+
+        Raises:
+            MismatchError, InputError: as `flatten`; or an id of text is not one.
+        """
+        pieces: list[Tensor] = []
+        for index, segment in enumerate(segments):
+            if isinstance(segment, Tokens):
+                pieces += [ids.cpu() for ids in self.flatten(segment)]
+                continue
+            if isinstance(segment, str):
+                if text is None:
+                    raise InputError("a string needs the text tokenizer: pass text=", index)
+                encoded = text.encode(segment, add_special_tokens=False)
+                segment = getattr(encoded, "ids", encoded)
+            if foreign := [number for number in segment if not self._is_text(number)]:
+                raise InputError(f"{foreign[0]} is no id of text", index)
+            pieces.append(torch.tensor(segment, dtype=torch.int64))
+        return torch.cat([*pieces, torch.empty(0, dtype=torch.int64)])
+
+    def _is_text(self, number: int) -> bool:
+        taken = any(section.holds(number) or number in (section.begin, section.end) for section in self.sections)
+        return 0 <= number < self.size and not taken
+
+    # ---- sequences to tokens
+
+    def split(self, ids: Sequence[int] | Int[Tensor, " length"]) -> list[Segment]:
+        """Take a sequence apart into text and items.
+
+        Raises:
+            InputError: an id is outside the vocabulary, a marker is missing, something else stands between two markers, or an
+                item has too few tokens or too many; names the position.
+        """
+        begins = {section.begin: section for section in self.sections}
+        segments: list[Segment] = []
+        inside: Section | None = None
+        run: list[int] = []
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        for position, number in enumerate(numbers):
+            try:
+                if inside is None and number in begins:
+                    segments += [Segment(tuple(run))] if run else []
+                    inside, run = begins[number], []
+                elif inside is not None and number == inside.end:
+                    segments.append(self._item(inside, run))
+                    inside, run = None, []
+                elif inside.holds(number) if inside else self._is_text(number):
+                    run.append(number)
+                else:
+                    raise InputError(self._complaint(number, inside))
+            except InputError as error:
+                raise InputError(f"position {position}: {error.reason}") from error
+        if inside is not None:
+            raise InputError(f"the sequence ends within an item of {inside.name!r}, after {len(run)} tokens")
+        return segments + ([Segment(tuple(run))] if run else [])
+
+    @staticmethod
+    def _item(section: Section, run: list[int]) -> Segment:
+        return Segment(tuple(run), section.name, section.tokens([number - section.offset for number in run]))
+
+    def _complaint(self, number: int, inside: Section | None) -> str:
+        if not 0 <= number < self.size:
+            return f"id {number} is outside the vocabulary, 0 to {self.size - 1}"
+        if inside is not None:
+            return f"id {number} stands within an item of {inside.name!r}"
+        owner = next(s.name for s in self.sections if s.holds(number) or number in (s.begin, s.end))
+        return f"id {number} of {owner!r} stands outside of any item"
+
+    # ---- text
+
+    def to_text(self, tokens: Tokens) -> list[str]:
+        """Each item as a string between its markers, as a text tokenizer reads it after `extend`.
+
+        Raises:
+            MismatchError, InputError: as `flatten`.
+        """
+        section = self.section_of(tokens)
+        written = []
+        for ids in tokens.tolist():
+            section.check_length(len(ids))
+            written.append("".join([section.naming.begin, *map(section.naming.code.format, ids), section.naming.end]))
+        return written
+
+    def from_text(self, text: str) -> list[str | Tokens]:
+        """Take a text apart into strings and items; space between tokens is ignored.
+
+        Raises:
+            InputError: an end marker is missing, or something else stands between two markers.
+        """
+        begins = "|".join(re.escape(section.naming.begin) for section in self.sections)
+        found: list[str | Tokens] = []
+        while match := re.search(begins, text) if begins else None:
+            section = next(s for s in self.sections if s.naming.begin == match[0])
+            content, end, rest = text[match.end() :].partition(section.naming.end)
+            if not end:
+                raise InputError(f"{match[0]} has no {section.naming.end}")
+            found += [text[: match.start()]] if match.start() else []
+            found.append(section.tokens(_read_codes(section, content)))
+            text = rest
+        return found + ([text] if text else [])
+
+    # ---- files
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the layout as JSON."""
+        with replacing(path) as temporary:
+            temporary.write_bytes(TypeAdapter(Vocabulary).dump_json(self, indent=1) + b"\n")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read what `save` wrote.
+
+        Raises:
+            FormatError: it is not a sound vocabulary; names the file and the field.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc'])) or 'vocabulary'}: {e['msg']}" for e in error.errors()]
+            raise FormatError(f"{os.fspath(path)}: {'; '.join(problems)}") from error
+
+
+def _spec_of(tokenizer: Tokenizer[Any] | Spec) -> Spec:
+    return tokenizer if isinstance(tokenizer, Spec) else tokenizer.spec
+
+
+def _section(name: str, spec: Spec, offset: int, begin: int, end: int, naming: Naming) -> Section:
+    whole = spec.max_tokens is not None and not spec.ordered
+    return Section(name, spec.name, spec.fingerprint, spec.vocab_size, offset, begin, end, naming, spec.max_tokens, whole)
+
+
+def _text_size(text: Any) -> int:
+    """One more than the largest id of a text tokenizer."""
+    return max(text.get_vocab().values()) + 1
+
+
+def _read_codes(section: Section, content: str) -> list[int]:
+    """The ids that are written between two markers."""
+    parts = _CODE_FORMAT.fullmatch(section.naming.code)
+    assert parts is not None
+    code = re.compile(rf"\s*{re.escape(parts[1])}(\d+){re.escape(parts[2])}\s*")
+    ids: list[int] = []
+    position = 0
+    while position < len(content):
+        match = code.match(content, position)
+        number = int(match[1]) if match else -1
+        if match is None or number >= section.vocab_size or section.naming.code.format(number) != match[0].strip():
+            raise InputError(f"{content[position : position + 20]!r} is no token of {section.name!r}")
+        ids.append(number)
+        position = match.end()
+    return ids
