@@ -6,11 +6,9 @@ STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | 
 
 .PHONY: demo test test-slow lint bench clean
 
-## demo: reconstruct sample recordings and photographs with embedded models and write a report of each
+## demo: reconstruct the sample recordings with the embedded model and write demo-report/report.html
 demo: $(STAMP)
-	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report/audio
-	$(BIN)/python -m zoo.eval.photographs demo-report/photographs
-	$(BIN)/zoo eval flextok-tiny --data demo-report/photographs --out demo-report/images
+	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report
 
 ## test: every fast test
 test: $(STAMP)

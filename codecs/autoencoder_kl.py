@@ -73,7 +73,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
             fingerprint=self.fingerprint,
         )
 
-    def encode(
+    def encode(  # type: ignore[override]  # a continuous tokenizer gives latents
         self,
         items: Any,
         *,

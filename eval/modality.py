@@ -89,7 +89,7 @@ class Variant:
 
     tokens: int
     bits: int
-    decoded: Tensor
+    decoded: Any
     figures: Sequence[tuple[str, float, str]]
     baseline_figures: Sequence[tuple[str, float, str]]
 

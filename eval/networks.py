@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, WeightsError
 from zoo.eval.modality import MetricFunction, Network
-from zoo.hub import read_state
 from zoo.media import resample
+from zoo.state_dict import read_state
 
 
 def _from_torch_hub(url: str, fetch: bool) -> Path:

@@ -26,12 +26,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recordings").mkdir()
     shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "recordings")
     shutil.copy(SAMPLES / "speech-3.flac", tmp_path / "b.flac")
-    import skimage.data
     import soundfile
-    from PIL import Image
 
     soundfile.write("a.wav", *soundfile.read(SAMPLES / "speech-4.flac"))
-    Image.fromarray(skimage.data.chelsea()).save("photo.png")
     return tmp_path
 
 
@@ -44,8 +41,6 @@ def test_readme_python(folder: Path) -> None:
 
 
 def test_readme_commands(folder: Path) -> None:
-    from PIL import Image
-
     [block] = blocks("README.md", "sh")
     for line in block.strip().splitlines():
         program, *arguments = shlex.split(line)
@@ -54,7 +49,6 @@ def test_readme_commands(folder: Path) -> None:
     assert (folder / "report" / "report.html").exists()
     assert list((folder / "decoded").iterdir())
     assert list((folder / "reconstructed").iterdir())
-    assert Image.open(folder / "prefix.png").size == Image.open(folder / "photo.png").size
 
 
 def test_contributing_walkthrough(folder: Path) -> None:

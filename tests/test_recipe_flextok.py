@@ -60,7 +60,6 @@ BRIEF = Recipe(
     vae_steps=3,
     flow_steps=4,
     tune_steps=2,
-    crop=32,
     flow_batch=4,
     tune_batch=8,
     warmup=2,

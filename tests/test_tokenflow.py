@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from full_size import write_random_safetensors
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
+from full_size import write_random_safetensors
 from zoo import registry
 from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig, training
 from zoo.codecs.tokenflow.config import PARTS

@@ -567,7 +567,7 @@ def _write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str,
     """Decode one item to a file, or to standard output for ``-``."""
     from zoo import media
 
-    decoded = tokenizer.decode(item, **options)[0]
+    decoded: Any = tokenizer.decode(item, **options)[0]
     write: Callable[[str | Path], Path]
     if tokenizer.spec.modality == "image":
         write = partial(media.write_image, pixels=decoded)

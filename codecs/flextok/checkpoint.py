@@ -283,6 +283,7 @@ def _infer_config(named: Mapping[str, Tensor], base: FlexTokConfig) -> FlexTokCo
 
     sizes = vae.infer_sizes(named, base.vae_groups, "vae.")
     registers, encoder_dim = shape("encoder.registers")
+    positions = shape("encoder.positions")
     decoder_dim = shape("decoder.mask_token")[0]
     hidden = shape("encoder.blocks.0.mlp.fc1.weight")[0]
     ratio = base.mlp_ratio if hidden_dim(encoder_dim, base.mlp_ratio) == hidden else hidden * 3 / (2 * encoder_dim)
@@ -298,7 +299,7 @@ def _infer_config(named: Mapping[str, Tensor], base: FlexTokConfig) -> FlexTokCo
         vae_widths=sizes.widths,
         vae_layers_per_block=sizes.layers_per_block,
         latent_channels=sizes.latent_channels,
-        grid=shape("encoder.positions")[2:],
+        grid=(positions[2], positions[3]),
         patch_size=patch_size,
         registers=registers,
         encoder_dim=encoder_dim,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -232,7 +232,7 @@ class Decoder(nn.Module):
     def timestep(self, t: Float[Tensor, " batch"]) -> Timestep:
         """Modulation at a timestep of its own for each item."""
         time = self.time(t)
-        return Timestep(tuple(block.modulate(time) for block in self.blocks), self.head.modulate(time))
+        return Timestep(tuple(cast(DecoderBlock, block).modulate(time) for block in self.blocks), self.head.modulate(time))
 
     def forward(
         self, latents: Float[Tensor, "batch channels rows columns"], timestep: Timestep, condition: Condition
@@ -244,6 +244,7 @@ class Decoder(nn.Module):
         patches = x.shape[1]
         mask = condition.attention_mask(patches)
         x = torch.cat([x, condition.registers], dim=1)
-        for (block, modulation), following in pairwise([*zip(self.blocks, timestep.blocks, strict=True), None]):
-            x = block(x, modulation, mask, patches, patches_only=following is None)
+        last = len(self.blocks) - 1
+        for index, (block, modulation) in enumerate(zip(self.blocks, timestep.blocks, strict=True)):
+            x = block(x, modulation, mask, patches, patches_only=index == last)
         return unpatch(self.head(x, timestep.head), grid, self.config.patch_size)

@@ -6,8 +6,6 @@ registers therefore come out the same whether or not the others are there, and n
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -90,9 +88,9 @@ class Encoder(Float32Module):
         x = self.embed(latents)
         patches = x.shape[1]
         x = torch.cat([x, self.registers[:count].expand(len(x), -1, -1)], dim=1)
-        for block, following in pairwise([*self.blocks, None]):
-            assert block is not None
-            x = block(x, patches, registers_only=following is None)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            x = block(x, patches, registers_only=index == last)
         return x
 
     def forward(

@@ -45,7 +45,7 @@ from zoo.weights.recipes import image_data
 TINY = FlexTokConfig(
     vae_widths=(16, 32, 48, 64),
     vae_layers_per_block=1,
-    vae_groups=8,
+    vae_groups=1,
     scaling_factor=1.0,
     grid=(8, 8),
     registers=64,
@@ -70,6 +70,8 @@ Shard = Callable[[], tuple[Float[Tensor, ""], dict[str, float]]]
 METRIC_PICTURES = 512
 # Of the latents before they are scaled.
 LOG_VARIANCE = -6.0
+# Spread of the constants that the channels of the autoencoder start with; pictures have values in [-1, 1].
+CONSTANTS = 3.0
 # Pictures that one thread takes at a time, in the stages of the autoencoder.
 SHARD = 8
 
@@ -298,8 +300,12 @@ class AutoencoderStage(Stage):
             for row, top, left, flip in zip(rows, tops, lefts, flips, strict=True)
         ]
         gain = torch.exp(0.25 * torch.randn(SHARD, 1, 1, 1, generator=self.rng))
-        shift = 0.2 * torch.randn(SHARD, 1, 1, 1, generator=self.rng) + 0.1 * torch.randn(SHARD, 3, 1, 1, generator=self.rng)
-        return (gain * as_images(np.stack(cuts)) + shift).clamp(-1, 1)
+        # Most colours of the pictures are dull, and what is faint is learned last.
+        saturation = torch.exp(0.7 * torch.randn(SHARD, 1, 1, 1, generator=self.rng))
+        shift = 0.2 * torch.randn(SHARD, 1, 1, 1, generator=self.rng) + 0.25 * torch.randn(SHARD, 3, 1, 1, generator=self.rng)
+        images = as_images(np.stack(cuts))
+        grey = images.mean(dim=1, keepdim=True)
+        return (gain * (grey + saturation * (images - grey)) + shift).clamp(-1, 1)
 
     def draws(self) -> tuple[Float[Tensor, "batch 1 1 1"], int]:
         """How far each item is altered, and the cell in latents to smooth over."""
@@ -519,8 +525,9 @@ def initialise_autoencoder(vae: VAE) -> None:
     """Start close to a linear map, which finds the strongest components of the pictures at once.
 
     Residual branches are closed at first, and the convolutions between them keep the variance; the first one sees colour twice
-    as strongly as it is. Constant channels before the last normalisation of each half keep it from dividing by the contrast
-    of the picture and from subtracting its brightness, which a short training would not find out how to send otherwise.
+    as strongly as it is. Every channel of the trunk starts with a large constant of its own, which the convolutions hand on:
+    it makes up most of what a normalisation measures, so that brightness and contrast of a picture pass through it. A short
+    training would not find out how to send them otherwise, and the pictures would come back with other means.
     """
     for network in (vae.encoder.network, vae.decoder.network):
         for name, module in network.named_modules():
@@ -530,14 +537,9 @@ def initialise_autoencoder(vae: VAE) -> None:
         for name, module in network.named_modules():
             if name.endswith(("conv2", "to_out.0")):
                 nn.init.zeros_(module.weight)
-        last = network.up_blocks[-1].resnets[-1] if hasattr(network, "up_blocks") else network.mid_block.resnets[-1]
-        constants = last.conv2.bias.view(network.conv_norm_out.num_groups, -1)
-        constants[:, 0] = 2.0
-        constants[:, 1:2] = -2.0 if constants.shape[1] > 2 else 0.0
-        nn.init.ones_(network.conv_norm_out.bias)
-    # The log-variance of the latents is not trained: noise drowns colour as long as the decoder does not know it.
-    vae.encoder.quant_conv.weight.chunk(2)[1].zero_()
-    vae.encoder.quant_conv.bias.view(2, -1)[1] = LOG_VARIANCE
+        nn.init.normal_(network.conv_in.bias, std=CONSTANTS)
+    # Little noise at first: faint components would drown in it.
+    nn.init.constant_(vae.encoder.quant_conv.bias[len(vae.encoder.quant_conv.bias) // 2 :], -4.0)
     colour = 2 * torch.eye(3) - torch.outer(OPPONENTS[0], OPPONENTS[0])
     first = vae.encoder.network.conv_in
     first.weight.copy_(torch.einsum("oirc,ij->ojrc", first.weight, colour))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
-from zoo.tokenizer import Tokenizer
 
 UNIT = "image"
 # ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders.
@@ -22,12 +21,15 @@ def jobs(
     entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int], steps: int
 ) -> Iterator[Job]:
     """Everything to measure, ours in float32 first, then in bfloat16, then the original's way."""
-    tokenizer = random_model(entry, device)
+    tokenizer: Any = random_model(entry, device)
     options = {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}
     prefixes = [k for k in lengths if k <= (tokenizer.spec.max_tokens or 0)] if tokenizer.spec.ordered else [None]
     for batch in batches:
         images = pictures(batch, *(tokenizer.spec.image_size or (256, 256)))
         tokens = tokenizer.encode(images)
+
+        def encoding(images: Tensor = images, **options: Any) -> Work:
+            return lambda: tokenizer.encode(images, **options)
 
         def decoding(k: int | None, tokens: Any = tokens) -> Work:
             prefix = tokens if k is None else tokens.truncate(k)
@@ -35,7 +37,7 @@ def jobs(
 
         cases = {k: f"{batch}" if k is None else f"{batch} x {k} tokens" for k in prefixes}
         name = entry.name
-        yield Job(name, "encode", f"{batch}", batch, lambda images=images: tokenizer.encode(images), tokenizer)
+        yield Job(name, "encode", f"{batch}", batch, encoding(), tokenizer)
         for k, case in cases.items():
             yield Job(name, "decode", case, batch, decoding(k), tokenizer)
         if peers and entry.family == "flextok":
@@ -49,7 +51,7 @@ def jobs(
             "encode",
             f"{batch}",
             batch,
-            lambda images=images: tokenizer.encode(images, precision="bf16"),
+            encoding(precision="bf16"),
             tokenizer,
             torch.bfloat16,
         )
@@ -63,7 +65,7 @@ def pictures(batch: int, height: int, width: int) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def dense_decoding(tokenizer: Tokenizer[Any], tokens: Any, k: int, steps: int) -> Work:
+def dense_decoding(tokenizer: Any, tokens: Any, k: int, steps: int) -> Work:
     """FlexTok decoding as the original computes it, with the same weights.
 
     Two passes over all registers at every step, the timestep's modulation computed in each of them and for each item, and the

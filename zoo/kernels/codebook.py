@@ -294,13 +294,14 @@ def query_factors(
     parts, missed = _split(centred, form.dtype, form.parts)
     ones = torch.ones(len(x), form.bias_parts, dtype=form.dtype, device=x.device)
     factors = torch.cat([*parts[1:], *parts[:1] * form.parts, ones], dim=1)
-    norms = [torch.linalg.vector_norm(values, dim=1, dtype=torch.float64) for values in (centred, missed, *parts[1:])]
+    # The addend stands for squares that vanish; it is far below what matters beside codes of norm 1.
+    norm, *norms = [values.float().norm(dim=1) + 2.0**-50 for values in (centred, missed, *parts[1:])]
     # Sums beyond this might overflow in between; an infinite bound leaves all codes to the exact comparison.
-    norm = torch.where(norms[0] < 2.0**100, norms[0], torch.inf)
-    rests = norms[2] if len(parts) == 2 else torch.zeros_like(norm)
-    error = torch.stack([norms[1] + 2.0**-24 * norm, norm, rests, torch.ones_like(norm)], dim=1)
+    norm = torch.where(norm < 2.0**100, norm, torch.inf)
+    rests = norms[1] if len(parts) == 2 else torch.zeros_like(norm)
+    error = torch.stack([norms[0] + 2.0**-24 * norm, norm, rests, torch.ones_like(norm)], dim=1)
     # The slack covers second-order terms and the rounding of the bound itself.
-    return F.pad(factors, (0, codebook.operand.shape[1] - factors.shape[1])), (1.02 * error).float()
+    return F.pad(factors, (0, codebook.operand.shape[1] - factors.shape[1])), 1.02 * error
 
 
 # --------------------------------------------------------------------------------------------------------------- search

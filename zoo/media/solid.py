@@ -46,25 +46,26 @@ def winding_number(mesh: trimesh.Trimesh, points: Vectors) -> Indices:
     found = np.zeros(len(points), np.int64)
     if not len(triangles) or not len(points):
         return found
-    lower, upper = triangles.min((0, 1)), triangles.max((0, 1))
-    columns = points[:, :2] + _ASIDE * (upper - lower).max()
-    within = np.flatnonzero(((columns >= lower[:2]) & (columns <= upper[:2])).all(1) & (points[:, 2] <= upper[2]))
+    lower, extent = triangles.min((0, 1)), np.ptp(triangles, axis=(0, 1))
+    triangles, points = triangles - lower, points - lower
+    columns = points[:, :2] + _ASIDE * extent.max()
+    within = np.flatnonzero(((columns >= 0) & (columns <= extent[:2])).all(1) & (points[:, 2] <= extent[2]))
     side = int(np.clip(len(triangles) ** 0.5, 1, _LARGEST_GRID))
-    cell = (upper - lower)[:2].max() / side
-    cells = ((columns[within] - lower[:2]) / cell).astype(np.int64)
+    cell = max(float(extent[:2].max()), np.finfo(np.float64).tiny) / side
+    cells = (columns[within] / cell).astype(np.int64)
     number = cells[:, 0] * (side + 1) + cells[:, 1]
     order = np.argsort(number, kind="stable")
     within, number = within[order], number[order]
-    first = ((triangles[:, :, :2].min(1) - lower[:2]) / cell).astype(np.int64)
-    last = ((triangles[:, :, :2].max(1) - lower[:2]) / cell).astype(np.int64)
+    weights, heights, signs = plane_functions(triangles)
+    first, last = ((corner / cell).astype(np.int64) for corner in (triangles[:, :, :2].min(1), triangles[:, :, :2].max(1)))
     for triangle, x, y in covered(first, last):
         start, end = (np.searchsorted(number, x * (side + 1) + y, which) for which in ("left", "right"))
         for pair, offset in expanded(end - start):
-            point, corners = within[start[pair] + offset], triangles[triangle[pair]]
-            weights, area = barycentric(corners[:, :, :2], columns[point])
-            height = np.einsum("pc,pc->p", weights, corners[:, :, 2])
-            hit = (weights >= 0).all(1) & (height > points[point, 2])
-            np.add.at(found, point[hit], np.sign(area[hit]).astype(np.int64))
+            point, above = within[start[pair] + offset], triangle[pair]
+            hit = inside_of(weights[above], columns[point])
+            point, above = point[hit], above[hit]
+            higher = at(heights[above], columns[point]) > points[point, 2]
+            np.add.at(found, point[higher], signs[above[higher]])
     return found
 
 
@@ -89,22 +90,28 @@ def expanded(counts: Indices) -> Iterator[tuple[Indices, Indices]]:
         yield index, places - (ends[index] - counts[index])
 
 
-def barycentric(corners: Vectors, points: Vectors) -> tuple[Vectors, Vectors]:
-    """Weights of the corners of triangles in the plane that give points, and twice the triangles' signed areas.
+def plane_functions(triangles: Vectors) -> tuple[Vectors, Vectors, Indices]:
+    """Triangles ``[triangles, 3, 3]`` as seen along z: functions of x and y, each given by its factors of x, y and 1.
 
-    Weights are NaN, and so never at least 0, where a triangle has no area.
-
-    Args:
-        corners: ``[pairs, 3, 2]``.
-        points: ``[pairs, 2]``.
+    Returns:
+        The weight of each corner, ``[triangles, 3, 3]``, NaN where a triangle is seen from its edge; z, ``[triangles, 3]``; and
+        whether it looks up, 1, or down, -1.
     """
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    area = _cross(b - a, c - a)
-    parts = np.stack([_cross(b - points, c - points), _cross(c - points, a - points), _cross(a - points, b - points)], axis=1)
+    b, c = (np.roll(triangles, -shift, axis=1)[:, :, :2] for shift in (1, 2))
+    factors = np.stack([b[..., 1] - c[..., 1], c[..., 0] - b[..., 0], b[..., 0] * c[..., 1] - b[..., 1] * c[..., 0]], axis=2)
+    area = factors[:, :, 2].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(area[:, None] == 0, np.nan, parts / area[:, None]), area
+        weights = np.where(area[:, None, None] == 0, np.nan, factors / area[:, None, None])
+    return weights, np.einsum("tcf,tc->tf", weights, triangles[:, :, 2]), np.sign(area).astype(np.int64)
 
 
-def _cross(left: Vectors, right: Vectors) -> Vectors:
-    product: Vectors = left[:, 0] * right[:, 1] - left[:, 1] * right[:, 0]
-    return product
+def inside_of(weights: Vectors, places: Vectors) -> NDArray[np.bool_]:
+    """Whether places ``[pairs, 2]`` lie within triangles, given by the weights of their corners ``[pairs, 3, 3]``."""
+    within: NDArray[np.bool_] = at(weights[:, 0], places) >= 0
+    return within & (at(weights[:, 1], places) >= 0) & (at(weights[:, 2], places) >= 0)
+
+
+def at(factors: Vectors, places: Vectors) -> Vectors:
+    """Values of functions ``[pairs, 3]`` at places ``[pairs, 2]``."""
+    values: Vectors = factors[:, 0] * places[:, 0] + factors[:, 1] * places[:, 1] + factors[:, 2]
+    return values

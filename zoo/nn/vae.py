@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -82,7 +83,7 @@ class VAE(nn.Module):
         from diffusers import AutoencoderKL
 
         depth = len(sizes.widths)
-        model = AutoencoderKL(
+        model: Any = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * depth,
             up_block_types=("UpDecoderBlock2D",) * depth,
             block_out_channels=sizes.widths,
