@@ -109,7 +109,7 @@ class Recipe:
     flow_batch: int = 20
     flow_lengths: int = 2
     tune_batch: int = 16
-    vae_rate: float = 2e-3
+    vae_rate: float = 6e-4
     flow_rate: float = 2e-3
     tune_rate: float = 5e-4
     warmup: int = 100
@@ -391,8 +391,8 @@ class FlowStage(Stage):
         chosen = optimizers(trained, recipe.flow_rate)
         super().__init__(recipe, trained, recipe.flow_steps, recipe.flow_minutes, recipe.averaging[1], chosen)
         self.model, self.latents = model, latents
-        known = pictures[:METRIC_PICTURES]
-        self.metric = pixel_metric(self.latents[: len(known)], known)
+        known = min(METRIC_PICTURES, len(latents))
+        self.metric = pixel_metric(latents[:known], pictures[:known])
 
     def shards(self) -> list[Shard]:
         lengths = [0, *prefix_ladder(self.model.config.registers)]
@@ -482,7 +482,12 @@ class TuneStage(Stage):
         return shards
 
     def losses(
-        self, images: Images, latents: Latents, count: int, noise: Latents, corner: list[int]
+        self,
+        images: Images,
+        latents: Latents,
+        count: int,
+        noise: Float[Tensor, "estimates channels rows columns"],
+        corner: list[int],
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Clean latents have to give sharp pictures, estimates those with the least squared error."""
         factor, clean = self.model.config.vae.factor, len(latents) - len(noise)
@@ -503,7 +508,7 @@ class TuneStage(Stage):
         return noise - velocity.float()
 
 
-def window(values: Latents, corner: Sequence[int], side: int) -> Latents:
+def window(values: Latents, corner: Sequence[int], side: int) -> Float[Tensor, "batch channels side side"]:
     """A square of all items."""
     top, left = corner
     return values[:, :, top : top + side, left : left + side]
@@ -538,8 +543,9 @@ def initialise_autoencoder(vae: VAE) -> None:
             if name.endswith(("conv2", "to_out.0")):
                 nn.init.zeros_(module.weight)
         nn.init.normal_(network.conv_in.bias, std=CONSTANTS)
-    # Little noise at first: faint components would drown in it.
-    nn.init.constant_(vae.encoder.quant_conv.bias[len(vae.encoder.quant_conv.bias) // 2 :], -4.0)
+    # The log-variance of the latents is not trained: with noise in them the faint components never come up.
+    vae.encoder.quant_conv.weight.chunk(2)[1].zero_()
+    vae.encoder.quant_conv.bias.view(2, -1)[1] = LOG_VARIANCE
     colour = 2 * torch.eye(3) - torch.outer(OPPONENTS[0], OPPONENTS[0])
     first = vae.encoder.network.conv_in
     first.weight.copy_(torch.einsum("oirc,ij->ojrc", first.weight, colour))
@@ -556,6 +562,11 @@ def initialise(model: FlexTok) -> None:
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+    # Registers as faint as FlexTok's look alike behind the first block, and it takes long until they carry different things.
+    nn.init.normal_(model.encoder.registers)
+    nn.init.normal_(model.decoder.register_positions)
+    # The middle of the quantizer's range, where its tanh has a slope.
+    nn.init.normal_(model.encoder.to_codes.weight, std=0.7 / math.sqrt(model.config.encoder_dim))
     for layer in [model.decoder.head.proj, *(block.modulation for block in model.decoder.blocks)]:
         nn.init.zeros_(layer.weight)
     nn.init.zeros_(model.decoder.head.modulation.weight)
