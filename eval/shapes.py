@@ -73,8 +73,7 @@ def cloud_distances(reference: Vectors, estimate: Vectors) -> tuple[Vectors, NDA
     """Distance of each point ``[points, 3]`` of the reference to the nearest of the estimate, and which one that is."""
     from scipy.spatial import cKDTree
 
-    # Balancing the tree takes long where many points share a coordinate, as those of a box do.
-    distance, index = cKDTree(estimate, balanced_tree=False).query(reference)
+    distance, index = cKDTree(estimate).query(reference, workers=-1)
     return distance, index
 
 
@@ -131,7 +130,7 @@ def iou(reference: Inside, estimate: Inside) -> float:
     return int((reference & estimate).sum()) / union if union else 1.0
 
 
-def sample(mesh: trimesh.Trimesh, count: int = COUNT) -> tuple[Vectors, Vectors]:
+def sample(mesh: trimesh.Trimesh, count: int) -> tuple[Vectors, Vectors]:
     """Points ``[count, 3]`` drawn uniformly by area, and the unit normals of their faces."""
     from trimesh.sample import sample_surface
 
@@ -146,7 +145,7 @@ def sample(mesh: trimesh.Trimesh, count: int = COUNT) -> tuple[Vectors, Vectors]
 def _distances(reference: trimesh.Trimesh, estimate: trimesh.Trimesh) -> Distances:
     if not len(estimate.faces):
         return Distances(*[np.zeros(0)] * 3)
-    (points, normals), (other_points, other_normals) = _sampled_reference(reference), sample(estimate)
+    (points, normals), (other_points, other_normals) = _sampled_reference(reference), sample(estimate, COUNT)
     to_estimate, found = cloud_distances(points, other_points)
     to_reference, found_back = cloud_distances(other_points, points)
     pairs = ((normals, other_normals[found]), (other_normals, normals[found_back]))
@@ -156,7 +155,7 @@ def _distances(reference: trimesh.Trimesh, estimate: trimesh.Trimesh) -> Distanc
 
 @lru_cache(maxsize=1)
 def _sampled_reference(reference: trimesh.Trimesh) -> tuple[Vectors, Vectors]:
-    return sample(reference)
+    return sample(reference, COUNT)
 
 
 @lru_cache(maxsize=2)

@@ -30,8 +30,7 @@ def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for the tolerances here."""
     for cached in (shapes._distances, shapes._sampled_reference, shapes._reference_points, shapes._insides):
         cached.cache_clear()
-    monkeypatch.setattr(shapes, "COUNT", 4_000)
-    monkeypatch.setattr(shapes.sample, "__defaults__", (4_000,))
+    monkeypatch.setattr(shapes, "COUNT", 20_000)
 
 
 def ball(radius: float, at: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:

@@ -90,17 +90,6 @@ def advance(training: Training) -> None:
         training.advance()
 
 
-def assert_same_training(one: Training, other: Training) -> None:
-    """Weights as close as two runs in a row: the CPU kernels round by where in memory a tensor lies. A step is 1e-3."""
-    assert one.index == other.index and one.stage.step == other.stage.step
-    assert torch.equal(one.stage.rng.get_state(), other.stage.rng.get_state())
-    torch.testing.assert_close(one.latents, other.latents, atol=0.01, rtol=0.01)
-    for mine, theirs in ((one.model, other.model), (one.stage.average, other.stage.average)):
-        state = theirs.state_dict()
-        for key, tensor in mine.state_dict().items():
-            torch.testing.assert_close(tensor, state[key], atol=1e-4, rtol=1e-4, msg=key)
-
-
 # -------------------------------------------------------------------------------------------------------------- pictures
 
 
