@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.weights.recipes import flextok as recipe_module
@@ -88,6 +88,12 @@ def advance(training: Training) -> None:
     training.stage.train_step()
     if training.stage.progress >= 1 and training.index < 2:
         training.advance()
+
+
+def weights(training: Training) -> Tensor:
+    """All weights of the model and of the running average as one vector."""
+    parts = [*training.model.parameters(), *training.stage.average.parameters()]
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures
@@ -257,6 +263,28 @@ def test_the_schedule_ends_with_the_steps_or_the_minutes(pictures: Pictures) -> 
 
 
 # ------------------------------------------------------------------------------------------------------- the whole recipe
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8], ids=["autoencoder", "flow", "decoder"])
+def test_resuming_goes_on_as_an_uninterrupted_run_does(pictures: Pictures, tmp_path: Path, stop: int) -> None:
+    """Up to rounding: the CPU kernels round by where in memory a tensor lies, in two runs of one process as well."""
+    whole, other, interrupted, resumed = (Training(BRIEF, pictures, SMALL) for _ in range(4))
+    other.stage.rng.manual_seed(BRIEF.seed + 1)
+    for _ in range(9):
+        advance(whole)
+        advance(other)
+    for _ in range(stop):
+        advance(interrupted)
+    interrupted.save(tmp_path / "checkpoint.pt")
+    torch.rand(1000)  # another process would not have this process's global random state
+    resumed.restore(tmp_path / "checkpoint.pt")
+    for _ in range(9 - stop):
+        advance(resumed)
+
+    assert whole.index == resumed.index == 2 and whole.stage.step == resumed.stage.step
+    assert torch.equal(whole.stage.rng.get_state(), resumed.stage.rng.get_state())
+    distance, chance = (float((weights(whole) - weights(run)).norm()) for run in (resumed, other))
+    assert distance < 0.05 * chance
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(pictures: Pictures, tmp_path: Path) -> None:
