@@ -14,13 +14,17 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.spec import Spec
 
 # The module that measures each modality; another modality is another line here.
-MODALITIES = {"audio": "zoo.eval.audio", "image": "zoo.eval.images", "speech": "zoo.eval.audio"}
+MODALITIES = {
+    "audio": "zoo.eval.audio",
+    "image": "zoo.eval.images",
+    "shape": "zoo.eval.shapes",
+    "speech": "zoo.eval.audio",
+}
 
 Row = Mapping[str, Any]
 MetricFunction = Callable[..., Any]
@@ -98,6 +102,8 @@ class Variant:
 class Modality(Protocol):
     """What the reconstruction run and the report ask of a modality's module.
 
+    Media are tensors or, of shapes, meshes.
+
     Attributes:
         EXTENSIONS: files that are taken from a folder.
         METRICS: by name, the most telling first: items are ranked by the first one that is defined.
@@ -114,19 +120,19 @@ class Modality(Protocol):
     TEMPLATE: str
     ON_DEVICE: bool
 
-    def read(self, path: str, spec: Spec, options: Mapping[str, Any]) -> Tensor:
+    def read(self, path: str, spec: Spec, options: Mapping[str, Any]) -> Any:
         """An item as the tokenizer takes it, read with the options of its ``encode``."""
 
-    def comparable(self, decoded: Tensor, reference: Tensor) -> Tensor:
+    def comparable(self, decoded: Any, reference: Any) -> Any:
         """What was decoded, in the size and range of the original."""
 
-    def properties(self, reference: Tensor, spec: Spec) -> dict[str, Any]:
+    def properties(self, reference: Any, spec: Spec) -> dict[str, Any]:
         """Columns that say how large an item is."""
 
-    def baseline(self, reference: Tensor, spec: Spec, bits: int) -> Tensor:
+    def baseline(self, reference: Any, spec: Spec, bits: int) -> Any:
         """What that many bits buy without a codec."""
 
-    def measure(self, function: MetricFunction, spec: Spec, *signals: Tensor) -> Any:
+    def measure(self, function: MetricFunction, spec: Spec, *signals: Any) -> Any:
         """Apply a metric's function to an original and its reconstruction, or to one of them."""
 
     def tokens_per(self, rows: Sequence[Row], spec: Spec) -> dict[str, float]:
@@ -141,7 +147,7 @@ class Modality(Protocol):
     def tiles(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Figures for the top of the report: a number, and what it is."""
 
-    def shown(self, reference: Tensor, variants: Sequence[Variant], spec: Spec) -> dict[str, Any]:
+    def shown(self, reference: Any, variants: Sequence[Variant], spec: Spec) -> dict[str, Any]:
         """What the template shows of an item; the last variant is decoded from all tokens."""
 
 

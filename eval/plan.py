@@ -53,22 +53,26 @@ class Plan:
         """Where metrics compute."""
         return self.tokenizer.device if self.modality.ON_DEVICE else torch.device("cpu")
 
-    def read(self, path: str) -> Tensor:
+    def read(self, path: str) -> Any:
         """An item as the tokenizer takes it."""
-        return self.modality.read(path, self.tokenizer.spec, self.encode).to(self.device)
+        return self._placed(self.modality.read(path, self.tokenizer.spec, self.encode))
 
-    def encoded(self, reference: Tensor) -> Tokens:
+    def _placed(self, media: Any) -> Any:
+        """Tensors in float32 where metrics compute; other media as they are."""
+        return media.float().to(self.device) if isinstance(media, Tensor) else media
+
+    def encoded(self, reference: Any) -> Tokens:
         """Its tokens."""
         tokens: Tokens = self.tokenizer.encode(reference, **self.encode).to("cpu")
         return tokens
 
-    def decoded(self, tokens: Tokens, reference: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    def decoded(self, tokens: Tokens, reference: Any, lengths: Sequence[int]) -> list[Any]:
         """Reconstructions of one item from its first so many tokens each, decoded as one batch."""
         if not lengths:
             return []
         batch = Tokens.cat([tokens.truncate(length) for length in lengths])
         media = self.tokenizer.decode(batch.to(self.tokenizer.device), **self.decode)
-        return [self.modality.comparable(item.float().to(self.device), reference) for item in media]
+        return [self.modality.comparable(self._placed(item), reference) for item in media]
 
     def prefix_lengths(self, length: int) -> list[int]:
         """The prefixes of a sequence to look at, all of them shorter than it; none where prefixes do not decode."""

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import zoo
 from small_models_vat import small_vat
 from zoo import media
-from zoo.eval import shapes
-from zoo.eval.modality import Modality
+from zoo.eval import reconstruct, shapes
+from zoo.eval.modality import Modality, Variant
 from zoo.eval.turntable import as_webp, render, turntable
 
 CASE = Path(__file__).parent / "golden" / "vat" / "components-a"
@@ -216,3 +216,25 @@ def test_figures_of_a_run() -> None:
     assert shapes.heading(summary) == "680 tokens or 510 bytes per shape"
     assert ("510", "bytes per shape") in shapes.tiles(summary) and ("2.0 s", "to decode a shape") in shapes.tiles(summary)
     assert shapes.tokens_per(rows, spec) == {"shape": 680}
+
+
+def test_what_the_report_shows() -> None:
+    spec = replace(small_vat().spec, vocab_size=64, max_tokens=680)
+    variants = [Variant(count, 6 * count, ball(0.8), [("F-score", 0.5, "")], []) for count in (1, 680)]
+    shown = shapes.shown(ball(0.9), variants, spec)
+    assert "510 bytes" in shown["caption"] and shown["original"].startswith("data:image/webp")
+    assert [frame["layout"] for frame in shown["frames"]] == ["1³ cells", "15³ cells"]
+
+
+def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "COUNT", 1000)
+    folder = tmp_path / "shapes"
+    media.write_shape(folder / "ball.glb", ball(7, (1, 2, 3)))
+    media.write_shape(folder / "bowl.stl", upper_half(ball(1)))
+    (folder / "noise.obj").write_bytes(b"nothing of use" * 9)
+    summary = reconstruct.run(small_vat(), folder, tmp_path / "out", prefixes=[9], progress=False)
+    assert (summary["items"], summary["failed"], summary["closed"]) == (3, 1, 1)
+    assert summary["metrics"]["f_score"]["ours"]["n"] == 2 and summary["metrics"]["iou"]["ours"]["n"] == 1
+    assert [point["tokens"] for point in summary["curve"]] == [9, 25]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("original, turning") == 2 and "occupancy grid of the same bits" in report

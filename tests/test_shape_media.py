@@ -244,6 +244,12 @@ def test_options_are_checked() -> None:
         media.frame_of({"width": 3})
 
 
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.media.shape.find_spec", lambda package: None if package == "scipy" else object())
+    with pytest.raises(zoo.MissingExtraError, match=r"scipy is not installed: pip install \"tokenizer-zoo\[shape\]\""):
+        media.prepare_shape(torus(), 100)
+
+
 # ---------------------------------------------------------------------------------------------------------- inside or outside
 
 

@@ -186,8 +186,10 @@ def test_segments_of_a_prefix() -> None:
     assert joined.lengths.tolist() == [7, 7, 16, 16, 1, 1]
     with pytest.raises(zoo.MismatchError, match="item 1: segments"):
         Tokens.cat([tokens, batch((16,), segments=(2, 16))])
-    with pytest.raises(zoo.FormatError, match="segments"):
-        Tokens.from_bytes(batch((4,), segments=(3, 2)).to_bytes())
+    with pytest.raises(zoo.FormatError, match="-1 cannot be written"):
+        batch((4,), segments=(3, 2)).to_bytes()
+    with pytest.raises(zoo.FormatError, match="segments is empty"):
+        Tokens.from_bytes(batch((4,), segments=(3, 3)).to_bytes())
 
 
 def test_different_checkpoints_do_not_join() -> None:

@@ -470,18 +470,18 @@ def test_meshes_are_closed_and_look_outwards(small: VAT) -> None:
             assert media.is_closed(mesh) and mesh.volume > 0
 
 
-def test_sizes_on_disk(tmp_path: Path) -> None:
-    entry = registry.check_config(registry.get("vat-512b"))
+@pytest.mark.parametrize(("name", "payload"), [("vat-512b", 510), ("vat-4kb", 3990)])
+def test_sizes_on_disk(name: str, payload: int, tmp_path: Path) -> None:
     with torch.device("meta"):
-        tok = VAT(entry, name="vat-512b")
+        tok = VAT(registry.check_config(registry.get(name)), name=name)
     tok.fingerprint = "0123456789abcdef"
-    ids = torch.randint(64, (680,), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(tok.spec.vocab_size, (tok.spec.max_tokens,), generator=torch.Generator().manual_seed(0))
     tokens = tok.tokens([ids], [{"x": 0.1, "y": -2.0, "z": 3.5, "scale": 7.25}])
-    assert tokens.segments == (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    assert tokens.segments == (1, 5, 14, 30, 55, 91, 155, 255, 424, 680, 1256, 2280)[: len(tok.config.token_scales)]
     meta = {key: float(np.float32(value)) for key, value in tokens.meta[0].items()}
     path = replace(tokens, meta=(meta,)).save(tmp_path / "shape.zt")
-    assert tok.spec.bits_per_item == 510 * 8
-    assert 510 < path.stat().st_size <= 510 + 64
+    assert tok.spec.bits_per_item == payload * 8
+    assert payload < path.stat().st_size <= payload + 64
     loaded = zoo.Tokens.load(path)
     assert loaded.tolist() == [ids.tolist()] and loaded.meta == (meta,)
 

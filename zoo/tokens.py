@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
 )
 
 _MAGIC = b"\x89zt"
-_VERSION = 1
+# Version 2 has ids in fewer bits than the vocabulary takes; nothing else differs.
+_VERSION, _NARROW_VERSION = 1, 2
 _LARGEST = 1 << 48
 
 
@@ -160,11 +161,12 @@ class Tokens:
     #      name            count, then that many bytes of UTF-8
     #   8  fingerprint     zeros when unknown
     #      vocab_size      count
+    #   1  bits per id     in version 2; ceil(log2(vocab_size)) in version 1
     #      items           count
-    #      segments        count, then as many counts, where there are any
+    #      segments        count, then as many counts, the lengths of the segments, where there are any
     #      lengths         a count per item
     #      meta            the fields of the layout, per item
-    #      ids             all items in one run, high bit first, ceil(log2(vocab_size)) bits each, zero-padded to bytes
+    #      ids             all items in one run, high bit first, that many bits each, zero-padded to bytes
     #   4  CRC-32 of everything before, little-endian
     #
     # A "count" is an unsigned LEB128 integer below 2^48, a "float" a little-endian float32, a "fit" one byte, the position in
@@ -176,19 +178,24 @@ class Tokens:
         fingerprint = bytes.fromhex(self.fingerprint) if self.fingerprint else bytes(8)
         name = self.tokenizer.encode()
         lengths = self.lengths.tolist()
+        ids = torch.cat([*self.unpadded(), self.ids.new_empty(0)]).cpu().numpy()
+        # A file's bytes take 8 bits, although the vocabulary of bytes has an id more for padding.
+        bits = _bits(int(ids.max()) + 1) if len(ids) else _bits(self.vocab_size)
+        version = _NARROW_VERSION if bits < _bits(self.vocab_size) else _VERSION
         parts = [
             _MAGIC,
-            bytes([_VERSION | layout << 4 | bool(self.segments) << 7]),
+            bytes([version | layout << 4 | bool(self.segments) << 7]),
             _count(len(name)),
             name,
             fingerprint,
             _count(self.vocab_size),
+            bytes([bits]) if version == _NARROW_VERSION else b"",
             _count(len(self)),
             _count(len(self.segments)) if self.segments else b"",
-            *map(_count, self.segments),
+            *(_count(end - start) for start, end in pairwise([0, *self.segments])),
             *map(_count, lengths),
             *(_WRITE[kind](item[key]) for item in self.meta for key, kind in META_LAYOUTS[layout]),
-            _pack(torch.cat([*self.unpadded(), self.ids.new_empty(0)]).cpu().numpy(), _bits(self.vocab_size)),
+            _pack(ids, bits),
         ]
         content = b"".join(parts)
         return content + struct.pack("<I", zlib.crc32(content))
@@ -212,8 +219,9 @@ class Tokens:
             raise FormatError(f"not a .zt file{other}")
         if len(content) < 20:
             raise FormatError("the .zt file is truncated")
-        if content[3] & 15 != _VERSION:
-            raise FormatError(f".zt version {content[3] & 15} is not known to this release (it reads {_VERSION})")
+        version = content[3] & 15
+        if version not in (_VERSION, _NARROW_VERSION):
+            raise FormatError(f".zt version {version} is not known to this release (it reads {_VERSION} and {_NARROW_VERSION})")
         body = content[:-4]
         if zlib.crc32(body) != struct.unpack("<I", content[-4:])[0]:
             raise FormatError("the .zt file is truncated or corrupt: its checksum does not match")
@@ -230,15 +238,17 @@ class Tokens:
         vocab_size = reader.count(limit=1 << 32)
         if vocab_size < 1:
             raise FormatError("the vocabulary is empty")
+        bits = reader.take(1)[0] if version == _NARROW_VERSION else _bits(vocab_size)
+        if not 1 <= bits <= _bits(vocab_size):
+            raise FormatError(f"ids of {bits} bits do not suit a vocabulary of {vocab_size}")
         # Every item takes at least one byte, so a count beyond the file's size is a lie that must not allocate anything.
         items = reader.count(limit=len(body))
-        segments = [reader.count() for _ in range(reader.count(limit=len(body)))] if content[3] & 0x80 else []
-        if any(end <= start for start, end in pairwise([0, *segments])):
-            raise FormatError("the ends of the segments do not increase")
+        sizes = [reader.count() for _ in range(reader.count(limit=len(body)))] if content[3] & 0x80 else []
+        if 0 in sizes:
+            raise FormatError("one of the segments is empty")
         lengths = [reader.count() for _ in range(items)]
         fields = META_LAYOUTS[layout]
         meta = [{key: _READ[kind](reader) for key, kind in fields} for _ in range(items)] if fields else []
-        bits = _bits(vocab_size)
         packed = reader.rest()
         if -(-sum(lengths) * bits // 8) != len(packed):
             raise FormatError(f"{sum(lengths)} ids of {bits} bits do not make {len(packed)} bytes")
@@ -251,7 +261,7 @@ class Tokens:
             fingerprint=fingerprint.hex() if any(fingerprint) else "",
             vocab_size=vocab_size,
             meta=meta,
-            segments=segments,
+            segments=tuple(accumulate(sizes)),
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -172,10 +172,12 @@ class VAT(Tokenizer[VATConfig]):
         Raises:
             MismatchError: the tokens belong to another checkpoint.
             InputError: an id, a length or an option is out of range, or an item's meta is no place and size.
+            MissingExtraError: the ``shape`` extra is not installed.
         """
         resolution = self.config.resolution if resolution is None else resolution
         if not 2 <= resolution <= _HIGHEST_RESOLUTION:
             raise InputError(f"resolution must lie in [2, {_HIGHEST_RESOLUTION}], not {resolution}")
+        media.require_shape_packages()
         tokens = self._check(tokens, scales)
         meshes = []
         with progress_bar("decode", len(tokens), progress, unit="shape") as advance:

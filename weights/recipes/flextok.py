@@ -109,7 +109,7 @@ class Recipe:
     flow_batch: int = 20
     flow_lengths: int = 2
     tune_batch: int = 16
-    vae_rate: float = 6e-4
+    vae_rate: float = 3e-4
     flow_rate: float = 2e-3
     tune_rate: float = 5e-4
     warmup: int = 100

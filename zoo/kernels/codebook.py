@@ -70,6 +70,7 @@ class _Format(NamedTuple):
         unit: error of one addition, relative to the sum of the terms' magnitudes.
         rounding: error of the result's own rounding.
         multiple: columns are padded to a multiple of this.
+        positive: scores are shifted so that the best one is positive; costs precision where a few codes are far longer.
     """
 
     dtype: torch.dtype
@@ -78,14 +79,15 @@ class _Format(NamedTuple):
     unit: float
     rounding: float
     multiple: int
+    positive: bool
 
 
 _FORMATS: dict[Screening, _Format] = {
-    "float32": _Format(torch.float32, 1, 1, 2.0**-24, 0.0, 1),
-    "bfloat16": _Format(torch.bfloat16, 1, 2, 2.0**-24, 2.0**-8, 1),
+    "float32": _Format(torch.float32, 1, 1, 2.0**-24, 0.0, 1, False),
+    "bfloat16": _Format(torch.bfloat16, 1, 2, 2.0**-24, 2.0**-8, 1, True),
     # A tensor core aligns the terms of a step of 16 to the largest and truncates them: one unit of the last place for each
     # term and one for their sum.
-    "float16x3": _Format(torch.float16, 2, 2, 1.25 * 2.0**-23, 0.0, 32),
+    "float16x3": _Format(torch.float16, 2, 2, 1.25 * 2.0**-23, 0.0, 32, False),
 }
 
 
@@ -157,7 +159,7 @@ def nearest(x: Float[Tensor, "*shape dim"], codebook: PreparedCodebook) -> Int[T
     """
     if x.shape[-1] != codebook.codes.shape[1]:
         raise InputError(f"queries of {x.shape[-1]} numbers cannot be compared with codes of {codebook.codes.shape[1]}")
-    found = _nearest(
+    found = torch.ops.zoo.nearest_code(
         x.detach().reshape(-1, x.shape[-1]),
         codebook.codes,
         codebook.ids,
@@ -252,10 +254,10 @@ def _code_factors(
 ) -> tuple[Float[Tensor, "padded columns"], Float[Tensor, "groups 4"]]:
     """``operand`` and ``error`` of `PreparedCodebook` from centred and scaled codes in float64."""
     norm = centred.norm(dim=1)
-    bias = norm.square() / 2
-    # As the centred codes add up to zero, the best score is at least minus the mean of the halved squares. Their mean and a
-    # little more, added to all, makes it positive, which `_screen` relies on.
-    bias = bias.mean() + 1 / 16 - bias
+    bias = -norm.square() / 2
+    if form.positive:
+        # The centred codes add up to zero, so the best score is at least the mean bias.
+        bias += 1 / 16 - bias.mean()
     parts, missed = _split(centred, form.dtype, form.parts)
     bias_parts, bias_missed = _split(bias, form.dtype, form.bias_parts)
     # With a query's [rest, rounded, rounded] the small products are summed first and hardly add to the rounding of sums.
@@ -307,12 +309,15 @@ def query_factors(
 # --------------------------------------------------------------------------------------------------------------- search
 
 
-@torch.library.custom_op(
-    "zoo::nearest_code",
-    mutates_args=(),
-    schema="(Tensor x, Tensor codes, Tensor ids, Tensor mean, Tensor scale, Tensor operand, Tensor error, int[] unit_widths, "
-    "str screening) -> Tensor",
+# `torch.library.custom_op` would import the compiler on the first call, which takes a second.
+_LIBRARY = torch.library.Library("zoo", "FRAGMENT")
+_LIBRARY.define(
+    "nearest_code(Tensor x, Tensor codes, Tensor ids, Tensor mean, Tensor scale, Tensor operand, Tensor error, "
+    "int[] unit_widths, str screening) -> Tensor"
 )
+
+
+@torch.library.impl(_LIBRARY, "nearest_code", "CompositeExplicitAutograd")
 def _nearest(
     x: Tensor,
     codes: Tensor,
@@ -333,9 +338,11 @@ def _nearest(
         return codebook_triton.search(x, codebook)
 
 
-@_nearest.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
+def _unfilled(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
+
+
+torch.library.register_fake("zoo::nearest_code", _unfilled, lib=_LIBRARY)
 
 
 def _search(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[Tensor, " queries"]:
@@ -377,21 +384,21 @@ def _screen(
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Bool[Tensor, " rows"]]:
     """Pairs of a query and a code that may be its nearest, and for which queries the nearest is certain to be among them.
 
-    The maximum is that of the scores' bits read as integers, which is several times faster. It is right where any score of the
+    The maximum of bfloat16 is that of the bits read as integers, which is six times faster. It is right where any score of the
     group is positive, and negative where none is. So a query is settled if it needs no code with a negative score.
     """
     rows = len(factors)
     codes_at_a_time = max(1, len(memory) // (rows * _GROUP)) * _GROUP
-    bits = {2: torch.int16, 4: torch.int32}[memory.element_size()]
+    as_integers = _FORMATS[codebook.screening].positive
     # A code whose score cannot reach the floor is not the nearest.
-    least = query_error @ codebook.error.amax(0)
+    least = query_error @ codebook.error.amax(0) if as_integers else query_error.new_full((rows,), -torch.inf)
     floor = least
     crowded = torch.zeros_like(floor, dtype=torch.bool)
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     tiles = zip(codebook.operand.split(codes_at_a_time), codebook.error.split(codes_at_a_time // _GROUP), strict=True)
     for number, (operand, code_error) in enumerate(tiles):
         scores = torch.mm(operand, factors.T, out=memory[: len(operand) * rows].view(-1, rows)).unflatten(0, (-1, _GROUP))
-        highest = scores.view(bits).amax(1).view(scores.dtype).float()
+        highest = (scores.view(torch.int16).amax(1).view(scores.dtype) if as_integers else scores.amax(1)).float()
         error = code_error @ query_error.T
         floor = torch.maximum(floor, (highest - error).amax(0))
         possible = highest + error >= floor

@@ -18,6 +18,7 @@ from zoo.media.shape import (
     frame_of,
     prepare_shape,
     read_shape,
+    require_shape_packages,
     write_shape,
 )
 from zoo.media.solid import contains, is_closed
@@ -42,6 +43,7 @@ __all__ = [
     "read_audio",
     "read_shape",
     "replacing",
+    "require_shape_packages",
     "resample",
     "resampled_length",
     "restore_image",

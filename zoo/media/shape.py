@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.errors import InputError
+from zoo.errors import InputError, MissingExtraError
 from zoo.media.files import FILE_TYPES, open_source, replacing
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ MAX_FACES = 50_000_000
 
 # Below this share of the squared longest edge a surface is taken for a line.
 _SMALLEST_AREA = 1e-12
+_PACKAGES = ("trimesh", "scipy", "skimage")
 # Points that a normal is estimated from.
 _NEIGHBOURS = 16
 _BINARY_STL_HEADER, _BINARY_STL_FACE = 84, 50
@@ -95,6 +97,7 @@ def prepare_shape(
     Raises:
         InputError: the source is unreadable or of the wrong kind, has no surface or fewer than 64 points, is not finite, has no
             extent, lies outside of the frame, or is too large.
+        MissingExtraError: the ``shape`` extra is not installed.
     """
     shape = read_shape(source, max_faces=max_faces)
     lower, upper = bounds(shape)
@@ -136,6 +139,7 @@ def frame_of(meta: Mapping[str, Any]) -> tuple[tuple[float, float, float], float
 
 def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | Cloud:
     """A mesh with a surface, or a cloud of points, checked; arguments and errors as for `prepare_shape`."""
+    require_shape_packages()
     import trimesh
 
     if isinstance(source, FILE_TYPES):
@@ -154,6 +158,16 @@ def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | 
         rows = _rows(source, (3, 6))
         return _checked_cloud(rows[:, :3], rows[:, 3:] if rows.shape[1] == 6 else None, max_faces)
     raise InputError(f"expected a path, bytes, a mesh, scene or cloud of trimesh, or points, not {type(source).__name__}")
+
+
+def require_shape_packages() -> None:
+    """Check that what reads and makes meshes is installed.
+
+    Raises:
+        MissingExtraError: something is missing.
+    """
+    if missing := [package for package in _PACKAGES if find_spec(package) is None]:
+        raise MissingExtraError(f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[shape]"')
 
 
 def write_shape(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> Path:
