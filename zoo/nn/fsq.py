@@ -36,10 +36,18 @@ class FSQ(nn.Module):
 
     def bound(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
         """Squash each component into the range of its levels, before rounding (section 3.1)."""
-        levels = self._per_component(self.levels, z)
-        half_range = (levels - 1) * (1 + _MARGIN) / 2
-        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        return torch.tanh(z.float() + torch.atanh(offset / half_range)) * half_range - offset
+        half_range, offset = self._range(z)
+        return torch.tanh(z.float() + self.shift(z)) * half_range - offset
+
+    def shift(self, like: Tensor) -> Float[Tensor, " components"]:
+        """What is added to each component in front of the tanh: the middle of the range lies at minus that."""
+        half_range, offset = self._range(like)
+        return torch.atanh(offset / half_range)
+
+    def _range(self, like: Tensor) -> tuple[Float[Tensor, " components"], Float[Tensor, " components"]]:
+        """Half the range of each component's levels, and half a step where their number is even."""
+        levels = self._per_component(self.levels, like)
+        return (levels - 1) * (1 + _MARGIN) / 2, torch.where(levels % 2 == 0, 0.5, 0.0)
 
     def forward(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
         """Codes of latents; gradients pass straight through the rounding."""
