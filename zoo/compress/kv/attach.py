@@ -1,0 +1,227 @@
+"""How a policy gets into a model, and out of it.
+
+The attention modules of the language model are given another attention function, which calls the model's own wherever a policy
+changes nothing. No weight and no module is replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from zoo.compress.kv.cache import PolicyLayer, Step
+from zoo.compress.kv.policies import Policy
+from zoo.compress.kv.tensors import Keys, Queries, Visible, channel_mass, channel_order
+from zoo.compress.method import HANDLE
+from zoo.errors import InputError
+
+_NAME = "zoo_kv_policy"
+_IMPLEMENTATIONS = ("eager", "sdpa")
+
+
+class Handle:
+    """A policy in a model; a context manager that takes it out again."""
+
+    def __init__(self, model: nn.Module, policy: Policy, modules: list[Any]) -> None:
+        self.model, self.policy = model, policy
+        self._configs = [(module, module.config) for module in modules]
+        self._hooks = [module.register_forward_pre_hook(_hand_over_cache, with_kwargs=True) for module in modules]
+        for module in modules:
+            # The copy keeps the change from the model, whose masks depend on the implementation as well.
+            config: Any = copy.copy(module.config)
+            config._attn_implementation = _NAME
+            config.kv_policy = policy
+            config.kv_implementation = module.config._attn_implementation
+            module.config = config
+
+    def remove(self) -> None:
+        """Give the model its own attention back; harmless when it has it already."""
+        for hook in self._hooks:
+            hook.remove()
+        for module, config in self._configs:
+            module.config = config
+        self._hooks, self._configs = [], []
+        _ATTACHED.pop(self.model, None)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.remove()
+
+
+_ATTACHED: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
+
+
+def apply(model: nn.Module, policy: Policy) -> Handle:
+    """Put a policy into a transformers model that generates text, until ``remove(model)`` or the end of a ``with`` block.
+
+    Works with ``generate`` and ``forward``, batches with left padding, beams, grouped queries, and the attention
+    implementations ``"sdpa"`` and ``"eager"``. Caches have to be `DynamicCache`, as they are by default; one that was filled
+    before may be passed on.
+
+    Args:
+        model: whose decoder calls its attention through transformers' interface: Llama and LLaVA, Mistral, Qwen, …
+        policy: `H2O`, `DoubleSparsity` or `TidalDecode`.
+
+    Raises:
+        InputError: the model is of another kind, has a policy already, or a method of `zoo.compress.apply` that cuts the cache.
+    """
+    dropping = getattr(model, HANDLE, None)
+    if dropping is not None and dropping.method.evicts:
+        raise InputError(f"{dropping.name} cuts the cache itself: it does not go together with a policy")
+    if model in _ATTACHED:
+        raise InputError(f"this model has a policy already, {_ATTACHED[model].policy}; remove it first")
+    handle = Handle(model, policy, _attention_modules(model))
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    _ATTACHED[model] = handle
+    return handle
+
+
+def remove(model: nn.Module) -> None:
+    """Take the policy out of a model; harmless where there is none."""
+    if model in _ATTACHED:
+        _ATTACHED[model].remove()
+
+
+def calibrate(model: nn.Module, prompts: Iterable[Mapping[str, Any]]) -> tuple[Int[Tensor, "heads head_dim"], ...]:
+    """The channels that matter in each layer, for `DoubleSparsity`; the paper takes 256 texts of 512 tokens.
+
+    Args:
+        model: as for `apply`, without a policy.
+        prompts: inputs of its ``forward``.
+
+    Returns:
+        For each layer the channels of each query head, by the mean of ``|q_c k_c|`` over all tokens that are no padding.
+
+    Raises:
+        InputError: there are no prompts, or the model cannot have a policy.
+    """
+    calibration = _Calibration()
+    with torch.inference_mode(), apply(model, calibration):
+        for prompt in prompts:
+            model(**prompt, use_cache=True)
+    if not calibration.mass:
+        raise InputError("there are no prompts to calibrate with")
+    return tuple(channel_order(calibration.mass[index]).clone() for index in sorted(calibration.mass))
+
+
+class _Calibration(Policy):
+    """Changes nothing and adds up the channels' mass."""
+
+    def __init__(self) -> None:
+        self.mass: dict[int, Float[Tensor, "heads head_dim"]] = {}
+
+    def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
+        new = step.query.shape[2]
+        mass = channel_mass(step.query, step.key[:, :, -new:], step.real[:, -new:])
+        self.mass[step.layer_index] = self.mass.get(step.layer_index, 0) + mass
+        return step.dense()
+
+    def entries_read(self, layer_index: int, prompt: int, length: int) -> float:
+        return length
+
+
+def _attention_modules(model: Any) -> list[Any]:
+    """The causal attention modules of a model's decoder, in order."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if not getattr(decoder, "_supports_attention_backend", False):
+        raise InputError(
+            f"{type(model).__name__} does not call its attention through transformers' interface; models that do are Llama, "
+            "LLaVA, LLaVA-NeXT, Mistral, Qwen2, Qwen3 and most other decoders of transformers 5"
+        )
+    modules = [module for module in decoder.modules() if hasattr(module, "layer_idx") and getattr(module, "is_causal", False)]
+    if not modules:
+        raise InputError(f"{type(model).__name__} has no causal attention with a cache")
+    for module in modules:
+        if module.config._attn_implementation not in _IMPLEMENTATIONS:
+            raise InputError(
+                f"attention {module.config._attn_implementation!r} is not supported, only {' and '.join(_IMPLEMENTATIONS)}: "
+                'call model.set_attn_implementation("sdpa") first'
+            )
+    return modules
+
+
+def _hand_over_cache(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pass the cache on to the attention function, with a layer in it that a policy can write to."""
+    cache = keywords.get("past_key_values")
+    if cache is None:
+        return arguments, keywords
+    if not isinstance(cache, DynamicCache) or cache.offloading:
+        raise InputError(f"policies work on a DynamicCache that is not offloaded, not on {type(cache).__name__}")
+    index = module.layer_idx
+    while len(cache.layers) <= index:
+        cache.layers.append(PolicyLayer())
+    layer = cache.layers[index]
+    if not isinstance(layer, PolicyLayer):
+        if type(layer) is not DynamicLayer:
+            raise InputError(f"layer {index} of the cache is a {type(layer).__name__}, not a DynamicLayer")
+        cache.layers[index] = PolicyLayer.taking_over(layer)
+    return arguments, keywords | {"kv_cache": cache}
+
+
+def _attention(
+    module: Any,
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    kv_cache: DynamicCache | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention in the signature of transformers, as a policy wants it."""
+    config = module.config
+    base = _own_attention(module, config.kv_implementation)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def own(mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return base(module, query, key, value, mask, scaling=scaling, **keywords)
+
+    if kv_cache is None:
+        return own(attention_mask)
+
+    def attend(visible: Visible) -> Tensor:
+        mask = visible
+        if config.kv_implementation == "eager":
+            mask = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
+        return own(mask)[0]
+
+    step = Step(
+        query,
+        key,
+        value,
+        _visible(attention_mask, key.shape[2]),
+        scaling,
+        module.layer_idx,
+        kv_cache,
+        attend,
+        lambda: own(attention_mask)[0],
+    )
+    return config.kv_policy.attend(step), None
+
+
+def _own_attention(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What the module would have called; the eager one lives beside each model."""
+    if implementation == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[implementation]
+
+
+def _visible(mask: Tensor | None, length: int) -> Visible | None:
+    """What each query may read, from a mask of ``sdpa`` or ``eager``."""
+    if mask is None:
+        return None
+    mask = mask[..., :length]
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

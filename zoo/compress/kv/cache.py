@@ -1,0 +1,164 @@
+"""A layer of a cache that a policy may write to, and a call of an attention module as a policy sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from zoo.compress.kv.tensors import Kept, Keys, Queries, Scores, Selected, Visible, gather_entries
+from zoo.errors import InputError
+
+
+class PolicyLayer(DynamicLayer):
+    """A layer of a `DynamicCache` with what a policy remembers of it.
+
+    Attributes:
+        evicted: tokens that are gone, which positions go on counting.
+        valid: which entries are no padding; ``None`` while nobody has asked.
+        scores: attention received, for H2O.
+        budget: entries that are kept or read, once the prompt is known.
+        channels: important channels, for Double Sparsity.
+        labels: those channels of the keys.
+        selected: what was selected in this step, for TidalDecode.
+    """
+
+    # Of the base class, where they are ``None`` before the first update.
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.evicted = 0
+        self.valid: Bool[Tensor, "batch kv_heads length"] | None = None
+        self.scores: Scores | None = None
+        self.budget: tuple[int, ...] | None = None
+        self.channels: Int[Tensor, "heads channels"] | None = None
+        self.labels: Float[Tensor, "batch heads length channels"] | None = None
+        self.selected: Selected | None = None
+
+    @classmethod
+    def taking_over(cls, layer: DynamicLayer) -> PolicyLayer:
+        """A layer with the entries of another one."""
+        taken = cls()
+        if layer.keys is not None and layer.values is not None and layer.get_seq_length():
+            taken.lazy_initialization(layer.keys, layer.values)
+            taken.keys, taken.values = layer.keys, layer.values
+        return taken
+
+    def get_seq_length(self) -> int:
+        """Tokens that have arrived: the position of the next one."""
+        return super().get_seq_length() + self.evicted
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Entries that there will be in the next call, and 0."""
+        return super().get_seq_length() + query_length, 0
+
+    def keep(self, kept: Kept) -> None:
+        """Drop all other entries."""
+        self.evicted += self.keys.shape[2] - kept.shape[2]
+        self.keys, self.values = gather_entries(self.keys, kept), gather_entries(self.values, kept)
+        if self.valid is not None:
+            self.valid = self.valid.gather(2, kept)
+        if self.scores is not None:
+            self.scores = self.scores.gather(2, kept)
+
+    def _of_batch(self, change: Callable[[Tensor], Tensor]) -> None:
+        for name in ("keys", "values", "valid", "scores", "labels", "selected"):
+            if (tensor := getattr(self, name)) is not None:
+                setattr(self, name, change(tensor))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """The rows of a beam search in their new order."""
+        self._of_batch(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row so many times."""
+        self._of_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only these rows."""
+        self._of_batch(lambda tensor: tensor[indices, ...])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Not possible: what was dropped cannot come back."""
+        if tokens_to_remove:
+            raise InputError("a cache under a policy cannot be cropped: assisted decoding is not supported")
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._forget()
+
+
+class Step(NamedTuple):
+    """One call of an attention module.
+
+    Attributes:
+        query: the new tokens', rotated.
+        key, value: of the whole cache with the new tokens at the end.
+        mask: what each query may read, as the model says; ``None`` for causal order.
+        scaling: of the products.
+        layer_index: number of the layer.
+        cache: a `DynamicCache` of `PolicyLayer`s.
+        attend: the model's own attention under another mask; ``[batch, queries, heads, head_dim]``.
+        dense: the model's own attention as it was called.
+    """
+
+    query: Queries
+    key: Keys
+    value: Keys
+    mask: Visible | None
+    scaling: float
+    layer_index: int
+    cache: Any
+    attend: Callable[[Visible], Tensor]
+    dense: Callable[[], Tensor]
+
+    @property
+    def layer(self) -> PolicyLayer:
+        """This layer's part of the cache."""
+        layer: PolicyLayer = self.cache.layers[self.layer_index]
+        return layer
+
+    def require_before(self, entries: int) -> None:
+        """Check that nobody else has cut the cache since the last call.
+
+        Raises:
+            InputError: there are not so many entries beside the new ones.
+        """
+        found = self.key.shape[2] - self.query.shape[2]
+        if found != entries:
+            raise InputError(
+                f"layer {self.layer_index} holds {found} entries where the policy left {entries}: something else cuts the cache"
+            )
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether nothing was cached before."""
+        return self.query.shape[2] == self.key.shape[2]
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether this is one new token after others."""
+        return self.query.shape[2] == 1 and not self.is_prompt
+
+    @property
+    def real(self) -> Bool[Tensor, "batch length"]:
+        """Which entries anybody may read: padding is what nobody may."""
+        batch, _, length, _ = self.key.shape
+        if self.mask is None:
+            return torch.ones(batch, length, dtype=torch.bool, device=self.key.device)
+        return self.mask.any(dim=2).any(dim=1).expand(batch, -1)
+
+    @property
+    def last_row(self) -> Bool[Tensor, "#batch #heads length"] | None:
+        """Which entries the last query may read; ``None`` for all."""
+        return None if self.mask is None else self.mask[:, :, -1]
