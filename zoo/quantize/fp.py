@@ -1,0 +1,58 @@
+"""Low-bit floating point (Chen, Giannoula, Moshovos 2024, arXiv 2408.06995): formats, rounding, search, learned rounding.
+
+Everything there is about number formats, in one place to import from; `zoo.quantize` is the call that uses it on a model.
+"""
+
+from zoo.quantize.blocks import Blocks, block_scales, dequantize, quantize_mx, quantize_nvfp4
+from zoo.quantize.formats import FloatFormat, finite, format_named, integer, values
+from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid
+from zoo.quantize.learned import (
+    Learned,
+    LearningConfig,
+    Neighbours,
+    hard_weight,
+    inverse_rectified_sigmoid,
+    learn,
+    neighbours,
+    output_error,
+    rectified_sigmoid,
+    regularizer,
+)
+from zoo.quantize.rounding import decode, encode, fake_quantize, pack, round_to, unpack
+from zoo.quantize.search import Found, mantissa_splits, search
+
+__all__ = [
+    "Blocks",
+    "FloatFormat",
+    "FloatLayer",
+    "Found",
+    "Granularity",
+    "Grid",
+    "Learned",
+    "LearningConfig",
+    "Neighbours",
+    "block_scales",
+    "choose_grid",
+    "decode",
+    "dequantize",
+    "encode",
+    "fake_quantize",
+    "finite",
+    "format_named",
+    "hard_weight",
+    "integer",
+    "inverse_rectified_sigmoid",
+    "learn",
+    "mantissa_splits",
+    "neighbours",
+    "output_error",
+    "pack",
+    "quantize_mx",
+    "quantize_nvfp4",
+    "rectified_sigmoid",
+    "regularizer",
+    "round_to",
+    "search",
+    "unpack",
+    "values",
+]

@@ -1,0 +1,226 @@
+"""What every layer with packed weights keeps, and how models made of them are saved and loaded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.errors import CorruptWeightsError, InputError, KeysError
+from zoo.media import replacing
+from zoo.quantize.methods import KINDS, Method
+from zoo.state_dict import opening_safetensors, read_state
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What a layer knows about itself besides its tensors.
+_SIZES = (
+    *("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+    *("transposed", "output_padding", "groups", "padding_mode", "_reversed_padding_repeated_twice"),
+)
+
+
+class QuantizedLayer(nn.Module, ABC):
+    """A linear or convolutional layer whose weight is stored in packed form.
+
+    The packed tensors are buffers; they and the bias are all there is in the state dict. ``layer.weight`` is the dequantized
+    weight, so that code which multiplies with it, instead of calling the layer, gives the same numbers. Concrete classes also
+    derive from ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``, because code asks for them.
+
+    Attributes:
+        compute_dtype: type of ``weight`` and of the results; follows ``.to(dtype)``.
+        bias: as in the original layer.
+    """
+
+    #: Key of the class in `zoo.quantize.methods.KINDS`.
+    kind: ClassVar[str]
+    #: Floating-point buffers that ``.to(dtype)`` leaves alone, because they are part of the packed form.
+    exact: ClassVar[tuple[str, ...]] = ("scale",)
+
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: nn.Module, method: str) -> None:
+        # Packed classes derive from those of the layers as well, whose own initialisation would make a weight.
+        nn.Module.__init__(self)
+        self.method = method
+        for name in _SIZES:
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        self.weight_shape = tuple(weight.shape)
+        self.compute_dtype = weight.dtype
+        bias = getattr(layer, "bias", None)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.convolution = convolution_settings(layer) if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
+
+    @classmethod
+    def handles(cls, layer: nn.Module) -> bool:
+        """Whether a layer can be packed into this class."""
+        return isinstance(layer, LAYERS)
+
+    @classmethod
+    @abstractmethod
+    def from_float(cls, layer: nn.Module, method: Method) -> QuantizedLayer:
+        """Pack a layer.
+
+        Raises:
+            InputError: its weight cannot be represented.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_description(cls, layer: nn.Module, description: Mapping[str, Any]) -> QuantizedLayer:
+        """A layer of the same shapes, with tensors to load over, on the device of ``layer``."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `from_description` needs to know, for JSON; at least ``kind`` and ``method``."""
+
+    @abstractmethod
+    def dequantized(self) -> Float[Tensor, "outputs inputs *kernel"]:
+        """The weight in float32, in the original shape."""
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs inputs *kernel"]:
+        """The dequantized weight in the precision of the layer."""
+        return self.dequantized().to(self.compute_dtype)
+
+    def with_weight(
+        self, x: Float[Tensor, "*shape"], weight: Float[Tensor, "outputs inputs *kernel"]
+    ) -> Float[Tensor, "*result"]:
+        """What the original layer computes with a given weight."""
+        if self.convolution is None:
+            return nn.functional.linear(x, weight, self.bias)
+        return convolve(x, weight, self.bias, self.convolution)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLayer:
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        kept = {name: self._buffers[name] for name in self.exact if self._buffers.get(name) is not None}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            moved = self._buffers[name]
+            assert moved is not None and before is not None
+            if moved.dtype != before.dtype:
+                self._buffers[name] = before.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.method}, {' x '.join(map(str, self.weight_shape))}"
+
+
+def convolution_settings(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+    """What a convolution is besides its weights; ``padded`` is its padding in the order of ``F.pad``."""
+    padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
+    return {
+        "stride": list(layer.stride),
+        "padding": padding,
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
+        "padding_mode": layer.padding_mode,
+        "padded": list(layer._reversed_padding_repeated_twice),
+    }
+
+
+def convolve(
+    x: Float[Tensor, "*shape"],
+    weight: Float[Tensor, "outputs inputs *kernel"],
+    bias: Float[Tensor, " outputs"] | None,
+    settings: Mapping[str, Any],
+) -> Float[Tensor, "*result"]:
+    """The convolution of as many dimensions as the kernel has, with the settings of an ``nn.Conv`` layer."""
+    padding = settings["padding"]
+    if settings["padding_mode"] != "zeros":
+        x = nn.functional.pad(x, settings["padded"], mode=settings["padding_mode"])
+        padding = 0
+    function: Any = {3: nn.functional.conv1d, 4: nn.functional.conv2d, 5: nn.functional.conv3d}[weight.ndim]
+    return function(x, weight, bias, settings["stride"], padding, settings["dilation"], settings["groups"])
+
+
+# ---------------------------------------------------------------------------------------------------------- save and load
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The packed layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def descriptions(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What each packed layer of a model says about itself; what `restore` takes."""
+    return {name: layer.description() for name, layer in quantized_layers(model).items()}
+
+
+def exact_keys(model: nn.Module) -> set[str]:
+    """Entries of the state dict that are part of a packed form and must not be cast."""
+    return {f"{name}.{buffer}" for name, layer in quantized_layers(model).items() for buffer in layer.exact}
+
+
+def format_metadata(described: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Metadata entries of a safetensors file that name the number format of every packed layer."""
+    return {f"{name}.format": str(layer.get("format", layer["method"])) for name, layer in described.items()}
+
+
+def restore(model: ModuleT, described: Mapping[str, Mapping[str, Any]]) -> ModuleT:
+    """Put empty packed layers into a float model, in place, ready for `load_state_dict`.
+
+    Raises:
+        CorruptWeightsError: a description does not fit the model.
+    """
+    for name, description in described.items():
+        try:
+            module, _, cls = KINDS[description["kind"]].partition(":")
+            layer = model.get_submodule(name)
+            packed = getattr(importlib.import_module(module), cls).from_description(layer, description)
+        except (AttributeError, KeyError, TypeError, InputError) as error:
+            raise CorruptWeightsError(f"{name}: the saved quantization does not fit the model: {error!r}") from error
+        replace_layer(model, name, packed)
+    return model
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a module where another one of that name is."""
+    parent, _, child = name.rpartition(".")
+    layer.train(model.get_submodule(name).training)
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write a quantized model as one safetensors file; `load` reads it into the same architecture.
+
+    A tokenizer is saved by its own ``save_pretrained`` instead.
+    """
+    described = descriptions(model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"quantization": json.dumps(described), **format_metadata(described)})
+    return Path(path)
+
+
+def load(model: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
+    """Read what `save` wrote into a float model of the same architecture, in place; bit for bit what was saved.
+
+    Raises:
+        CorruptWeightsError: the file is damaged, or was not written by `save`.
+        KeysError: it is of another architecture.
+    """
+    path = Path(path)
+    with opening_safetensors(path) as file:
+        text = (file.metadata() or {}).get("quantization")
+    if text is None:
+        raise CorruptWeightsError(f"{path} holds no quantized model")
+    restore(model, json.loads(text))
+    try:
+        model.load_state_dict(read_state(path), strict=True, assign=True)
+    except RuntimeError as error:
+        raise KeysError(f"{path} does not fit the model: {error}") from error
+    return model

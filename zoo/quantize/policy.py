@@ -1,0 +1,165 @@
+"""Which layers of a model are quantized, and how: a list to read before anything happens.
+
+By default
+
+- linear layers and convolutions are quantized, embeddings, norms, LSTMs and biases are not;
+- nothing inside a `zoo.nn.precision.Float32Module` or a tokenizer's ``encoder`` is, because ids flip when encoders and
+  codebooks are rounded, nor is what identifies a checkpoint;
+- layers with fewer than 32 weights per output stay as they are: a depth-wise convolution's scales would cost as much as its
+  weights;
+- of a model in 4 bits or fewer, the first and the last convolution and the layers of time embeddings get 8 bits, as is common
+  for diffusion models (the paper is not known to say so).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo.errors import InputError
+from zoo.nn.precision import Float32Module
+from zoo.quantize.methods import Method, method_named
+from zoo.quantize.packed import QuantizedLayer
+from zoo.tokenizer import Tokenizer
+
+_TIME_EMBEDDING = re.compile(r"(^|[._])(time|timestep|t)(_|\.)?(emb|embed|embedder|embedding|proj|mlp)")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What differs from one model to the next.
+
+    Attributes:
+        skip: names of layers to leave as they are; ``*`` stands for anything, as in ``encoder.*``.
+        fewest_weights: layers with fewer weights per output stay as they are.
+        protect_ends: give the first and last convolution and time embeddings 8 bits where the others get 4 or fewer.
+        keep_exact: leave out what is inside a ``Float32Module`` or a tokenizer's encoder.
+    """
+
+    skip: tuple[str, ...] = ()
+    fewest_weights: int = 32
+    protect_ends: bool = True
+    keep_exact: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What happens to a layer.
+
+    Attributes:
+        name: of the layer in the model.
+        layer: the layer.
+        method: how it is quantized; ``None`` if it stays.
+        reason: why it stays or differs from the others; empty otherwise.
+    """
+
+    name: str
+    layer: nn.Module
+    method: Method | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.method.name if self.method else 'kept'}" + (f" ({self.reason})" if self.reason else "")
+
+
+def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Choice]:
+    """What `zoo.quantize` would do with every layer that it could quantize, in the order of the model.
+
+    Raises:
+        InputError: there is no such method, the model is quantized already, a pattern of ``skip`` fits no layer, or no layer
+            is left.
+    """
+    policy = policy or Policy()
+    wanted = method_named(method)
+    layers = list(_candidates(model, wanted))
+    if unused := [pattern for pattern in policy.skip if not any(fnmatchcase(name, pattern) for name, _, _ in layers)]:
+        raise InputError(f"skip: no layer is called {unused[0]!r}")
+    kept = {name: reason for name, layer, exact in layers if (reason := _why_kept(name, layer, exact, policy))}
+    if isinstance(model, Tokenizer):
+        kept |= {name: "identifies the checkpoint" for name, _, _ in layers if f"{name}.weight" in model.identity}
+    special = _ends(layers, kept) if policy.protect_ends and wanted.bits <= 4 else {}
+    choices = []
+    for name, layer, _ in layers:
+        if name in kept:
+            choices.append(Choice(name, layer, None, kept[name]))
+        elif name in special:
+            choices.append(Choice(name, layer, _in_eight_bits(wanted), special[name]))
+        else:
+            choices.append(Choice(name, layer, wanted))
+    if not any(choice.method for choice in choices):
+        raise InputError("there is no layer to quantize" + (f": {choices[0]}" if choices else ""))
+    return choices
+
+
+def packed_class(method: Method) -> type[QuantizedLayer]:
+    """The class of the layers that a method packs into."""
+    module, _, name = method.layer.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _candidates(model: nn.Module, method: Method) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Layers with their names, and whether they are inside a module that has to stay exact."""
+    cls = packed_class(method)
+    exact = ["encoder"] if isinstance(model, Tokenizer) else []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            raise InputError(f"the model is already quantized: {name or 'it'} is {module.method}")
+        if isinstance(module, Float32Module):
+            exact.append(name)
+        if cls.handles(module):
+            yield name, module, any(name.startswith(f"{outer}.") for outer in exact)
+
+
+def _why_kept(name: str, layer: nn.Module, exact: bool, policy: Policy) -> str:
+    """Why a layer stays as it is; empty if it does not."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    if any(fnmatchcase(name, pattern) for pattern in policy.skip):
+        return "skipped"
+    if exact and policy.keep_exact:
+        return "ids would change"
+    if weight[0].numel() < policy.fewest_weights:
+        return f"{weight[0].numel()} weights per output are too few"
+    return "" if _does_what_its_base_does(layer) else "computes something of its own"
+
+
+def _does_what_its_base_does(layer: nn.Module) -> bool:
+    """Whether a subclass that overrides ``forward`` still is the linear layer that it derives from, tried on random numbers."""
+    base = next((base for base in (nn.Linear, *_CONVOLUTIONS) if isinstance(layer, base)), None)
+    if base is None or type(layer).forward is base.forward:
+        return True
+    if not isinstance(layer, nn.Linear) or layer.weight.device.type == "meta":
+        return False
+    weight = layer.weight
+    x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        try:
+            return torch.equal(layer(x), F.linear(x, weight, layer.bias))
+        except (RuntimeError, TypeError):
+            return False
+
+
+def _ends(layers: Sequence[tuple[str, nn.Module, bool]], kept: dict[str, str]) -> dict[str, str]:
+    """The layers that are worth 8 bits, and why."""
+    convolutions = [name for name, layer, _ in layers if isinstance(layer, _CONVOLUTIONS) and name not in kept]
+    special = {name: "time embedding" for name, _, _ in layers if _TIME_EMBEDDING.search(name)}
+    if convolutions:
+        special |= {convolutions[-1]: "last convolution", convolutions[0]: "first convolution"}
+    return special
+
+
+def _in_eight_bits(method: Method) -> Method:
+    """The method of the same kind with 8 bits."""
+    if method.name.startswith("int"):
+        return method_named("int8")
+    if method.block is not None:
+        return method_named("mxfp8")
+    return method_named("fp8" if len(method.formats) > 1 else "fp8-e4m3")

@@ -1,0 +1,162 @@
+"""Rounding to small formats, bit by bit, and the storage of their codes.
+
+Round to nearest, ties to the even code; subnormals are kept, what is too large saturates, NaN stays NaN. Nothing but
+exact scaling, integer arithmetic and one IEEE 754 addition, so that a CPU, a GPU and a compiler agree on every bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.quantize.formats import FloatFormat, values
+
+# Of float32.
+_BIAS = 127
+_MANTISSA_BITS = 23
+_EXPONENT = 0x7F800000
+
+
+def round_to(x: Float[Tensor, "*shape"], format: FloatFormat) -> Float[Tensor, "*shape"]:
+    """The nearest value of a format, in float32; ties go to the even code, infinities to the largest value, NaN stays.
+
+    Of an unsigned format, negative numbers become zero.
+    """
+    x = x.float()
+    clipped = x.clamp(-format.max if format.signed else 0.0, format.max)
+    if format.exponent_bits == 0:
+        rounded = (clipped * (1 / format.smallest_step)).round() * format.smallest_step
+    elif format.mantissa_bits == 0:
+        rounded = _round_to_power(clipped, format)
+    else:
+        # The sum has no room for more mantissa bits than the format has, so that adding rounds, as IEEE 754 prescribes.
+        power = (clipped.view(torch.int32) & _EXPONENT).view(torch.float32).clamp(min=format.min_normal)
+        large = power * (1.5 * 2.0 ** (_MANTISSA_BITS - format.mantissa_bits))
+        rounded = (clipped + large) - large
+    return torch.copysign(rounded, x) if format.signed else rounded
+
+
+def _round_to_power(x: Float[Tensor, "*shape"], format: FloatFormat) -> Float[Tensor, "*shape"]:
+    """Nearest power of two, ties to the even exponent field; magnitudes only. Significands have no parity without mantissa."""
+    magnitude = x.abs()
+    bits = magnitude.view(torch.int32) - ((_BIAS - format.bias) << _MANTISSA_BITS)
+    field = (bits + ((1 << (_MANTISSA_BITS - 1)) - 1) + ((bits >> _MANTISSA_BITS) & 1)) >> _MANTISSA_BITS
+    power = ((field + (_BIAS - format.bias)) << _MANTISSA_BITS).view(torch.float32)
+    below = (magnitude * (1 / format.smallest_step)).round() * format.smallest_step
+    # Not a number compares as false and has to come out as it is.
+    return torch.where(magnitude >= format.min_normal, power, below)
+
+
+def encode(x: Float[Tensor, "*shape"], format: FloatFormat) -> UInt8[Tensor, "*shape"]:
+    """Codes of the nearest values.
+
+    Raises:
+        InputError: a number is NaN and the format has no code for it.
+    """
+    rounded = round_to(x, format)
+    invalid = rounded.isnan()
+    if format.specials == "finite" and bool(invalid.any()):
+        raise InputError(f"NaN cannot be stored as {format.name}")
+    magnitude = rounded.abs()
+    code = (magnitude * (1 / format.smallest_step)).to(torch.int32)
+    if format.exponent_bits:
+        shifted = magnitude.view(torch.int32) - ((_BIAS - format.bias) << _MANTISSA_BITS)
+        normal = shifted >> (_MANTISSA_BITS - format.mantissa_bits)
+        code = torch.where(magnitude < format.min_normal, code, normal)
+    if format.specials != "finite":
+        code = torch.where(invalid, (1 << (format.exponent_bits + format.mantissa_bits)) - 1, code)
+    if format.signed:
+        code = code | ((rounded.view(torch.int32) < 0).to(torch.int32) << (format.bits - 1))
+    return code.to(torch.uint8)
+
+
+def decode(codes: UInt8[Tensor, "*shape"], format: FloatFormat, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
+    """Values of codes; exact in bfloat16 as well."""
+    table = values(format, codes.device).to(dtype)
+    return table.index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Scaled rounding whose gradient is that of the clipping, and of the step through the clipping value."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "*shape"], maxval: Float[Tensor, "*scales"], format: FloatFormat
+    ) -> Float[Tensor, "*shape"]:
+        scale = maxval / format.max
+        rounded = torch.where(scale > 0, round_to(x / scale, format) * scale, 0.0)
+        ctx.format = format
+        ctx.save_for_backward(x, maxval, rounded)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "*shape"]) -> tuple[Tensor, Tensor, None]:
+        x, maxval, rounded = ctx.saved_tensors
+        lowest = -maxval if ctx.format.signed else torch.zeros_like(maxval)
+        # On the border a maximum passes half of the gradient to either argument.
+        inside = torch.where((x == maxval) | (x == lowest), 0.5, ((x < maxval) & (x > lowest)).to(x.dtype))
+        clipped = (1 - inside) * torch.where(x > 0, 1.0, -1.0 if ctx.format.signed else 0.0)
+        stepped = torch.where(inside == 1, (rounded - x) / maxval, 0.0)
+        return grad * inside, (grad * (clipped + stepped)).sum_to_size(maxval.shape), None
+
+
+def fake_quantize(
+    x: Float[Tensor, "*shape"], format: FloatFormat, maxval: Float[Tensor, "*scales"] | float
+) -> Float[Tensor, "*shape"]:
+    """Clip to ``maxval`` and round to a format scaled such that ``maxval`` is its largest value; ``Q(x)`` of the method.
+
+    Gradients go straight through the rounding: to ``x`` inside the clipping range, to ``maxval`` outside and through the size
+    of the steps (Kuzmin et al. 2022, "FP8 Quantization: The Power of the Exponent", section 4).
+
+    Args:
+        x: numbers, computed with in float32.
+        format: grid to round to.
+        maxval: clipping value, one number or a tensor that broadcasts with ``x``; where it is zero the result is zero.
+    """
+    return _StraightThrough.apply(x.float(), torch.as_tensor(maxval, dtype=torch.float32, device=x.device), format)
+
+
+# --------------------------------------------------------------------------------------------------------------- packing
+
+
+def packed_bytes(columns: int, bits: int) -> int:
+    """Bytes of a row of codes."""
+    return -(-columns // 4) * 3 if bits == 6 else -(-columns * bits // 8)
+
+
+def pack(codes: UInt8[Tensor, "*rows columns"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
+    """Codes of 4, 6 or 8 bits side by side along the last axis, lowest bits first; a row ends on a whole byte (6 bits: three).
+
+    Two codes make a byte, or four make three; what is missing to that is filled up with zero codes.
+    """
+    if bits == 8:
+        return codes.contiguous()
+    group = 8 // bits if bits == 4 else 4
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % group))
+    parts = codes.unflatten(-1, (-1, group)).unbind(-1)
+    if bits == 4:
+        return parts[0] | (parts[1] << 4)
+    a, b, c, d = parts
+    return torch.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], dim=-1).flatten(-2)
+
+
+def unpack(packed: UInt8[Tensor, "*rows bytes"], bits: int, columns: int) -> UInt8[Tensor, "*rows columns"]:
+    """The inverse of `pack`; ``columns`` is the number of codes in a row.
+
+    Raises:
+        InputError: the rows have another length.
+    """
+    if packed.shape[-1] != packed_bytes(columns, bits):
+        raise InputError(f"{columns} codes of {bits} bits are not {packed.shape[-1]} bytes")
+    if bits == 8:
+        return packed
+    if bits == 4:
+        codes = torch.stack([packed & 15, packed >> 4], dim=-1)
+    else:
+        a, b, c = packed.unflatten(-1, (-1, 3)).unbind(-1)
+        codes = torch.stack([a & 63, (a >> 6) | ((b & 15) << 2), (b >> 4) | ((c & 3) << 4), c >> 2], dim=-1)
+    return codes.flatten(-2)[..., :columns]
