@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.eval import plots
 from zoo.eval.modality import Metric, MetricFunction, Row, Variant
-from zoo.eval.networks import UTMOS
+from zoo.eval.networks import SPEAKER, UTMOS
 from zoo.media import AUDIO_EXTENSIONS, read_audio, resample
 from zoo.nn.losses import LogMel, STFTLoss
 from zoo.spec import Spec
@@ -30,7 +30,8 @@ EXTENSIONS = AUDIO_EXTENSIONS
 BASELINE = "8-bit µ-law of the same bit rate"
 NOTES = (
     "Compared at the tokenizer's sample rate, in mono. The baseline is 8-bit µ-law at the sample rate that the tokenizer's bit "
-    "rate allows."
+    "rate allows. Speech whose tokens hold no voice is decoded with the first seconds of the original as a prompt, for which "
+    "no bits are counted."
 )
 TEMPLATE = "audio.html.j2"
 # Half of the metrics are functions of arrays.
@@ -161,6 +162,9 @@ METRICS: Mapping[str, Metric] = {
     "f0_rmse": Metric("F0 RMSE", "cents", False, f0_rmse, "YIN, 50 to 550 Hz, frames voiced in both"),
     "voicing_f1": Metric("voicing F1", "", True, voicing_f1, "YIN, voiced frames every 10 ms"),
     "utmos": Metric("UTMOS", "", True, None, "naturalness, 1 to 5, without a reference (arXiv 2204.02152)", network=UTMOS),
+    "speaker": Metric(
+        "speaker similarity", "", True, None, "cosine of speaker embeddings (WavLM, x-vectors), -1 to 1", network=SPEAKER
+    ),
 }
 
 
@@ -181,6 +185,13 @@ def mu_law_baseline(reference: Float[Tensor, " samples"], rate: int, bit_rate: f
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "1 samples"]:
     """An item of the data set, as the tokenizer hears it."""
     return read_audio(path, sample_rate=spec.sample_rate, mono=True).waveform
+
+
+def own_options(tokenizer: Any, reference: Float[Tensor, "1 samples"]) -> dict[str, Any]:
+    """The recording's own voice where tokens do not hold one."""
+    if tokenizer.spec.modality != "speech" or tokenizer.spec.continuous:
+        return {}
+    return {"prompt": tokenizer.encode_with_voices(reference)[1][0]}
 
 
 def comparable(decoded: Float[Tensor, "1 _"], reference: Float[Tensor, "1 samples"]) -> Float[Tensor, "1 samples"]:
@@ -205,8 +216,12 @@ def measure(function: MetricFunction, spec: Spec, *signals: Float[Tensor, "1 sam
 
 
 def tokens_per(rows: Sequence[Row], spec: Spec) -> dict[str, float]:
-    """Tokens per second."""
-    return {} if spec.token_rate is None else {"second": spec.token_rate}
+    """Tokens per second, counted where the tokenizer has no rate of its own."""
+    if spec.token_rate is not None:
+        return {"second": spec.token_rate}
+    # Pairs of units are joined to one token, as many as the speech allows.
+    seconds = sum(row["seconds"] for row in rows)
+    return {"second": sum(row["tokens"] for row in rows) / seconds} if seconds else {}
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
@@ -227,9 +242,10 @@ def heading(summary: Mapping[str, Any]) -> str:
 def tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rates and speed."""
     spec, tokens, speed = summary["tokenizer"], summary["tokens"], summary["speed"]
+    rate = tokens.get("bits_per_second", 0) / spec["bits_per_token"]
     found = [
-        (f"{spec['token_rate']:.4g}", "tokens per second"),
-        (f"{tokens['bits_per_second']:.0f}", f"bit/s, {spec['bits_per_token']} bits per token"),
+        (f"{rate:.4g}", "tokens per second"),
+        (f"{rate * spec['bits_per_token']:.0f}", f"bit/s, {spec['bits_per_token']} bits per token"),
     ]
     for direction, name in (("encode", "encoding"), ("decode", "decoding")):
         if factor := speed[f"{direction}_real_time_factor"]:

@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from zoo.eval.modality import Metric, MetricFunction, Row, Variant
 from zoo.eval.networks import CLIP, DINO, INCEPTION, LPIPS, frechet_distance
@@ -99,13 +101,21 @@ METRICS: Mapping[str, Metric] = {
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "3 height width"]:
     """An image of the data set in [-1, 1], as the tokenizer sees it."""
     fit = options.get("fit", "crop" if spec.image_size else "none")
-    return prepare_image(path, size=spec.image_size or (0, 0), fit=fit).pixels
+    interpolation = options.get("interpolation", "bilinear")
+    return prepare_image(path, spec.image_size or (0, 0), fit, interpolation=interpolation).pixels
+
+
+def own_options(tokenizer: Any, reference: Float[Tensor, "3 height width"]) -> dict[str, Any]:
+    """None: all there is to know is in the tokens."""
+    return {}
 
 
 def comparable(
     decoded: Float[Tensor, "3 height width"], reference: Float[Tensor, "3 height width"]
 ) -> Float[Tensor, "3 height width"]:
-    """The decoded image, clipped to [-1, 1]."""
+    """The decoded image, clipped to [-1, 1], and brought to the original's size where it comes out in another one."""
+    if decoded.shape != reference.shape:
+        decoded = F.resize(decoded, list(reference.shape[1:]), InterpolationMode.BICUBIC, antialias=True)
     return decoded.clamp(-1, 1)
 
 
@@ -211,8 +221,6 @@ def _duration(seconds: float) -> str:
 
 def _as_webp(image: Float[Tensor, "3 height width"]) -> str:
     """A data URI of an image in [0, 1], at a quality that hides nothing one could blame on the tokenizer."""
-    from torchvision.transforms.v2 import functional as F
-
     buffer = io.BytesIO()
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     F.to_pil_image(levels.cpu()).save(buffer, "WEBP", quality=92, method=4)

@@ -21,6 +21,7 @@ from zoo.spec import Spec
 # The module that measures each modality; another modality is another line here.
 MODALITIES = {
     "audio": "zoo.eval.audio",
+    "bytes": "zoo.eval.bytes",
     "image": "zoo.eval.images",
     "shape": "zoo.eval.shapes",
     "speech": "zoo.eval.audio",
@@ -60,6 +61,8 @@ class Metric:
         packages: what has to be importable.
         extra: the extra of this package that installs them.
         network: weights that it cannot do without.
+        of_tokens: whether the function takes the tokenizer, an item's tokens and the original instead; the baseline, which has
+            no tokens, has no such figure.
         distance: for a figure of the whole set: the function then gives the features ``[dim]`` of a single item, and this one
             compares those of all originals with those of all reconstructions, ``[items, dim]`` each.
     """
@@ -72,6 +75,7 @@ class Metric:
     packages: tuple[str, ...] = ()
     extra: str = "eval"
     network: Network | None = None
+    of_tokens: bool = False
     distance: Callable[[NDArray[Any], NDArray[Any]], float] | None = None
 
     def why_skipped(self) -> str | None:
@@ -102,10 +106,10 @@ class Variant:
 class Modality(Protocol):
     """What the reconstruction run and the report ask of a modality's module.
 
-    Media are tensors or, of shapes, meshes.
+    Media are tensors or, of shapes, meshes, or, of files, their bytes.
 
     Attributes:
-        EXTENSIONS: files that are taken from a folder.
+        EXTENSIONS: files that are taken from a folder; ``None`` for all of them.
         METRICS: by name, the most telling first: items are ranked by the first one that is defined.
         BASELINE: a short name of what the same bits buy without a codec.
         NOTES: how items are compared and what the baseline is, for the report.
@@ -113,7 +117,7 @@ class Modality(Protocol):
         ON_DEVICE: whether metrics compute where the tokenizer is, rather than on the CPU.
     """
 
-    EXTENSIONS: tuple[str, ...]
+    EXTENSIONS: tuple[str, ...] | None
     METRICS: Mapping[str, Metric]
     BASELINE: str
     NOTES: str
@@ -122,6 +126,9 @@ class Modality(Protocol):
 
     def read(self, path: str, spec: Spec, options: Mapping[str, Any]) -> Any:
         """An item as the tokenizer takes it, read with the options of its ``encode``."""
+
+    def own_options(self, tokenizer: Any, reference: Any) -> dict[str, Any]:
+        """Options of the tokenizer's ``decode`` that belong to the item, such as its speaker's voice."""
 
     def comparable(self, decoded: Any, reference: Any) -> Any:
         """What was decoded, in the size and range of the original."""

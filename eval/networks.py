@@ -207,10 +207,7 @@ def frechet_distance(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
 def _load_utmos(path: Path | None, device: torch.device, fetch: bool) -> MetricFunction:
     if path is None:
         raise FileNotFoundError("UTMOS has no public TorchScript file")
-    try:
-        network = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is not a TorchScript file: {str(error).splitlines()[0]}") from error
+    network = _torchscript(path, device)
 
     def score(reference: Float[Tensor, " samples"], estimate: Float[Tensor, " samples"], rate: int) -> float:
         with torch.inference_mode():
@@ -220,3 +217,62 @@ def _load_utmos(path: Path | None, device: torch.device, fetch: bool) -> MetricF
 
 
 UTMOS = Network(_load_utmos, accepts="a TorchScript file that maps [1, samples] at 16 kHz to a score")
+
+
+# -------------------------------------------------------------------------------------------------------- speaker similarity
+
+_SPEAKER_REPO = "microsoft/wavlm-base-plus-sv"
+
+
+def _load_speaker(path: Path | None, device: torch.device, fetch: bool) -> MetricFunction:
+    embed = _torchscript(path, device) if path is not None and path.is_file() else _speaker_model(path, device, fetch)
+
+    def similarity(reference: Float[Tensor, " samples"], estimate: Float[Tensor, " samples"], rate: int) -> float | None:
+        wide = [resample(audio[None], rate, 16_000) for audio in (reference, estimate)]
+        # Less than half a second tells no speaker, and the networks' convolutions need some of it.
+        if wide[0].shape[1] < 8_000:
+            return None
+        with torch.inference_mode():
+            one, other = (embed(audio.to(device)) for audio in wide)
+        return float(nn.functional.cosine_similarity(one, other))
+
+    return similarity
+
+
+def _torchscript(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    try:
+        network: Callable[[Tensor], Tensor] = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a TorchScript file: {str(error).splitlines()[0]}") from error
+    return network
+
+
+def _speaker_model(path: Path | None, device: torch.device, fetch: bool) -> Callable[[Tensor], Tensor]:
+    """A WavLM with an x-vector head, from a folder or the Hub."""
+    if path is None and not fetch:
+        _require_cached(_SPEAKER_REPO)
+    import transformers
+
+    source, local = (_SPEAKER_REPO, not fetch) if path is None else (str(path), True)
+    try:
+        model = transformers.WavLMForXVector.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, RuntimeError) as error:
+        if path is None:
+            raise OSError(str(error).splitlines()[0]) from error
+        raise InputError(f"{path} is not a folder with a WavLM for speaker verification: {error}") from error
+    model.eval().to(device)
+
+    def embed(audio: Float[Tensor, "1 samples"]) -> Float[Tensor, "1 dim"]:
+        # WavLM's own feature extractor: zero mean and unit variance.
+        normalised = (audio - audio.mean()) / (audio.var(correction=0) + 1e-7).sqrt()
+        found: Tensor = model(normalised).embeddings
+        return found
+
+    return embed
+
+
+SPEAKER = Network(
+    _load_speaker,
+    accepts="a folder with a WavLMForXVector of transformers, or a TorchScript file from [1, samples] at 16 kHz to [1, dim]",
+    source=f"{_SPEAKER_REPO} on the Hub (404 MB)",
+)

@@ -66,12 +66,22 @@ class Plan:
         tokens: Tokens = self.tokenizer.encode(reference, **self.encode).to("cpu")
         return tokens
 
-    def decoded(self, tokens: Tokens, reference: Any, lengths: Sequence[int]) -> list[Any]:
-        """Reconstructions of one item from its first so many tokens each, decoded as one batch."""
+    def own_options(self, reference: Any) -> dict[str, Any]:
+        """Options to decode an item with that are not given for all of them."""
+        return {
+            name: value
+            for name, value in self.modality.own_options(self.tokenizer, reference).items()
+            if name not in self.decode
+        }
+
+    def decoded(self, tokens: Tokens, reference: Any, lengths: Sequence[int], own: Mapping[str, Any]) -> list[Any]:
+        """Reconstructions of one item from its first so many tokens each, decoded as one batch with its own options."""
         if not lengths:
             return []
-        batch = Tokens.cat([tokens.truncate(length) for length in lengths])
-        media = self.tokenizer.decode(batch.to(self.tokenizer.device), **self.decode)
+        # An empty file has no tokens, and no prefix either.
+        whole = int(tokens.lengths[0])
+        batch = Tokens.cat([tokens if length == whole else tokens.truncate(length) for length in lengths])
+        media = self.tokenizer.decode(batch.to(self.tokenizer.device), **self.decode, **own)
         return [self.modality.comparable(self._placed(item), reference) for item in media]
 
     def prefix_lengths(self, length: int) -> list[int]:

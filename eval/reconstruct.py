@@ -139,14 +139,15 @@ def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[
     spec, modality = plan.tokenizer.spec, plan.modality
     try:
         reference = plan.read(str(path))
+        own = plan.own_options(reference)
         started = time.perf_counter()
         tokens = plan.encoded(reference)
         encoded = time.perf_counter()
         length = int(tokens.lengths[0])
-        whole = plan.decoded(tokens, reference, [length])
+        whole = plan.decoded(tokens, reference, [length], own)
         decoded = time.perf_counter()
         prefixes = plan.prefix_lengths(length)
-        estimates = [*plan.decoded(tokens, reference, prefixes), *whole]
+        estimates = [*plan.decoded(tokens, reference, prefixes, own), *whole]
     except InputError as error:
         return {"error": error.reason}, {}
     all_bits = [count * spec.bits_per_token for count in (*prefixes, length)]
@@ -155,6 +156,10 @@ def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[
     for count, bits, estimate, rival in zip((*prefixes, length), all_bits, estimates, baselines, strict=True):
         figures.append({"tokens": count, "bits": bits})
         for name, function in plan.functions.items():
+            if modality.METRICS[name].of_tokens:
+                described = tokens if count == length else tokens.truncate(count)
+                figures[-1] |= {name: function(plan.tokenizer, described, reference), f"baseline_{name}": None}
+                continue
             figures[-1][name] = modality.measure(function, spec, reference, estimate)
             figures[-1][f"baseline_{name}"] = modality.measure(function, spec, reference, rival)
     row = {

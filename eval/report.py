@@ -134,9 +134,9 @@ def _best_median_worst(rows: Sequence[Row], name: str, higher_is_better: bool) -
 def _item(plan: Plan, row: Row, curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """An item to hear or see; its reconstructions are decoded again from the stored ids."""
     reference = plan.read(row["file"])
-    tokens = plan.tokenizer.tokens([torch.tensor(row["ids"])])
+    tokens = plan.tokenizer.tokens([torch.tensor(row["ids"], dtype=torch.int64)])
     figures = [*row["prefixes"], row]
-    decoded = plan.decoded(tokens, reference, [entry["tokens"] for entry in figures])
+    decoded = plan.decoded(tokens, reference, [entry["tokens"] for entry in figures], plan.own_options(reference))
     variants = [
         Variant(entry["tokens"], entry["bits"], media, _defined(plan, entry), _defined(plan, entry, "baseline_"))
         for entry, media in zip(figures, decoded, strict=True)

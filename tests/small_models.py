@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
+from zoo.codecs.seed import Seed, SeedConfig
+from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 
 SMALL = WavTokenizerConfig(
@@ -85,5 +87,95 @@ def small_flextok(seed: int = 0, config: FlexTokConfig = SMALL_FLEXTOK) -> FlexT
         tokenizer = FlexTok(config, name=f"small-flextok-{seed}").eval().requires_grad_(False)
         # The quantizer should see values on both sides of its boundaries.
         tokenizer.encoder.to_codes.weight.mul_(3)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return tokenizer
+
+
+SMALL_TOKENFLOW = TokenFlowConfig(
+    image_size=32,
+    patch_size=8,
+    scales=(1, 2, 4),
+    semantic_dim=32,
+    semantic_depth=1,
+    semantic_heads=2,
+    semantic_hidden=48,
+    codebook_size=100,
+    semantic_code_dim=6,
+    pixel_code_dim=4,
+    encoder_stem=8,
+    encoder_widths=(8, 16, 16),
+    encoder_blocks=1,
+    latent_channels=8,
+    decoder_widths=(16, 16, 8),
+    decoder_blocks=1,
+    norm_groups=4,
+    semantic_decoder_depth=1,
+    semantic_decoder_heads=2,
+    feature_dim=12,
+)
+
+SMALL_SEED = SeedConfig(
+    image_size=32,
+    patch_size=8,
+    vision_dim=32,
+    vision_depth=1,
+    vision_heads=2,
+    vision_mlp_dim=48,
+    queries=6,
+    qformer_dim=24,
+    qformer_depth=2,
+    qformer_heads=2,
+    qformer_mlp_dim=32,
+    codes=60,
+    code_dim=8,
+    decoder_depth=1,
+    decoder_heads=2,
+    head_widths=(8, 4),
+    embedding_dim=16,
+    diffusion={
+        "unet": {
+            "sample_size": 8,
+            "block_out_channels": [8, 16],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "attention_head_dim": 2,
+            "cross_attention_dim": 12,
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": 32,
+        },
+        # Images come out at 16 pixels, which is not the size that goes in.
+        "vae": {"block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4},
+        "text_encoder": {"max_position_embeddings": 3, "hidden_size": 12},
+        "image_normalizer": {"embedding_dim": 16},
+        "scheduler": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False},
+        "image_noising_scheduler": {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"},
+    },
+    steps=2,
+    guidance=1.5,
+)
+
+
+def small_tokenflow(seed: int = 0, config: TokenFlowConfig = SMALL_TOKENFLOW) -> TokenFlow:
+    """A TokenFlow with random weights; images of 32 x 32 pixels by default."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = TokenFlow(config, name=f"small-tokenflow-{seed}").eval().requires_grad_(False)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return tokenizer
+
+
+def small_seed(seed: int = 0, config: SeedConfig = SMALL_SEED) -> Seed:
+    """A SEED with random weights and a codebook that covers what its encoder gives; 32 x 32 pixels in, 16 x 16 out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = Seed(config, name=f"small-seed-{seed}").eval().requires_grad_(False)
+        tokenizer.reset_buffers()
+        summary = tokenizer.encoder.summary
+        summary.qformer.queries.mul_(50)
+        side = config.image_size
+        z = summary.to_codes(tokenizer.encoder(torch.rand(20, 3, side, side) * 2 - 1)).flatten(0, 1)
+        tokenizer.codebook.codes.copy_(z[torch.randperm(len(z))[: config.codes]] + 0.01 * torch.randn(config.codes, z.shape[1]))
     tokenizer.fingerprint = tokenizer.compute_fingerprint()
     return tokenizer

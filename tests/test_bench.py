@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import zoo
-from small_models import SMALL, SMALL_FLEXTOK
+from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from zoo import registry
 from zoo.bench import image, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
@@ -30,7 +30,11 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "licence": {"code": "Apache-2.0", "weights": "Apache-2.0"},
             "card": "none.md",
         }
-        for family, modality, config in (("flextok", "image", SMALL_FLEXTOK), ("wavtokenizer", "audio", SMALL))
+        for family, modality, config in (
+            ("flextok", "image", SMALL_FLEXTOK),
+            ("tokenflow", "image", SMALL_TOKENFLOW),
+            ("wavtokenizer", "audio", SMALL),
+        )
     ]
     path = tmp_path / "catalogue.yaml"
     path.write_text(yaml.safe_dump(entries))
@@ -54,6 +58,23 @@ def test_images(catalogue: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < ours[1] < ours[2]
     print_table(content)
     assert "image/s" in capsys.readouterr().out
+
+
+def test_the_usual_layout_computes_the_same(catalogue: None) -> None:
+    content = run("micro-tokenflow", repetitions=1)
+    assert [(m["contender"].removeprefix("micro-tokenflow"), m["direction"]) for m in content["measurements"]] == [
+        (layout, direction) for layout in ("", ", NCHW", ", bf16") for direction in ("encode", "decode")
+    ]
+    tokenizer = random_model(registry.get("micro-tokenflow"), "cpu")
+    pictures = image.pictures(1, 32, 32)
+    tokens = tokenizer.encode(pictures)
+    layouts: list[bool] = []
+    hook = tokenizer.decoder.norm_out.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].is_contiguous()))
+    plain = image.in_plain_layout(tokenizer, lambda: tokenizer.decode(tokens))()
+    ours = tokenizer.decode(tokens)
+    hook.remove()
+    assert layouts == [True, False]
+    assert (plain[0] - ours[0]).abs().max() < 1e-5
 
 
 def test_audio(catalogue: None) -> None:

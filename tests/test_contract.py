@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import trimesh
 from PIL import Image
 from torch import Tensor
 
 import zoo
-from small_models import small_flextok
+from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_byteformer import small_byteformer
+from small_models_vat import small_vat
+from small_models_vectok import SMALL_LOGMEL_VECTOK, small_vectok
 from zoo import media as zoo_media
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
@@ -39,7 +42,16 @@ def random_autoencoder() -> zoo.Tokenizer:
     return tokenizer
 
 
-RANDOM = {"flextok": small_flextok, "autoencoder_kl": random_autoencoder, "byteformer": small_byteformer}
+RANDOM = {
+    "flextok": small_flextok,
+    "autoencoder_kl": random_autoencoder,
+    "byteformer": small_byteformer,
+    "vat": small_vat,
+    "vectok": small_vectok,
+    "vectok-logmel": partial(small_vectok, config=SMALL_LOGMEL_VECTOK),
+    "tokenflow": small_tokenflow,
+    "seed": small_seed,
+}
 
 
 @pytest.fixture(scope="session", params=[*EMBEDDED, *RANDOM])
@@ -140,7 +152,31 @@ def file_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
     ]
 
 
-ITEMS = {"audio": audio_items, "image": image_items, "bytes": file_items}
+def shape_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
+    """Shapes in every form that is taken, of very different sizes and in very different places."""
+    random = np.random.default_rng(0)
+    normals = random.normal(size=(100, 3))
+    ball, ring = trimesh.creation.icosphere(2, 3e-3), trimesh.creation.torus(40, 9, 24, 12).apply_translation((500, 0, -20))
+    box = trimesh.creation.box((1, 2, 0.3))
+    ring.export(folder / "ring.ply")
+    return [
+        folder / "ring.ply",
+        box.export(file_type="glb"),
+        ball,
+        trimesh.Scene([box, ball.copy().apply_scale(300)]),
+        (normals / np.linalg.norm(normals, axis=1, keepdims=True), normals),
+        np.concatenate([normals, normals], axis=1),
+        torch.from_numpy(random.uniform(7, 9, (400, 6))).float(),
+    ]
+
+
+ITEMS = {
+    "audio": audio_items,
+    "image": image_items,
+    "bytes": file_items,
+    "shape": shape_items,
+    "speech": audio_items,
+}
 
 
 def bad_audio(folder: Path) -> list[tuple[Any, str]]:
@@ -189,7 +225,32 @@ def bad_files(folder: Path) -> list[tuple[Any, str]]:
     ]
 
 
-BAD_ITEMS = {"audio": bad_audio, "image": bad_images, "bytes": bad_files}
+def bad_shapes(folder: Path) -> list[tuple[Any, str]]:
+    """Items that no shape tokenizer can use, with the reason."""
+    box = trimesh.creation.box()
+    flat = trimesh.Trimesh([[0, 0, 0], [1, 1, 1], [2, 2, 2]], [[0, 1, 2]], process=False)
+    return [
+        (b"not a shape at all" * 20, "is not a shape file"),
+        (box.export(file_type="stl")[:-60] + b"?", "is not a shape file|truncated"),
+        (trimesh.Trimesh(), "no faces"),
+        (trimesh.Scene(), "no faces and no points"),
+        (trimesh.Trimesh(box.vertices * np.nan, box.faces, process=False), "NaN or infinite"),
+        (flat, "no area"),
+        (np.zeros((63, 3)), "too few"),
+        (np.ones((80, 3)), "no extent"),
+        (np.zeros((5, 80, 3)), "of shape"),
+        ((np.ones((80, 3)),), "a tuple must be"),
+        ((np.eye(80)[:, :3], np.zeros((80, 3))), "a normal has a length of 0"),
+    ]
+
+
+BAD_ITEMS = {
+    "audio": bad_audio,
+    "image": bad_images,
+    "bytes": bad_files,
+    "shape": bad_shapes,
+    "speech": bad_audio,
+}
 
 
 @pytest.fixture
@@ -198,10 +259,30 @@ def items(tokenizer: zoo.Tokenizer, tmp_path: Path) -> list[Any]:
 
 
 def close(left: Sequence[Any], right: Sequence[Any], tolerance: float) -> bool:
-    """Whether media are alike: files equal, everything else within a tolerance."""
+    """Whether media are alike: files equal, everything else within a tolerance, of meshes as a share of their size."""
     if isinstance(left[0], bytes):
         return list(left) == list(right)
+    if isinstance(left[0], trimesh.Trimesh):
+        return all(alike(*pair, tolerance) for pair in zip(left, right, strict=True))
     return all(a.shape == b.shape and (a - b).abs().max() <= tolerance for a, b in zip(left, right, strict=True))
+
+
+def alike(left: trimesh.Trimesh, right: trimesh.Trimesh, tolerance: float) -> bool:
+    """Whether meshes have the same faces, and vertices at the same places."""
+    if left.is_empty or right.is_empty:
+        return left.is_empty and right.is_empty
+    if left.faces.shape != right.faces.shape or (left.faces != right.faces).any():
+        return False
+    return bool(np.abs(left.vertices - right.vertices).max() <= tolerance * np.ptp(left.vertices, axis=0).max())
+
+
+def numbers(tokenizer: zoo.Tokenizer, tokens: Any) -> list[Any]:
+    """What tokens decode to; for a shape its occupancy about the original, which rounding does not give other faces."""
+    if tokenizer.spec.modality != "shape":
+        return [media.cpu() if isinstance(media, Tensor) else media for media in tokenizer.decode(tokens)]
+    grid = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    places = [grid.double() * meta["scale"] + torch.tensor([meta[axis] for axis in "xyz"]).double() for meta in tokens.meta]
+    return list(tokenizer.occupancy(tokens, torch.stack(places)).cpu())
 
 
 # ---- the contract
@@ -248,16 +329,30 @@ def test_lossless(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
 
 
 def test_media_of_the_size_it_had(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    if tokenizer.spec.modality == "bytes":
-        pytest.skip("files are compared as a whole")
+    if tokenizer.spec.modality in ("bytes", "shape"):
+        pytest.skip("files are compared as a whole, meshes by their place")
     tokens = tokenizer.encode(items)
-    own = {"audio": {"sample_rate": "original"}, "image": {"size": "original"}}[tokenizer.spec.modality]
+    sound = {"sample_rate": "original"}
+    own: dict[str, Any] = {"audio": sound, "speech": sound, "image": {"size": "original"}}[tokenizer.spec.modality]
     for meta, media in zip(tokens.meta, tokenizer.decode(tokens, **own), strict=True):
         expected = (1, meta["samples"]) if "samples" in meta else (3, meta["height"], meta["width"])
         assert media.shape == expected
         assert torch.isfinite(media).all()
-    if tokenizer.spec.image_size is not None:
-        assert all(media.shape == (3, *tokenizer.spec.image_size) for media in tokenizer.decode(tokens))
+    if size := tokenizer.spec.decoded_size or tokenizer.spec.image_size:
+        assert all(media.shape == (3, *size) for media in tokenizer.decode(tokens))
+
+
+def test_meshes_are_closed_and_where_they_were(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    if tokenizer.spec.modality != "shape":
+        pytest.skip("makes no meshes")
+    tokens = tokenizer.encode(items)
+    meshes = tokenizer.decode(tokens)
+    assert not all(mesh.is_empty for mesh in meshes)
+    for meta, mesh in zip(tokens.meta, meshes, strict=True):
+        if not mesh.is_empty:
+            assert mesh.is_watertight and mesh.volume > 0
+            centre = np.array([meta[axis] for axis in "xyz"])
+            assert (np.abs(mesh.vertices - centre) <= meta["scale"] * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("fit", zoo_media.FITS)
@@ -345,7 +440,7 @@ def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, addres
     if tokenizer.spec.lossless:
         assert reduced.decode(tokens) == tokenizer.decode(tokens)
         return
-    for exact, rough in zip(tokenizer.decode(tokens), reduced.decode(tokens), strict=True):
+    for exact, rough in zip(numbers(tokenizer, tokens), numbers(reduced, tokens), strict=True):
         assert exact.shape == rough.shape
         assert (exact - rough).square().sum() <= 0.1 * exact.square().sum() + 1e-6
 
@@ -358,10 +453,16 @@ if plain.spec.modality == "bytes":
     items = [bytes(range(n)) for n in (200, 7, 77)]
 elif plain.spec.modality == "image":
     items = [torch.sin(torch.arange(3 * h * w) / 30).reshape(3, h, w) for h, w in ((64, 64), (50, 81), (64, 64), (3, 9))]
+elif plain.spec.modality == "shape":
+    items = [torch.sin(torch.arange(6 * n) / 30 + n).reshape(n, 6) for n in (500, 77, 500, 2048)]
 else:
     items = [torch.sin(torch.arange(samples) / 30) for samples in (24_000, 7_777, 24_000, 100)]
 tokens, found = plain.encode(items), compiled.encode(items)
-pairs = list(zip(compiled.decode(tokens), plain.decode(tokens), strict=True))
+if plain.spec.modality == "shape":
+    places = torch.sin(torch.arange(3000.0)).reshape(1000, 3)
+    pairs = list(zip(compiled.occupancy(tokens, places), plain.occupancy(tokens, places), strict=True))
+else:
+    pairs = list(zip(compiled.decode(tokens), plain.decode(tokens), strict=True))
 if plain.spec.continuous:
     pairs += zip(found.values, tokens.values, strict=True)
 else:
@@ -385,8 +486,7 @@ def test_gpu_gives_the_same(tokenizer: zoo.Tokenizer, address: str, items: list[
         assert close(found.to("cpu").values, tokens.values, 1e-3)
     else:
         assert found.tolist() == tokens.tolist()
-    decoded = [media.cpu() if isinstance(media, Tensor) else media for media in on_gpu.decode(tokens)]
-    assert close(decoded, tokenizer.decode(tokens), 1e-3)
+    assert close(numbers(on_gpu, tokens), numbers(tokenizer, tokens), 1e-3)
 
 
 def test_bad_items_are_named(tokenizer: zoo.Tokenizer, items: list[Any], tmp_path: Path) -> None:
@@ -449,8 +549,8 @@ def test_every_prefix_decodes_alike_alone_and_among_others(ordered: zoo.Tokenize
     prefixes = [tokens.truncate(k) for k in (1, 2, 3, longest // 2, longest - 1, longest)]
     for prefix in prefixes:
         assert zoo.Tokens.from_bytes(prefix.to_bytes()).equal(prefix)
-    mixed = ordered.decode(zoo.Tokens.cat(prefixes))
-    alone = [image for prefix in prefixes for image in ordered.decode(prefix)]
+    mixed = numbers(ordered, zoo.Tokens.cat(prefixes))
+    alone = [image for prefix in prefixes for image in numbers(ordered, prefix)]
     assert all(torch.isfinite(image).all() for image in mixed)
     assert close(mixed, alone, 1e-4)
     # A longer prefix says more: its picture is another one.

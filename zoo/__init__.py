@@ -31,6 +31,7 @@ from zoo.errors import (
 if TYPE_CHECKING:
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
+    from zoo.quantize import quantize
     from zoo.registry import Entry, info, register
     from zoo.registry import names as list
     from zoo.spec import Spec
@@ -56,6 +57,9 @@ _HOMES = {
     "Tokens": "zoo.tokens",
     "Vocabulary": "zoo.vocabulary",
 }
+
+# Packages that are public names themselves.
+_PACKAGES = ("quantize",)
 
 __all__ = [
     "ChecksumError",
@@ -87,11 +91,14 @@ __all__ = [
     "load",
     "load_upstream",
     "pull",
+    "quantize",
     "register",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"zoo.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")

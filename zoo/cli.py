@@ -40,12 +40,23 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 BatchSize = Annotated[int, typer.Option(min=1, help="items per batch")]
 SkipErrors = Annotated[bool, typer.Option(help="go on past items that cannot be read; exit code 1 at the end")]
 Fit = Annotated[str | None, typer.Option(help="images: crop, stretch, pad or none")]
+Interpolation = Annotated[str | None, typer.Option(help="images: how they are resized; bilinear or bicubic")]
+Parts = Annotated[
+    list[str] | None, typer.Option("--parts", help="load only these parts of a model: names between commas, or none")
+]
+Places = Annotated[
+    list[str] | None,
+    typer.Option("--file", metavar="NAME=PLACE", help="where a piece of a model is: a file, a folder or hf-hub:org/repo"),
+]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse larger ones, read or restored")]
 Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: only the first so many of each item")]
 Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
 Guidance = Annotated[float | None, typer.Option(help="guidance scale of a decoder that samples")]
 Seed = Annotated[int | None, typer.Option(help="noise of a decoder that samples")]
+Prompt = Annotated[
+    str | None, typer.Option(help="speech: whose voice; a voice's name in the checkpoint, a saved voice or a recording")
+]
 
 _EXIT_CODES: tuple[tuple[type[ZooError], int], ...] = ((RegistryError, 3), (HubError, 4), (WeightsError, 5))
 _debug = False
@@ -162,6 +173,8 @@ def info(name: Annotated[str, typer.Argument(help="a name in the catalogue")], a
         place = f"{described.repo} / {described.file or ', '.join(described.components)}" if described.repo else described.file
         table.add_row("", f"and {piece}: {place}{f' ({described.note})' if described.note else ''}")
     table.add_row("licence", f"code {entry.licence.code}, weights {entry.licence.weights}")
+    if entry.licence.note:
+        table.add_row("", entry.licence.note)
     if entry.licence.non_commercial:
         table.add_row("", "[yellow]the weights must not be used commercially[/yellow]")
     if entry.paper:
@@ -194,24 +207,27 @@ def cards(family: Annotated[str | None, typer.Argument(help="codec family; all o
 def pull(
     names: Annotated[list[str], typer.Argument(help="names in the catalogue")],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    parts: Parts = None,
 ) -> None:
     """Download weights, for use without a network."""
     from zoo import hub
 
     for name in names:
-        print(hub.pull(name, revision=revision))
+        print(hub.pull(name, parts=_parts(parts), revision=revision))
 
 
 @app.command()
 def convert(
     names: Annotated[list[str], typer.Argument(help="names in the catalogue")],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    parts: Parts = None,
+    places: Places = None,
 ) -> None:
     """Write cleaned safetensors beside the cache, which later loads use: smaller, quicker, no pickle."""
     from zoo import hub
 
     for name in names:
-        print(hub.convert(name, revision=revision))
+        print(hub.convert(name, parts=_parts(parts), files=_places(places), revision=revision))
 
 
 # ------------------------------------------------------------------------------------------------------------------ media
@@ -228,15 +244,18 @@ def encode(
     overwrite: Annotated[bool, typer.Option(help="with --per-file: encode again what exists already")] = False,
     prefix: Prefix = None,
     fit: Fit = None,
+    interpolation: Interpolation = None,
     max_pixels: MaxPixels = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
+    parts: Parts = None,
+    places: Places = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Media files to tokens, or to the latents of a continuous tokenizer."""
-    tokenizer = _load(name, device)
-    options = _accepted(tokenizer.encode, tokens=prefix, fit=fit, max_pixels=max_pixels)
+    tokenizer = _load(name, device, parts=parts, places=places)
+    options = _accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
     sources = _sources(tokenizer, files)
     suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
     if not per_file and out.suffix != suffix and out.suffix in (".zt", ".safetensors"):
@@ -277,7 +296,10 @@ def decode(
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
+    prompt: Prompt = None,
     max_pixels: MaxPixels = None,
+    parts: Parts = None,
+    places: Places = None,
     device: Device = None,
     precision: Precision = None,
     as_json: Json = False,
@@ -292,9 +314,10 @@ def decode(
         for file, batch in batches.items():
             name = tokenizer or batch.tokenizer
             if name not in loaded:
-                loaded[name] = _load(name, device, precision)
+                loaded[name] = _load(name, device, precision, parts, places)
             decoder = loaded[name]
-            options = _accepted(decoder.decode, steps=steps, guidance=guidance, seed=seed, max_pixels=max_pixels, **sizes)
+            sampling = {"steps": steps, "guidance": guidance, "seed": seed}
+            options = _accepted(decoder.decode, prompt=prompt, max_pixels=max_pixels, **sampling, **sizes)
             extension = format or _default_format(decoder)
             stem = "decoded" if file == "-" else Path(file).stem
             for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
@@ -318,21 +341,24 @@ def reconstruct(
     size: Size = "original",
     prefix: Prefix = None,
     fit: Fit = None,
+    interpolation: Interpolation = None,
     max_pixels: MaxPixels = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
+    prompt: Prompt = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
+    places: Places = None,
     device: Device = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
-    """Encode and decode again, to hear or see what is kept, at the size that the media had."""
-    tokenizer = _load(name, device, precision)
-    encoding = _accepted(tokenizer.encode, tokens=prefix, fit=fit, max_pixels=max_pixels)
+    """Encode and decode again, to hear or see what is kept, at the size that the media had; speech in its own voice."""
+    tokenizer = _load(name, device, precision, places=places)
+    encoding = _accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
     sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": None if size == "model" else size}
-    decoding = _accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, **sizes)
+    decoding = _accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)
     if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:
         decoding["max_pixels"] = max_pixels
     sources = _sources(tokenizer, files)
@@ -343,7 +369,7 @@ def reconstruct(
     for names, encoded in _encoded(tokenizer, sources, batch_size, failed if skip_errors else None, encoding):
         for source, item in zip(names, encoded, strict=True):
             target = str(targets[source])
-            _write_media(tokenizer, item, target, extension, decoding)
+            _write_media(tokenizer, item, target, extension, _own_voice(tokenizer, source) | decoding)
             rows.append({"file": source} | _figures(tokenizer, item) | {"out": target})
     if as_json:
         _print_json({"items": rows, "failed": failed})
@@ -403,7 +429,9 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="a name in the catalogue; nothing is downloaded")],
+    name: Annotated[
+        str, typer.Argument(help="a name in the catalogue, nothing is downloaded; or codebook, compress, quantize")
+    ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a sampling decoder; 20 by default")] = None,
@@ -411,10 +439,54 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="threads of PyTorch")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     peers: Annotated[bool, typer.Option(help="measure others as well: transformers' codecs, the original's way")] = True,
+    method: Annotated[list[str] | None, typer.Option(help="compress: methods and cache policies; all by default")] = None,
+    keep: Annotated[
+        list[float] | None, typer.Option(help="compress: shares of tokens; 0.5, 0.22, 0.11, 0.05 by default")
+    ] = None,
+    size: Annotated[str, typer.Option(help="compress: of the model; small, 1b or 7b")] = "small",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
+    plot: Annotated[Path | None, typer.Option(help="compress: write a plot, .png or .svg")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory against peers and against the arithmetic."""
+    if name == "codebook":
+        from zoo.bench import codebook, print_table
+
+        content = codebook.run(threads=threads, device=device, peers=peers, json_path=out)
+        if as_json:
+            _print_json(content)
+        else:
+            print_table(content)
+        return
+    if name == "quantize":
+        from zoo.bench import print_table, quantize
+
+        settings: dict[str, Any] = {"batches": batch} if batch else {}
+        content = quantize.run(threads=threads, device=device, peers=peers, json_path=out, **settings)
+        if as_json:
+            _print_json(content)
+        else:
+            print_table(content)
+        return
+    if name == "compress":
+        from zoo.bench import compress
+
+        content = compress.run(
+            size=size,
+            methods=method or None,
+            keeps=keep or compress.KEEPS,
+            batch=batch[0] if batch else 1,
+            steps=steps or compress.STEPS,
+            threads=threads,
+            device=device,
+            json_path=out,
+            plot_path=plot,
+        )
+        if as_json:
+            _print_json(content)
+        else:
+            compress.print_tables(content)
+        return
     from zoo import bench as benchmark
 
     content = benchmark.run(
@@ -437,10 +509,32 @@ def bench(
 # ---------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _load(name: str, device: str | None, precision: str | None = None) -> Tokenizer[Any]:
+def _load(
+    name: str,
+    device: str | None,
+    precision: str | None = None,
+    parts: Sequence[str] | None = None,
+    places: Sequence[str] | None = None,
+) -> Tokenizer[Any]:
     from zoo import hub
 
-    return hub.load(name, device=device, precision=precision)
+    return hub.load(name, device=device, precision=precision, parts=_parts(parts), files=_places(places))
+
+
+def _parts(given: Sequence[str] | None) -> list[str] | None:
+    """Names of parts, which may also stand between commas; ``none`` for what is always there only."""
+    if not given:
+        return None
+    names = [name for text in given for name in text.split(",")]
+    return [] if names == ["none"] else names
+
+
+def _places(given: Sequence[str] | None) -> dict[str, str]:
+    """Where pieces of a model are, by their names."""
+    places = dict(text.partition("=")[::2] for text in given or ())
+    if incomplete := [name for name, place in places.items() if not name or not place]:
+        raise InputError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
+    return places
 
 
 def _sources(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> list[str]:
@@ -478,6 +572,13 @@ def _accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
         if name not in inspect.signature(method).parameters:
             raise InputError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
     return chosen
+
+
+def _own_voice(tokenizer: Any, source: str) -> dict[str, Any]:
+    """The voice of a recording where its tokens do not hold one, as an option of decoding."""
+    if source == "-" or tokenizer.spec.modality != "speech" or tokenizer.spec.continuous:
+        return {}
+    return {"prompt": tokenizer.encode_with_voices(Path(source))[1][0]}
 
 
 def _per_file_targets(sources: Sequence[str], folder: Path, suffix: str) -> dict[str, Path]:

@@ -44,6 +44,7 @@ from zoo.pieces import (
     require_place,
     wanted_pieces,
 )
+from zoo.quantize.packed import descriptions, exact_keys, format_metadata, restore
 from zoo.registry import MAIN, Entry
 from zoo.state_dict import opening_safetensors, read_state, safetensors_keys
 from zoo.tokenizer import Tokenizer, listing
@@ -91,6 +92,7 @@ def load(
     dtype: torch.dtype | None = None,
     precision: str | None = None,
     compile: bool = False,
+    quantize: str | None = None,
     parts: str | Sequence[str] | None = None,
     files: Mapping[str, Place] | None = None,
     revision: str | None = None,
@@ -109,6 +111,8 @@ def load(
             families whose encoders are too large for that say so.
         precision: ``"fp32"`` or ``"bf16"``, the precision of the decoder's products; ids do not change.
         compile: compile the parts that do the work with ``torch.compile``; the first calls are slow.
+        quantize: a method of `zoo.quantize`, ``"fp4-e2m1"`` say; what that keeps stays as it is. A tokenizer that was saved
+            quantized loads as it was saved without it.
         parts: names of the parts to load where a model has several, such as ``"encoder"``; nothing is downloaded for the
             others, and what needs them raises an error that says so. All of them by default.
         files: where pieces of a model lie that the catalogue does not know or that lie elsewhere, by the names that `zoo.info`
@@ -120,7 +124,7 @@ def load(
 
     Raises:
         RegistryError: no such name.
-        InputError: the model has no such part or piece.
+        InputError: the model has no such part or piece, or there is no such method of quantization.
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
     """
@@ -132,6 +136,10 @@ def load(
         tokenizer = _from_address(name, request)
     else:
         tokenizer = _from_entry(registry.get(name), request)
+    if quantize is not None:
+        from zoo.quantize.conversion import quantize as quantize_model
+
+        quantize_model(tokenizer, quantize)
     if device is not None:
         tokenizer.to(device)
     if compile:
@@ -354,20 +362,26 @@ def _from_saved(saved: Mapping[str, Any], path: Path, request: _Request) -> AnyT
         settings = saved["config"].items()
         config = cls.Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings})
         name, fingerprint = saved["name"], saved["fingerprint"]
+        quantization = dict(saved.get("quantization", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptWeightsError(f"the saved configuration cannot be used: {error!r}") from error
     chosen = request.choose_parts(config, name)
     state = read_state(path)
     if chosen != config:
-        needed = _outline(cls, chosen, name).state_dict().keys()
+        there = {layer for layer, _ in _outline(cls, chosen, name).named_modules()}
+        quantization = {layer: described for layer, described in quantization.items() if layer in there}
+        needed = _outline(cls, chosen, name, quantization).state_dict().keys()
         state = {key: tensor for key, tensor in state.items() if key in needed}
-    return _build(cls, chosen, state, name=name, request=request, fingerprint=fingerprint)
+    return _build(cls, chosen, state, name=name, request=request, fingerprint=fingerprint, quantization=quantization)
 
 
-def _outline(cls: type[AnyTokenizer], config: Any, name: str) -> AnyTokenizer:
-    """A tokenizer without memory behind its tensors."""
+def _outline(
+    cls: type[AnyTokenizer], config: Any, name: str, quantization: Mapping[str, Mapping[str, Any]] | None = None
+) -> AnyTokenizer:
+    """A tokenizer without memory behind its tensors, its layers packed where they were saved so."""
     with torch.device("meta"):
-        return cls(config, name=name)
+        tokenizer = cls(config, name=name)
+        return restore(tokenizer, quantization) if quantization else tokenizer
 
 
 def _build(
@@ -378,9 +392,10 @@ def _build(
     name: str,
     request: _Request,
     fingerprint: str | None = None,
+    quantization: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AnyTokenizer:
     """A tokenizer around a state dict in our own names, whose tensors are put in as they are or, one by one, cast."""
-    tokenizer = _outline(cls, config, name)
+    tokenizer = _outline(cls, config, name, quantization)
     request.cast(tokenizer)
     # The fingerprint is that of the tensors as they were stored.
     types = {key: tensor.dtype for key, tensor in tokenizer.state_dict().items()} | dict.fromkeys(cls.identity, torch.float32)
@@ -503,23 +518,28 @@ def _converted_path(entry: Entry, revision: str, whole: Any, config: Any) -> Pat
 
 def saved_config(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """What a saved tokenizer says about itself."""
+    quantization = descriptions(tokenizer)
     return {
         "zoo": 1,
         "family": tokenizer.family,
         "name": tokenizer.name,
         "fingerprint": tokenizer.fingerprint or tokenizer.compute_fingerprint(),
         "config": asdict(tokenizer.config),
+        **({"quantization": quantization} if quantization else {}),
     }
 
 
 def write_saved_file(tokenizer: AnyTokenizer, path: Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file in our layout, its configuration in the metadata; floats in ``dtype`` if one is given."""
     tensors = {}
+    exact = exact_keys(tokenizer)
     for key, tensor in tokenizer.state_dict().items():
         stored = tensor.detach().cpu()
-        tensors[key] = (stored.to(dtype) if dtype and stored.is_floating_point() else stored).contiguous()
+        cast = dtype is not None and stored.is_floating_point() and key not in exact
+        tensors[key] = (stored.to(dtype) if cast else stored).contiguous()
+    metadata = {"zoo": json.dumps(saved_config(tokenizer)), **format_metadata(descriptions(tokenizer))}
     with replacing(path) as temporary, _naming_full_disk(path):
-        save_file(tensors, temporary, metadata={"zoo": json.dumps(saved_config(tokenizer))})
+        save_file(tensors, temporary, metadata=metadata)
 
 
 @contextmanager

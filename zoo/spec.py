@@ -24,7 +24,8 @@ class Spec:
         fingerprint: 16 hexadecimal digits that identify the checkpoint. Ids mean nothing under another one.
         sample_rate: samples per second of decoded media (audio and speech only).
         hop_length: samples per token (audio and speech only).
-        image_size: height and width of the images that go in and come out (images only); ``None`` where any size does.
+        image_size: height and width of the images that go in (images only); ``None`` where any size does.
+        decoded_size: height and width of the images that come out; ``None`` where it is that of those that went in.
         max_tokens: ids of an item where every item gets the same number; a prefix is shorter.
     """
 
@@ -39,6 +40,7 @@ class Spec:
     sample_rate: int | None = None
     hop_length: int | None = None
     image_size: tuple[int, int] | None = None
+    decoded_size: tuple[int, int] | None = None
     max_tokens: int | None = None
 
     @property

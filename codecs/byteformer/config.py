@@ -42,6 +42,7 @@ class ByteFormerConfig:
         shuffle: order in which the bytes are read, one of `FIXED_SHUFFLES`, which decoding undoes, or of `RANDOM_SHUFFLES`;
             empty for the file's own.
         permuted: byte values are exchanged by the original's fixed table. Decoding undoes it.
+        labels: names of the classes; empty if they are not known.
     """
 
     dim: int = 192
@@ -63,6 +64,7 @@ class ByteFormerConfig:
     noise: tuple[int, ...] = ()
     shuffle: str = ""
     permuted: bool = False
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -77,6 +79,7 @@ class ByteFormerConfig:
             f"sample_type must be one of {', '.join(SAMPLE_TYPES)}": self.sample_type in SAMPLE_TYPES,
             f"shuffle must be one of {', '.join(SHUFFLES)}": self.shuffle in ("", *SHUFFLES),
             "noise must be empty or a lowest and a highest value": len(self.noise) in (0, 2),
+            f"{len(self.labels)} labels for {self.classes} classes": len(self.labels) in (0, self.classes),
         }
         if failed := [reason for reason, holds in checks.items() if not holds]:
             raise ValueError("; ".join(failed))

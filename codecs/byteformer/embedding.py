@@ -88,14 +88,14 @@ class ByteEmbedding(Float32Module):
             sequences: each at least as long as the kernel.
             positions: add the first rows of the position table.
         """
-        table = self.table()
-        reduced = [self._reduce(ids, table) for ids in sequences]
-        if positions:
-            reduced = [tokens + self.positions[: len(tokens)] for tokens in reduced]
-        return reduced[0] if len(reduced) == 1 else torch.cat(reduced)
+        windows = [ids.to(self.bytes.device).unfold(0, self.kernel, self.stride) for ids in sequences]
+        reduced = self._reduce(windows[0] if len(windows) == 1 else torch.cat(windows))
+        if not positions:
+            return reduced
+        return reduced + torch.cat([self.positions[: len(own)] for own in windows])
 
-    def _reduce(self, ids: Int[Tensor, " length"] | UInt8[Tensor, " length"], table: Table) -> Float[Tensor, "tokens dim"]:
-        windows = ids.to(table.device).unfold(0, self.kernel, self.stride)
+    def _reduce(self, windows: Int[Tensor, "tokens kernel"] | UInt8[Tensor, "tokens kernel"]) -> Float[Tensor, "tokens dim"]:
+        table = self.table()
         first_rows = torch.arange(self.kernel, device=table.device) * (len(table) // self.kernel)
         parts = [F.embedding_bag(part + first_rows, table, mode="sum") for part in windows.split(_TOKENS_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -53,7 +53,8 @@ class Diffusion(nn.Module):
 
         parts = config.diffusion
         self.unet = UNet2DConditionModel.from_config(dict(parts["unet"]))
-        self.vae = VAE(vae_sizes(parts["vae"])).decoder
+        sizes = vae_sizes(parts["vae"])
+        self.vae, self.factor = VAE(sizes).decoder, sizes.factor
         self.scaling_factor: float = parts["vae"].get("scaling_factor") or _SCALING_FACTOR
         self.scheduler: Mapping[str, Any] = parts["scheduler"]
         self.noising: Mapping[str, Any] | None = parts.get("image_noising_scheduler")
@@ -70,6 +71,12 @@ class Diffusion(nn.Module):
         size = self.unet.config.sample_size
         rows, columns = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, rows, columns
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, rows, columns = self.latent_shape
+        return self.factor * rows, self.factor * columns
 
     def noised(self, embeddings: Embeddings, noise: Embeddings, level: int) -> Float[Tensor, "batch twice_dim"]:
         """Class labels of the UNet: embeddings with some noise, and how much. Level 0 is a little noise too.

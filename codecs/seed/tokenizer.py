@@ -17,7 +17,6 @@ from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
 from zoo.codecs.seed.encoder import Encoder
-from zoo.codecs.seed.pixels import prepare
 from zoo.errors import InputError, WeightsError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
@@ -93,6 +92,7 @@ class Seed(Tokenizer[SeedConfig]):
             dim=self.config.code_dim,
             fingerprint=self.fingerprint,
             image_size=(self.config.image_size, self.config.image_size),
+            decoded_size=self.decoder.image_size if "decoder" in self.config.parts else None,
             max_tokens=self.config.queries,
         )
 
@@ -151,7 +151,7 @@ class Seed(Tokenizer[SeedConfig]):
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=4)):
             with naming_item(index):
-                image = prepare(item, size, fit, interpolation, max_pixels)
+                image = media.prepare_image(item, (size, size), fit, max_pixels, interpolation)
                 if image.pixels.shape[1:] != (size, size):
                     height, width = image.pixels.shape[1:]
                     raise InputError(f"an image of {width} x {height} does not fit: the model takes {size} x {size}")

@@ -11,9 +11,6 @@ Teacher = Literal["clip", "siglip"]
 #: What a TokenFlow consists of besides the codebooks, which are always there.
 PARTS = ("encoder", "decoder", "semantic_decoder")
 
-# Every group norm has this many groups, so that widths are multiples of it.
-GROUPS = 32
-
 
 @dataclass(frozen=True)
 class TokenFlowConfig:
@@ -34,6 +31,7 @@ class TokenFlowConfig:
         latent_channels: channels between the convolutional networks and the projections to codes.
         decoder_widths: channels at each level of the pixel decoder, coarse to fine.
         decoder_blocks: residual blocks per level.
+        norm_groups: groups of every group norm of both networks, which divide all of their channels.
         semantic_decoder_depth, semantic_decoder_heads: blocks and attention heads of the semantic decoder; its width is
             ``semantic_dim`` and its feed-forward layers are four times as wide.
         feature_dim: width of the features that it reconstructs.
@@ -60,6 +58,7 @@ class TokenFlowConfig:
     latent_channels: int = 256
     decoder_widths: tuple[int, ...] = (1024, 512, 512, 256, 256)
     decoder_blocks: int = 5
+    norm_groups: int = 32
     semantic_decoder_depth: int = 3
     semantic_decoder_heads: int = 12
     feature_dim: int = 512
@@ -78,8 +77,9 @@ class TokenFlowConfig:
             )
         if len(self.encoder_widths) != len(self.decoder_widths):
             raise ValueError(f"encoder_widths {self.encoder_widths} and decoder_widths {self.decoder_widths} differ in length")
-        if uneven := [w for w in (self.encoder_stem, *self.encoder_widths, *self.decoder_widths) if w < 1 or w % GROUPS]:
-            raise ValueError(f"the channels of convolutions must be multiples of {GROUPS}, not {uneven[0]}")
+        widths = (self.encoder_stem, *self.encoder_widths, *self.decoder_widths)
+        if uneven := [width for width in widths if width < 1 or width % self.norm_groups]:
+            raise ValueError(f"the channels of convolutions must be multiples of {self.norm_groups}, not {uneven[0]}")
         for dim, heads in ((self.semantic_dim, self.semantic_heads), (self.semantic_dim, self.semantic_decoder_heads)):
             if heads < 1 or dim % heads:
                 raise ValueError(f"{heads} attention heads do not divide a width of {dim}")

@@ -34,14 +34,14 @@ class PixelDecoder(nn.Module):
                     out_channels=width,
                     num_layers=config.decoder_blocks,
                     add_upsample=level < len(widths) - 1,
-                    **convolution_options(width, attention=level == 0),
+                    **convolution_options(width, config.norm_groups, attention=level == 0),
                 )
             )
         self.post_quant_conv = nn.Conv2d(config.pixel_code_dim, config.latent_channels, 1)
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = middle_block(widths[0])
+        self.mid = middle_block(widths[0], config.norm_groups)
         self.levels = nn.Sequential(*levels)
-        self.norm_out = output_norm(widths[-1])
+        self.norm_out = output_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:

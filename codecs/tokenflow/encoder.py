@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.codecs.tokenflow.config import GROUPS, TokenFlowConfig
+from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.nn.precision import Float32Module
 from zoo.nn.vit import Activation, ViTSizes, vit_blocks
 
@@ -36,23 +36,23 @@ def task_layer(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, nn.Tanh(), second)
 
 
-def convolution_options(width: int, attention: bool) -> dict[str, Any]:
+def convolution_options(width: int, groups: int, attention: bool) -> dict[str, Any]:
     """What all blocks of the convolutional networks are told; an attention has a single head."""
-    options: dict[str, Any] = {"resnet_eps": _CONV_EPS, "resnet_groups": GROUPS}
+    options: dict[str, Any] = {"resnet_eps": _CONV_EPS, "resnet_groups": groups}
     return options | ({"attention_head_dim": width} if attention else {})
 
 
-def middle_block(width: int) -> nn.Module:
+def middle_block(width: int, groups: int) -> nn.Module:
     """A residual block, an attention and another residual block at the lowest resolution."""
     from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 
-    options = convolution_options(width, attention=True)
+    options = convolution_options(width, groups, attention=True)
     return UNetMidBlock2D(in_channels=width, temb_channels=None, **options)  # type: ignore[arg-type]  # there is no timestep
 
 
-def output_norm(width: int) -> nn.GroupNorm:
+def output_norm(width: int, groups: int) -> nn.GroupNorm:
     """The norm before the last convolution."""
-    return nn.GroupNorm(GROUPS, width, eps=_CONV_EPS)
+    return nn.GroupNorm(groups, width, eps=_CONV_EPS)
 
 
 class SemanticEncoder(nn.Module):
@@ -116,13 +116,13 @@ class PixelEncoder(nn.Module):
                     add_downsample=not coarsest,
                     # Means: one row below and one column on the right, nothing on the other sides.
                     downsample_padding=0,
-                    **convolution_options(width, attention=coarsest),
+                    **convolution_options(width, config.norm_groups, attention=coarsest),
                 )
             )
         self.conv_in = nn.Conv2d(3, config.encoder_stem, 3, padding=1)
         self.levels = nn.Sequential(*levels)
-        self.mid = middle_block(last)
-        self.norm_out = output_norm(last)
+        self.mid = middle_block(last, config.norm_groups)
+        self.norm_out = output_norm(last, config.norm_groups)
         self.conv_out = nn.Conv2d(last, config.latent_channels, 3, padding=1)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
 

@@ -92,14 +92,20 @@ class MultiScaleQuantizer(Float32Module):
     @torch.no_grad()
     def ids(self, latents: Latents, scales: Sequence[int] | None = None) -> Int[Tensor, "batch length"]:
         """Ids of latents, coarse to fine, row by row within a scale; of the given scales, or of all."""
+        return torch.cat([nearest for _, nearest in self.searches(latents, scales)], dim=1)
+
+    @torch.no_grad()
+    def searches(
+        self, latents: Latents, scales: Sequence[int] | None = None
+    ) -> Iterator[tuple[Vectors, Int[Tensor, "batch length"]]]:
+        """Scale by scale what codes are searched for, and the ids of the nearest ones."""
         codes, prepared = self._prepared()
         residual = latents
-        found = []
         for scale in scales or self.scales:
-            nearest = codebook_search.nearest(self._pooled(residual, scale), prepared)
+            queries = self._pooled(residual, scale)
+            nearest = codebook_search.nearest(queries, prepared)
             residual = residual - self._spread(F.embedding(nearest, codes), scale)
-            found.append(nearest)
-        return torch.cat(found, dim=1)
+            yield queries, nearest
 
     def _pooled(self, latents: Latents, scale: int) -> Vectors:
         """Normalised means of the areas of a coarser grid, row by row."""

@@ -79,10 +79,11 @@ class VAT(Tokenizer[VATConfig]):
         seed: int = 0,
         normalise: bool = True,
         precision: str = "fp32",
+        tokens: int | None = None,
         max_faces: int = media.MAX_FACES,
         progress: bool = False,
     ) -> Tokens:
-        """Shapes to tokens.
+        """Shapes to tokens, all of them or the first few.
 
         Args:
             items: one item or a list of them, each a path, the bytes of a GLB, OBJ, PLY, STL or OFF file, a
@@ -92,6 +93,7 @@ class VAT(Tokenizer[VATConfig]):
             seed: of the points that are drawn from a surface.
             normalise: without it, shapes are taken to lie in [-1, 1] already.
             precision: ``bf16`` computes the encoder in bfloat16: quicker, but some ids change.
+            tokens: keep the first so many only; all by default.
             max_faces: refuse larger meshes and clouds.
             progress: show a progress bar.
 
@@ -100,6 +102,9 @@ class VAT(Tokenizer[VATConfig]):
         """
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        longest = self.config.scale_ends[-1]
+        if tokens is not None and not 1 <= tokens <= longest:
+            raise InputError(f"tokens must lie in [1, {longest}], not {tokens}")
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=3)):
             with naming_item(index):
@@ -114,7 +119,7 @@ class VAT(Tokenizer[VATConfig]):
                 )
                 ids |= zip(batch, self._encode_points(points, normals, PRECISIONS[precision]), strict=True)
                 advance(len(batch))
-        return self.tokens([ids[i] for i in range(len(prepared))], [shape.meta for shape in prepared])
+        return self.tokens([ids[i][:tokens] for i in range(len(prepared))], [shape.meta for shape in prepared])
 
     def _batches(self, counts: Sequence[int]) -> list[list[int]]:
         """Shapes with the same number of points, a few at a time: then nothing is padded, and nothing need be masked."""
@@ -242,6 +247,10 @@ class VAT(Tokenizer[VATConfig]):
         with exact_float32(self.device):
             planes: Tensor = self.decoder(self.quantizer.latents(ids.to(self.device)))
         return planes
+
+    def reconstruct(self, items: Any) -> list[trimesh.Trimesh]:  # type: ignore[override]  # a mesh is not a tensor
+        """``decode(encode(items))``: closed meshes where the originals were."""
+        return self.decode(self.encode(items))
 
     # ---- embed, training, speed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -377,6 +378,8 @@ class VecTok(Tokenizer[VecTokConfig]):
             return next(iter(stored.values()))
         if isinstance(prompt, str) and prompt in stored:
             return stored[prompt]
+        if isinstance(prompt, str | os.PathLike) and os.fspath(prompt).endswith(".safetensors"):
+            prompt = Voice.load(prompt)
         width = self.config.vector_dim
         if isinstance(prompt, Tensor) and prompt.ndim == 2 and prompt.is_floating_point() and prompt.shape[1] == width:
             prompt = Voice(prompt)
@@ -405,9 +408,9 @@ class VecTok(Tokenizer[VecTokConfig]):
         Args:
             tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``.
                 Latents, and without units bare ones ``[dim, vectors]``, go to the vocoder as they are.
-            prompt: who speaks: a `Voice`, the name of a voice of the checkpoint, speech vectors ``[frames, dim]``, or a
-                recording as `encode` takes it; or a list with one of them for each item. Of more than 500 vectors the loudest
-                count. By default the first of the checkpoint's `voices`, which is nobody's in the recording.
+            prompt: who speaks: a `Voice` or its file, the name of a voice of the checkpoint, speech vectors ``[frames, dim]``,
+                or a recording as `encode` takes it; or a list with one of them for each item. Of more than 500 vectors the
+                loudest count. By default the first of the checkpoint's `voices`, which is nobody's in the recording.
             trim: cut to the length of the encoded audio; otherwise whole vectors.
             sample_rate: resample the result; ``"original"`` gives back each item's own rate and number of samples.
             progress: show a progress bar.

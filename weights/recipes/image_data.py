@@ -611,13 +611,24 @@ def photograph(canvas: Canvas) -> UInt8[np.ndarray, "3 128 128"]:
     return to_bytes(pixels)
 
 
-def picture(index: int, seed: int = 0) -> UInt8[np.ndarray, "3 128 128"]:
-    """Picture number ``index``, 128 by 128 pixels of 8-bit RGB."""
+def _begin(index: int, seed: int) -> tuple[Canvas, Scene]:
+    """An empty canvas, and what will be on it."""
     rng = np.random.default_rng((seed, index))
     canvas = Canvas(rng, Palette.draw(rng))
     scenes = list(SCENES)
-    scenes[rng.choice(len(scenes), p=list(SCENES.values()))](canvas)
+    return canvas, scenes[rng.choice(len(scenes), p=list(SCENES.values()))]
+
+
+def picture(index: int, seed: int = 0) -> UInt8[np.ndarray, "3 128 128"]:
+    """Picture number ``index``, 128 by 128 pixels of 8-bit RGB."""
+    canvas, scene = _begin(index, seed)
+    scene(canvas)
     return photograph(canvas)
+
+
+def scene_number(index: int, seed: int = 0) -> int:
+    """Which of `SCENES` picture number ``index`` shows, without painting it."""
+    return list(SCENES).index(_begin(index, seed)[1])
 
 
 def pictures(count: int, seed: int, processes: int) -> Iterator[UInt8[np.ndarray, "3 128 128"]]:

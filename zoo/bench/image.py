@@ -1,4 +1,4 @@
-"""Image tokenizers: encoding, and for ordered ones decoding of prefixes, against the original's way of computing."""
+"""Image tokenizers: encoding, and decoding (of prefixes, where they are ordered), against the original's way of computing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
@@ -44,6 +44,11 @@ def jobs(
             for k, case in cases.items():
                 assert k is not None
                 yield Job(f"{name}, dense", "decode", case, batch, dense_decoding(tokenizer, tokens, k, steps))
+        if peers and entry.family in ("tokenflow", "seed"):
+            plain = f"{name}, NCHW"
+            yield Job(plain, "encode", f"{batch}", batch, in_plain_layout(tokenizer, encoding()))
+            for k, case in cases.items():
+                yield Job(plain, "decode", case, batch, in_plain_layout(tokenizer, decoding(k)))
         tokenizer.set_precision("bf16")
         reduced = f"{name}, bf16"
         yield Job(
@@ -63,6 +68,23 @@ def jobs(
 def pictures(batch: int, height: int, width: int) -> Tensor:
     """Random images in [-1, 1]."""
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def in_plain_layout(module: nn.Module, work: Work) -> Work:
+    """The same work with convolutions in PyTorch's usual layout, channels before rows and columns."""
+
+    def contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(value.contiguous() for value in inputs)
+
+    def plain() -> object:
+        hooks = [part.register_forward_pre_hook(contiguous) for part in module.modules() if isinstance(part, nn.Conv2d)]
+        try:
+            return work()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return plain
 
 
 def dense_decoding(tokenizer: Any, tokens: Any, k: int, steps: int) -> Work:

@@ -20,6 +20,7 @@ MODALITIES = {
     "audio": "zoo.bench.audio",
     "bytes": "zoo.bench.bytes",
     "image": "zoo.bench.image",
+    "shape": "zoo.bench.shape",
     "speech": "zoo.bench.audio",
 }
 
@@ -45,7 +46,8 @@ def run(
         repetitions: measurements per figure, after one warm-up; the median counts.
         peers: measure what others make of the same task as well.
         json_path: write the result there.
-        cases: what else the modality varies: ``seconds`` of audio; ``lengths`` in tokens and ``steps`` of image decoders.
+        cases: what else the modality varies: ``seconds`` of audio; ``lengths`` in tokens and ``steps`` of image decoders,
+            and ``lengths`` in cells of a mesh's grid.
 
     Returns:
         The measurements with the machine they were taken on.

@@ -5,6 +5,7 @@ from zoo.media.files import expand_paths, replacing, write_bytes
 from zoo.media.image import (
     FITS,
     IMAGE_EXTENSIONS,
+    INTERPOLATIONS,
     MAX_PIXELS,
     PreparedImage,
     prepare_image,
@@ -27,6 +28,7 @@ __all__ = [
     "AUDIO_EXTENSIONS",
     "FITS",
     "IMAGE_EXTENSIONS",
+    "INTERPOLATIONS",
     "MAX_FACES",
     "MAX_PIXELS",
     "SHAPE_EXTENSIONS",

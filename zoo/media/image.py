@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,6 +41,8 @@ IMAGE_EXTENSIONS = tuple(extension for extensions in _FORMATS.values() for exten
 
 #: How an image is brought to a model's size; see `prepare_image`. ``.zt`` files hold the position: append, never reorder.
 FITS = ("crop", "stretch", "pad", "none")
+#: How pixels are interpolated where an image is resized.
+INTERPOLATIONS = ("bilinear", "bicubic")
 #: Most pixels that an image may have unless the caller says otherwise.
 MAX_PIXELS = 100_000_000
 # Beyond this no decoder's overshoot is meant, but 0..255 or raw statistics.
@@ -61,7 +63,13 @@ class PreparedImage:
     meta: dict[str, Any]
 
 
-def prepare_image(source: Any, size: tuple[int, int], fit: str = "crop", max_pixels: int = MAX_PIXELS) -> PreparedImage:
+def prepare_image(
+    source: Any,
+    size: tuple[int, int],
+    fit: str = "crop",
+    max_pixels: int = MAX_PIXELS,
+    interpolation: str = "bilinear",
+) -> PreparedImage:
     """Read an image from a file or take it from an array, and bring it to a size.
 
     Transparent images are laid on white, EXIF orientation is applied, grey becomes RGB, and colour profiles are ignored.
@@ -75,6 +83,8 @@ def prepare_image(source: Any, size: tuple[int, int], fit: str = "crop", max_pix
         fit: ``"crop"`` resizes the image to cover the size and cuts away what stands out on both sides; ``"pad"`` resizes it to
             lie within the size, between bars of mid-grey; ``"stretch"`` ignores its proportions; ``"none"`` ignores ``size``.
         max_pixels: larger images are refused, files before they are decoded.
+        interpolation: ``"bilinear"`` or ``"bicubic"``. The latter resizes floats that stand on the 256 levels of 8 bits as
+            those, because Pillow clips and rounds where the cubic overshoots.
 
     Raises:
         InputError: the source is of the wrong kind, rank, type or range, empty, not finite, unreadable, truncated, animated or
@@ -82,9 +92,11 @@ def prepare_image(source: Any, size: tuple[int, int], fit: str = "crop", max_pix
     """
     if fit not in FITS:
         raise InputError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
     image = _load(source, max_pixels)
     height, width = _size(image)
-    pixels = _to_tensor(image) if fit == "none" else _fit(image, size, fit)
+    pixels = _to_tensor(image) if fit == "none" else _fit(image, size, fit, interpolation)
     return PreparedImage(pixels, {"width": width, "height": height, "fit": fit})
 
 
@@ -308,19 +320,32 @@ def _to_tensor(image: Image.Image | Tensor) -> Float[Tensor, "3 height width"]:
     return F.normalize(F.pil_to_tensor(image) / 255, [0.5] * 3, [0.5] * 3)
 
 
-def _resize(image: Any, size: tuple[int, int]) -> Any:
+def _resize(image: Any, size: tuple[int, int], interpolation: str = "bilinear") -> Any:
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 
-    return F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    if interpolation == "bicubic" and isinstance(image, Tensor) and _size(image) != size:
+        levels = _eight_bit_levels(image)
+        image = image if levels is None else F.to_pil_image(levels)
+    resized = F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+    overshoots = interpolation == "bicubic" and isinstance(image, Tensor)
+    return resized.clamp(image.min(), image.max()) if overshoots else resized
 
 
-def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str) -> Float[Tensor, "3 height width"]:
+def _eight_bit_levels(pixels: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"] | None:
+    """The levels 0 to 255 that floats in [-1, 1] stand on; ``None`` if one of them lies between two."""
+    levels = (pixels + 1) * 127.5
+    whole = levels.round()
+    exact = bool((levels - whole).abs().max() < 1e-3 and whole.min() >= 0 and whole.max() <= 255)
+    return whole.to(torch.uint8) if exact else None
+
+
+def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Float[Tensor, "3 height width"]:
     from torchvision.transforms.v2 import functional as F
 
     own = _size(image)
     if fit == "stretch":
-        return _to_tensor(_resize(image, size))
+        return _to_tensor(_resize(image, size, interpolation))
     if fit == "crop":
         covering = _covering_size(own, size)
         if covering[0] * covering[1] > MAX_PIXELS:
@@ -328,12 +353,12 @@ def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str) -> Float[
                 f"{own[1]} x {own[0]} pixels are too oblong to crop: covering {size[1]} x {size[0]} takes an image of "
                 f"{covering[1]} x {covering[0]}; pad, stretch or cut it"
             )
-        return _to_tensor(F.center_crop(_resize(image, covering), list(size)))
+        return _to_tensor(F.center_crop(_resize(image, covering, interpolation), list(size)))
     inner = _inner_size(own, size)
     top, left = _centred(inner, size)
     # Mid-grey lies between two levels of 8 bits, so the bars are added to the tensor.
     padded = torch.zeros(3, *size)
-    padded[:, top : top + inner[0], left : left + inner[1]] = _to_tensor(_resize(image, inner))
+    padded[:, top : top + inner[0], left : left + inner[1]] = _to_tensor(_resize(image, inner, interpolation))
     return padded
 
 

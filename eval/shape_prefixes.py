@@ -1,0 +1,84 @@
+"""Shapes decoded from more and more of their tokens, beside the grid of the same bits: the picture in the README.
+
+python -m zoo.eval.shape_prefixes vat-tiny knot.ply chair.ply --out shapes.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zoo
+from zoo.errors import InputError
+from zoo.eval.options import token_counts
+from zoo.eval.shapes import coarse_grid, grid_side, read
+from zoo.eval.turntable import render
+from zoo.media import replacing
+from zoo.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LENGTHS = (5, 30, 104, 232)
+
+_TILE, _LINE, _FONT_SIZE, _AZIMUTH = 170, 20, 14, 0.6
+_INK, _SOFT = "#1c2024", "#667"
+
+
+def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: Sequence[int] = LENGTHS) -> Image.Image:
+    """A row for each shape: what is decoded from so many tokens and from all, the original, and the grid of all its bits.
+
+    Args:
+        tokenizer: an ordered shape tokenizer whose shapes all have as many tokens.
+        paths: files of meshes.
+        lengths: token counts.
+
+    Raises:
+        InputError: the tokenizer is for other media or its prefixes do not decode, or a file cannot be read.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    spec = tokenizer.spec
+    if spec.modality != "shape" or not spec.ordered or spec.max_tokens is None:
+        raise InputError(f"{spec.name} is no shape tokenizer whose prefixes decode")
+    counts = [*sorted(count for count in lengths if count < spec.max_tokens), spec.max_tokens]
+    sizes = [(f"{count} tokens", f"{-(-count * spec.bits_per_token // 8)} bytes") for count in counts]
+    bits = spec.max_tokens * spec.bits_per_token
+    labels = [*sizes, ("original", ""), (f"grid of {grid_side(bits)}³ cells", sizes[-1][1])]
+    sheet = Image.new("RGB", (_TILE * len(labels), _TILE * len(paths) + 2 * _LINE), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    for row, path in enumerate(paths):
+        original = read(str(path), spec, {})
+        tokens = tokenizer.encode(original)
+        decoded = tokenizer.decode(zoo.Tokens.cat([tokens.truncate(count) for count in counts]))
+        for column, mesh in enumerate((*decoded, original, coarse_grid(original, bits))):
+            sheet.paste(Image.fromarray(render(mesh, _AZIMUTH, _TILE)), (column * _TILE, row * _TILE))
+    for column, label in enumerate(labels):
+        for line, (text, colour) in enumerate(zip(label, (_INK, _SOFT), strict=True)):
+            place = (column * _TILE + _TILE // 2, _TILE * len(paths) + (line + 1) * _LINE - 4)
+            draw.text(place, text, colour, font, anchor="ms")
+    return sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.shape_prefixes", description="Decode shapes from more and more of their tokens."
+    )
+    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
+    parser.add_argument("shapes", type=Path, nargs="+")
+    parser.add_argument("--out", required=True, type=Path, help="the picture, a PNG file")
+    parser.add_argument("--tokens", default=",".join(map(str, LENGTHS)), help="comma-separated counts; all are added")
+    options = parser.parse_args(arguments)
+    sheet = picture(zoo.load(options.name), options.shapes, lengths=token_counts(options.tokens) or ())
+    with replacing(options.out) as temporary:
+        sheet.save(temporary, format="PNG")
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
