@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_vlm import IMAGE, expand_images, from_original, llava
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from small_vlm import IMAGE, expand_images, from_original, llava
 from zoo import InputError, compress
 from zoo.compress.mustdrop import key_set, merge_windows
 from zoo.compress.quecc import QueCCConfig, QueCCProjector, query_text, question_embeddings
@@ -250,11 +252,14 @@ def test_several_crops_as_the_original_has_them(model: Any, layers: tuple[int, .
 # -------------------------------------------------------------------------------------------------------------- generate
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_batch_changes_nothing(model: Any, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "positions"),
+    [(method, None) for method in METHODS] + [(method, "keep") for method in ("mustdrop", "visionzip", "prumerge", "tome")],
+)
+def test_a_batch_changes_nothing(model: Any, method: str, positions: Any) -> None:
     """Left padding, several images, beams: every row as alone; and the model as before afterwards."""
     plain = model(**batch()).logits
-    with compress.apply(model, method, keep=0.25) as handle:
+    with compress.apply(model, method, keep=0.25, positions=positions) as handle:
         sequences, logits = generate(model, batch())
         stats = handle.stats
         beams = model.generate(**batch(), max_new_tokens=4, num_beams=2, do_sample=False)
@@ -349,6 +354,31 @@ def test_dropping_before_the_model_is_leaving_tokens_out(model: Any, end: str) -
         inputs_embeds=embeds[:, stays], max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
     torch.testing.assert_close(logits, torch.stack(short.logits, 1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["uniform", "globalcom2"])
+def test_tokens_may_keep_their_positions(model: Any, method: str) -> None:
+    """As a prompt of embeddings with the positions of the full one, gaps and all; decoding goes on behind the full prompt."""
+    inputs = alone(0)
+    ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
+    with compress.apply(model, method, keep=0.25, positions="keep") as handle:
+        sequences, logits = generate(model, inputs, tokens=2)
+        kept = handle.stats.kept[0]
+        if method == "globalcom2":
+            assert torch.equal(kept, handle.stats.sources[0].sort().values)
+        without_cache = generate(model, inputs, tokens=1, use_cache=False)[1]
+    embeds = model.get_input_embeddings()(ids)
+    embeds[ids == IMAGE] = torch.cat(model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
+    stays = ids[0] != IMAGE
+    stays[(ids[0] == IMAGE).nonzero()[kept, 0]] = True
+    places = stays.nonzero()[:, 0][None]
+    mask = torch.ones_like(places)
+    first = model(inputs_embeds=embeds[:, stays], position_ids=places, attention_mask=mask)
+    new = {"input_ids": sequences[:, length : length + 1], "position_ids": torch.tensor([[length]])}
+    second = model(**new, past_key_values=first.past_key_values)
+    expected = torch.cat([first.logits[:, -1:], second.logits], 1)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(without_cache, logits[:, :1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["fastv", "mustdrop"])
@@ -448,6 +478,34 @@ def test_gradient_checkpointing_is_refused() -> None:
         trained(**alone(0))
 
 
+@pytest.mark.parametrize("method", ["random", "visionzip", "fastv", "pyramiddrop", "mustdrop"])
+def test_conversations_go_on(model: Any, method: str) -> None:
+    """`generate` with a cache and all ids so far, and a cache that is used twice."""
+    further = text(4, 7)[None]
+    with compress.apply(model, method, keep=0.3):
+        first = model.generate(**alone(1), max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        cache = copy.deepcopy(first.past_key_values)
+        ids = torch.cat([first.sequences, further], 1)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        _, logits = generate(model, inputs, past_key_values=first.past_key_values)
+        for token in torch.cat([first.sequences[:, -1:], further], 1).split(1, 1):
+            expected = model(input_ids=token, past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(logits[:, 0], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_threads_do_not_see_each_other(model: Any) -> None:
+    with compress.apply(model, "mustdrop", keep=0.3), ThreadPoolExecutor(3) as pool:
+        expected = [generate(model, alone(index))[1] for index in range(3)]
+
+        def again(index: int) -> Tensor:
+            with torch.no_grad():
+                return generate(model, alone(index))[1]
+
+        for _ in range(2):
+            for logits, own in zip(pool.map(again, range(3)), expected, strict=True):
+                torch.testing.assert_close(logits, own, atol=1e-5, rtol=1e-5)
+
+
 def test_low_precision_and_other_samplers(model: Any) -> None:
     half = llava(layers=3, tower_layers=3).to(torch.bfloat16)
     inputs = batch() | {"pixel_values": batch()["pixel_values"].bfloat16()}
@@ -521,6 +579,7 @@ def test_images_of_many_views(views: Any, method: str) -> None:
             own = generate(views, {**with_plain, **single})[1]
             torch.testing.assert_close(logits[index], own[0], atol=2e-4, rtol=1e-4)
             assert torch.equal(stats.kept[index], handle.stats.kept[0])
+    assert "pack_image_features" not in vars(views.model) and not hasattr(views, "_zoo_compress")
     assert 0.15 < stats.final_share < 0.4
     assert all(len(source) == count for source, count in zip(stats.sources, stats.visual_per_layer[0], strict=False))
 
@@ -603,6 +662,10 @@ def test_input_errors(model: Any, views: Any) -> None:
     for keep in (0, -0.5, 1.5):
         with pytest.raises(InputError, match=r"must be in \(0, 1\]"):
             compress.apply(model, "fastv", keep=keep)
+    with pytest.raises(InputError, match="positions can be 'keep' or 'renumber', not 'drop'"):
+        compress.apply(model, "fastv", positions="drop")
+    with pytest.raises(InputError, match="lays out views anew"):
+        compress.apply(views, "globalcom2", positions="keep")
     with pytest.raises(InputError, match="no method 'fastw'; there are mustdrop, globalcom2"):
         compress.apply(model, "fastw")
     with pytest.raises(InputError, match="unexpected keyword argument 'lair'"):
@@ -682,11 +745,28 @@ def test_towers_without_cls_and_sliding_windows() -> None:
 # --------------------------------------------------------------------------------------------------------------- Qwen-VL
 
 
-def qwen(**text_options: Any) -> Any:
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+def qwen(version: str = "2") -> Any:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+    )
 
     torch.manual_seed(0)
-    config = Qwen2VLConfig(
+    settings, kind, vision = {
+        "2": (
+            Qwen2VLConfig,
+            Qwen2VLForConditionalGeneration,
+            {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2},
+        ),
+        "2.5": (
+            Qwen2_5_VLConfig,
+            Qwen2_5_VLForConditionalGeneration,
+            {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32},
+        ),
+    }[version]
+    config = settings(
         text_config={
             "vocab_size": 96,
             "hidden_size": 32,
@@ -698,15 +778,14 @@ def qwen(**text_options: Any) -> Any:
             "bos_token_id": 1,
             "eos_token_id": None,
             "pad_token_id": 0,
-            **text_options,
         },
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2},
+        vision_config=vision,
         image_token_id=IMAGE,
         video_token_id=94,
         vision_start_token_id=93,
         vision_end_token_id=92,
     )
-    model = Qwen2VLForConditionalGeneration(config).eval()
+    model = kind(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.mul_(3)
@@ -727,10 +806,12 @@ def qwen_inputs(grids: list[tuple[int, int]]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "random", "uniform"])
-def test_qwen(method: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "method"), [("2", "fastv"), ("2", "pyramiddrop"), ("2", "random"), ("2.5", "fastv"), ("2.5", "uniform")]
+)
+def test_qwen(version: str, method: str) -> None:
     """Methods of the language model, where a token's place in its image is part of its position and stays."""
-    model, grids = qwen(), [(8, 12), (8, 6)]
+    model, grids = qwen(version), [(8, 12), (8, 6)]
     inputs = qwen_inputs(grids)
     plain = generate(model, inputs)[1]
     with compress.apply(model, method, keep=1):

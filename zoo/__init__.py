@@ -29,6 +29,7 @@ from zoo.errors import (
 )
 
 if TYPE_CHECKING:
+    from zoo import compress
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
     from zoo.quantize import quantize
@@ -59,7 +60,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("quantize",)
+_PACKAGES = ("compress", "quantize")
 
 __all__ = [
     "ChecksumError",
@@ -85,6 +86,7 @@ __all__ = [
     "Vocabulary",
     "WeightsError",
     "ZooError",
+    "compress",
     "convert",
     "info",
     "list",

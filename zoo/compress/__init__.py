@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.compress.mustdrop import MustDrop
     from zoo.compress.quecc import QueCC, QueCCProjector
     from zoo.compress.sequence import tokens
-    from zoo.compress.stats import Stats
+    from zoo.compress.stats import Stats, prefill_flops
 
 # Where each public name lives; a module by itself has no attribute.
 _HOMES = {
@@ -30,6 +30,7 @@ _HOMES = {
     "remove": "zoo.compress.attach",
     "Handle": "zoo.compress.attach",
     "Stats": "zoo.compress.stats",
+    "prefill_flops": "zoo.compress.stats",
     "MustDrop": "zoo.compress.mustdrop",
     "GlobalCom2": "zoo.compress.globalcom2",
     "QueCC": "zoo.compress.quecc",
@@ -49,6 +50,7 @@ __all__ = [
     "Stats",
     "apply",
     "kv",
+    "prefill_flops",
     "remove",
     "tokens",
 ]

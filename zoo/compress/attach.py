@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.compress.anatomy import Anatomy, anatomy_of
 from zoo.compress.language import PromptShortener
-from zoo.compress.method import HANDLE, Encoding, Method, Reduced, options_error
+from zoo.compress.method import HANDLE, Encoding, Method, Positions, Reduced, options_error
 from zoo.compress.methods import METHODS
 from zoo.compress.stats import Stats
 from zoo.errors import InputError
@@ -32,6 +32,8 @@ class Handle:
         self.model, self.name, self.method = model, name, method
         self._anatomy = anatomy_of(model)
         method.bind(self._anatomy)
+        if method.packs and method.positions == "keep":
+            raise InputError(f"{name} lays out views anew, so that their tokens cannot keep positions")
         self._shortener = PromptShortener(self._anatomy, method)
         self._tower = _TowerHooks(self._anatomy, method, self._shortener)
         self._hooks: list[Any] = []
@@ -187,7 +189,7 @@ class _TowerHooks:
         if kept > self.anatomy.patches:
             raise InputError(f"{kept} tokens for a view of {self.anatomy.patches} placeholders")
         place = torch.arange(kept, device=projected.device).expand(views, kept)
-        if self.anatomy.views and not self.method.packs:
+        if self.method.positions == "keep" or (self.anatomy.views and not self.method.packs):
             place = _places(reduced.anchor, valid, self.anatomy.patches)
         source = reduced.anchor if reduced.source is None else reduced.source
         offset = torch.arange(views, device=projected.device)[:, None] * self.anatomy.patches
@@ -274,13 +276,16 @@ class _Replaced:
         delattr(self._owner, self._name)
 
 
-def apply(model: Any, method: str, *, keep: float | None = None, **options: Any) -> Handle:
+def apply(model: Any, method: str, *, keep: float | None = None, positions: str | None = None, **options: Any) -> Handle:
     """Puts a method into a vision-language model; ``generate`` and ``forward`` of the model are used as before.
 
     Args:
         model: ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration`` of transformers, as it was loaded.
         method: a name from `zoo.compress.METHODS`.
         keep: share of visual tokens to keep, in (0, 1]; the method's own setting by default. 1 leaves everything as it is.
+        positions: ``"keep"`` leaves every token that stays at its position in the full prompt, ``"renumber"`` closes the gaps.
+            By default what leaves before the language model leaves no gap, as published, and what leaves within it does where
+            the method says so. Qwen's tokens always keep theirs.
         options: of the method, see its class.
 
     Returns:
@@ -294,6 +299,8 @@ def apply(model: Any, method: str, *, keep: float | None = None, **options: Any)
         raise InputError(f"no method {method!r}; there are {', '.join(METHODS)}")
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"the share of visual tokens to keep must be in (0, 1], not {keep}")
+    if positions not in (None, "keep", "renumber"):
+        raise InputError(f"positions can be 'keep' or 'renumber', not {positions!r}")
     if isinstance(getattr(model, HANDLE, None), Handle):
         raise InputError(f"the model is compressed already ({getattr(model, HANDLE).name}); zoo.compress.remove(model) first")
     module, _, name = METHODS[method].home.partition(":")
@@ -302,6 +309,8 @@ def apply(model: Any, method: str, *, keep: float | None = None, **options: Any)
         settled = kind(keep=keep, **options)  # type: ignore[call-arg]  # every method takes the share it keeps
     except TypeError as error:
         raise options_error(method, error) from error
+    if positions is not None:
+        settled.positions, settled.renumbers = cast(Positions, positions), positions == "renumber"
     return Handle(model, method, Method() if settled.idle else settled)
 
 

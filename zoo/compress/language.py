@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -108,6 +109,7 @@ class _Call(threading.local):
     inputs: dict[int, _Inputs]
     query: Tensor | None = None
     keys: Tensor | None = None
+    again = 0
 
     def __init__(self) -> None:
         self.inputs = {}
@@ -124,6 +126,8 @@ class PromptShortener:
 
     def __init__(self, anatomy: Anatomy, method: Method) -> None:
         self.anatomy, self.method = anatomy, method
+        # with several axes positions say where in the image a token is
+        self.keeps_positions = method.positions == "keep" or anatomy.tower is None
         self.call = _Call()
         self._last: _Prefill | None = None
 
@@ -139,10 +143,10 @@ class PromptShortener:
         yield anatomy.language.register_forward_pre_hook(self._enter, with_kwargs=True)
         yield anatomy.language.register_forward_hook(self._leave, with_kwargs=True, prepend=True)
         pruned = self.method.pruned
-        if not pruned:
-            return
-        self._check_layers()
-        for index in range(pruned[0], len(anatomy.layers)):
+        if pruned:
+            self._check_layers()
+        first = 0 if self.keeps_positions else min(pruned, default=len(anatomy.layers))
+        for index in range(first, len(anatomy.layers)):
             yield anatomy.layers[index].register_forward_pre_hook(self._layer_inputs(index), with_kwargs=True)
         for stage, index in enumerate(pruned):
             attention = anatomy.layers[index].self_attn
@@ -201,7 +205,7 @@ class PromptShortener:
         if call.bypass:
             return None
         visual, call.visual = call.visual, None
-        call.prefill, call.inputs = None, {}
+        call.prefill, call.inputs, call.again = None, {}, 0
         cache = kwargs.get("past_key_values")
         memory: CacheMemory | None = getattr(cache, HANDLE, None)
         cached = 0 if cache is None else cache.get_seq_length()
@@ -229,24 +233,26 @@ class PromptShortener:
         alive = prompt.valid & ~absent
         if (wanted := method.before(prompt)) is not None:
             alive &= wanted | ~prompt.visual
-        renumbered = prompt.positions.ndim == 2
         prefill = _Prefill(
             visual=visual & prompt.valid,
             attended=prompt.valid.sum(1),
             last=(prompt.valid * prompt.index).amax(1),
-            entry_shift=(prompt.valid.sum(1) - alive.sum(1)) * renumbered,
+            entry_shift=(prompt.valid.sum(1) - alive.sum(1)) * (not self.keeps_positions),
             shortened=not bool(alive.all()),
             cache=self._cache(language, kwargs),
             prompts=[prompt],
         )
         if prefill.shortened:
             order, valid, full = left_padded(alive)
-            prompt = prompt.take(order, valid, renumber=True)
+            prompt = prompt.take(order, valid, renumber=not self.keeps_positions)
             embeds = gather_tokens(embeds, order).masked_fill(~valid[..., None], 0)
             prefill.prompts = [prompt]
-            # without a mask, gaps between positions would be taken for several sequences
-            kwargs["attention_mask"] = None if full and renumbered else valid.long()
-            kwargs["position_ids"] = _without_gaps(prompt)
+            kwargs["attention_mask"] = None if full else valid.long()
+            kwargs["position_ids"] = prompt.positions
+            if self.keeps_positions:
+                # the model itself would take gaps between positions for the borders of packed sequences
+                kwargs["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
+                call.inputs[0] = self._inputs(embeds, None if full else valid, prompt.positions)
         kwargs["inputs_embeds"] = embeds
         call.prefill = prefill
 
@@ -398,8 +404,11 @@ class PromptShortener:
         prefill, call.prefill, call.inputs = call.prefill, None, {}
         call.query = call.keys = None
         encoding, call.encoding, call.tower = call.encoding, None, Encoding()
+        if call.again:
+            output.last_hidden_state = F.pad(output.last_hidden_state, (0, 0, call.again, 0))
+            call.again = 0
         if prefill is None:
-            return None
+            return output
         if prefill.cache is not None:
             memory = self._remember(prefill)
             setattr(prefill.cache, HANDLE, memory)
@@ -451,7 +460,11 @@ class PromptShortener:
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             embeds = language.get_input_embeddings()(kwargs.pop("input_ids"))
-            kwargs["inputs_embeds"] = embeds
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask is not None and mask.ndim != 2:
+            raise InputError("an attention mask that isn't [batch, length] cannot be shortened")
+        self.call.again = _seen_again(memory, embeds.shape[1], mask, positions)
+        embeds = kwargs["inputs_embeds"] = embeds[:, self.call.again :]
         batch, count = embeds.shape[:2]
         groups = memory.groups
         if groups[0].valid.shape != (batch, cached):
@@ -460,13 +473,11 @@ class PromptShortener:
                 f"{groups[0].valid.shape[1]} of {groups[0].valid.shape[0]}; caches that are cut or re-batched from outside "
                 "(as by assisted decoding) cannot go on"
             )
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(memory.seen, memory.seen + count, device=embeds.device)[None]
+        positions = positions[..., -count:]
         new = groups[0].valid.new_ones(batch, count)
         if mask is not None:
-            if mask.ndim != 2:
-                raise InputError("an attention mask that isn't [batch, length] cannot be shortened")
             new &= mask[:, -count:].to(new.device).bool()
         for group in groups:
             group.valid = torch.cat([group.valid, new], 1)
@@ -497,12 +508,23 @@ class PromptShortener:
         )
 
 
-def _without_gaps(prompt: Prompt) -> Tensor:
-    """Positions of a prompt; of four axes the first one, which is for masks, counts what is left."""
-    if prompt.positions.ndim == 3 and len(prompt.positions) == 4:
-        count = (prompt.valid.cumsum(1) - 1).clamp(min=0)
-        return torch.cat([count[None], prompt.positions[1:]])
-    return prompt.positions
+def _seen_again(memory: CacheMemory, count: int, mask: Tensor | None, positions: Tensor | None) -> int:
+    """How many of ``count`` tokens the caches have seen already.
+
+    ``generate``, continuing a conversation, tells what is new from the length of a cache, which holds less than was seen.
+    """
+    if count == 1:
+        return 0
+    if mask is not None and mask.shape[1] > count:
+        first = mask.shape[1] - count
+    elif mask is None and positions is not None and (positions.ndim == 2 or len(positions) == 4):
+        first = int(positions.flatten(0, -2)[0, 0])
+    else:
+        return 0
+    again = max(0, memory.seen - first)
+    if again >= count:
+        raise InputError("no new token for a cache that has been compressed")
+    return again
 
 
 def _at(layer: int, groups: list[tuple[int, list[int]]]) -> list[int]:

@@ -13,6 +13,7 @@ from zoo.compress.anatomy import Anatomy
 from zoo.errors import InputError
 
 Compat = Literal["official"]
+Positions = Literal["keep", "renumber"]
 
 # Attribute under which a model knows its `zoo.compress.Handle`, image features their `Encoding` and a cache what it holds.
 HANDLE = "_zoo_compress"
@@ -124,6 +125,7 @@ class Method:
         rows: whose attention `choose` gets: the last token's or that of the text after the last image.
         renumbers: tokens that stay get the first positions instead of keeping their own.
         evicts: caches of layers up to the last pruned one give up what went later.
+        positions: the user's wish for all tokens that stay, instead of the method's own way.
     """
 
     needs_cls: ClassVar[bool] = False
@@ -138,6 +140,7 @@ class Method:
     rows: Literal["last", "text"] = "last"
     renumbers: bool = False
     evicts: bool = False
+    positions: Positions | None = None
 
     @property
     def idle(self) -> bool:

@@ -219,8 +219,8 @@ class VisionZip(_Keeping):
         if sum(self.counts) > anatomy.patches:
             raise InputError(f"{sum(self.counts)} tokens of {anatomy.patches} patches")
         self.heads = anatomy.tower_heads
-        # [CLS] has no place on a canvas
-        self.with_cls = not anatomy.views
+        # [CLS] has no place in the image
+        self.with_cls = not anatomy.views and self.positions != "keep"
         self.watched = self.states = (anatomy.feature_layer,)
 
     def reduce(self, features: Tensor, encoding: Encoding) -> Reduced:

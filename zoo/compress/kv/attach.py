@@ -33,10 +33,13 @@ _IMPLEMENTATIONS = ("eager", "sdpa")
 class Handle:
     """A policy in a model; a context manager that takes it out again."""
 
-    def __init__(self, model: nn.Module, policy: Policy, modules: list[Any]) -> None:
+    def __init__(self, model: nn.Module, policy: Policy) -> None:
         self.model, self.policy = model, policy
+        decoder = _decoder(model)
+        modules = _attention_modules(decoder)
         self._configs = [(module, module.config) for module in modules]
         self._hooks = [module.register_forward_pre_hook(_hand_over_cache, with_kwargs=True) for module in modules]
+        self._hooks.append(decoder.register_forward_hook(_settle_cache))
         for module in modules:
             # The copy keeps the change from the model, whose masks depend on the implementation as well.
             config: Any = copy.copy(module.config)
@@ -83,7 +86,7 @@ def apply(model: nn.Module, policy: Policy) -> Handle:
         raise InputError(f"{dropping.name} cuts the cache itself: it does not go together with a policy")
     if model in _ATTACHED:
         raise InputError(f"this model has a policy already, {_ATTACHED[model].policy}; remove it first")
-    handle = Handle(model, policy, _attention_modules(model))
+    handle = Handle(model, policy)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
     _ATTACHED[model] = handle
     return handle
@@ -133,17 +136,22 @@ class _Calibration(Policy):
         return length
 
 
-def _attention_modules(model: Any) -> list[Any]:
-    """The causal attention modules of a model's decoder, in order."""
+def _decoder(model: Any) -> Any:
+    """The part of a model that holds the layers."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     if not getattr(decoder, "_supports_attention_backend", False):
         raise InputError(
             f"{type(model).__name__} does not call its attention through transformers' interface; models that do are Llama, "
             "LLaVA, LLaVA-NeXT, Mistral, Qwen2, Qwen3 and most other decoders of transformers 5"
         )
+    return decoder
+
+
+def _attention_modules(decoder: Any) -> list[Any]:
+    """The causal attention modules of a decoder, in order."""
     modules = [module for module in decoder.modules() if hasattr(module, "layer_idx") and getattr(module, "is_causal", False)]
     if not modules:
-        raise InputError(f"{type(model).__name__} has no causal attention with a cache")
+        raise InputError(f"{type(decoder).__name__} has no causal attention with a cache")
     for module in modules:
         if module.config._attn_implementation not in _IMPLEMENTATIONS:
             raise InputError(
@@ -169,6 +177,14 @@ def _hand_over_cache(module: Any, arguments: tuple[Any, ...], keywords: dict[str
             raise InputError(f"layer {index} of the cache is a {type(layer).__name__}, not a DynamicLayer")
         cache.layers[index] = PolicyLayer.taking_over(layer)
     return arguments, keywords | {"kv_cache": cache}
+
+
+def _settle_cache(decoder: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    """Let go of what every layer decided to drop."""
+    cache = getattr(output, "past_key_values", None)
+    for layer in cache.layers if isinstance(cache, DynamicCache) else ():
+        if isinstance(layer, PolicyLayer):
+            layer.settle()
 
 
 def _attention(

@@ -21,6 +21,7 @@ class PolicyLayer(DynamicLayer):
         evicted: tokens that are gone, which positions go on counting.
         valid: which entries are no padding; ``None`` while nobody has asked.
         scores: attention received, for H2O.
+        leaving: entries to keep and values to give them once the whole model has run, when nothing else reads the others.
         budget: entries that are kept or read, once the prompt is known.
         channels: important channels, for Double Sparsity.
         labels: those channels of the keys.
@@ -39,6 +40,7 @@ class PolicyLayer(DynamicLayer):
         self.evicted = 0
         self.valid: Bool[Tensor, "batch kv_heads length"] | None = None
         self.scores: Scores | None = None
+        self.leaving: tuple[Kept, Keys | None] | None = None
         self.budget: tuple[int, ...] | None = None
         self.channels: Int[Tensor, "heads channels"] | None = None
         self.labels: Float[Tensor, "batch heads length channels"] | None = None
@@ -61,10 +63,21 @@ class PolicyLayer(DynamicLayer):
         """Entries that there will be in the next call, and 0."""
         return super().get_seq_length() + query_length, 0
 
-    def keep(self, kept: Kept) -> None:
-        """Drop all other entries."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append new entries."""
+        self.settle()
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, values
+
+    def settle(self) -> None:
+        """Drop what a policy decided to drop."""
+        if self.leaving is None:
+            return
+        kept, values = self.leaving
+        self.leaving = None
         self.evicted += self.keys.shape[2] - kept.shape[2]
-        self.keys, self.values = gather_entries(self.keys, kept), gather_entries(self.values, kept)
+        self.keys = gather_entries(self.keys, kept)
+        self.values = gather_entries(self.values, kept) if values is None else values
         if self.valid is not None:
             self.valid = self.valid.gather(2, kept)
         if self.scores is not None:

@@ -97,9 +97,7 @@ class H2O(Policy):
             # Padding goes first, which otherwise ties with real entries that nobody looked at.
             kept = h2o_kept(layer.scores.masked_fill(~layer.valid, -1.0), *layer.budget)
             merged = merged_values(layer.keys, layer.values, kept, layer.valid) if self.merge else None
-            layer.keep(kept)
-            if merged is not None:
-                layer.values = merged
+            layer.leaving = (kept, merged)
         return output
 
     def entries_read(self, layer_index: int, prompt: int, length: int) -> float:
