@@ -122,7 +122,7 @@ def run(
     name: str,
     *,
     methods: Sequence[str] = tuple(OPERATORS),
-    steps: int = 200,
+    steps: int = 30,
     seed: int = 3407,
     threads: int | None = None,
     json_path: str | Path | None = None,
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--methods", default=",".join(OPERATORS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", dest="json_path", type=Path, default=None)

@@ -208,6 +208,18 @@ def plot(content: Mapping[str, Any], path: str | Path) -> None:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix(".") or "png", dpi=100)
 
 
+def table(content: Mapping[str, Any]) -> str:
+    """Accuracies in Markdown, a row per method."""
+    results = content["results"]
+    keeps = sorted({result["keep"] for result in results[1:]}, reverse=True)
+    lines = [f"| method | {' | '.join(f'{keep:.0%}' for keep in keeps)} |", "|---|" + "---|" * len(keeps)]
+    for name in dict.fromkeys(result["method"] for result in results[1:]):
+        found = {result["keep"]: f"{result['accuracy']['all']:.1%}" for result in results if result["method"] == name}
+        lines.append(f"| {name} | {' | '.join(found.get(keep, '') for keep in keeps)} |")
+    kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in results[0]["accuracy"].items())
+    return "\n".join([*lines, "", f"With all tokens: {kinds}. A blind guess: {content['blind']['all']:.1%} of all."])
+
+
 def embedded_weights() -> Path:
     """The file that comes with the package."""
     return Path(str(files("zoo.weights") / "vlm-tiny.safetensors"))
@@ -234,8 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command=shlex.join(["python", "-m", "zoo.eval.compress", *(sys.argv[1:] if arguments is None else arguments)]),
         progress=sys.stderr.isatty(),
     )
-    for result in content["results"]:
-        print(f"{result['method']:12} {result['keep']:5.0%}  {result['accuracy']['all']:.1%}")
+    print(table(content))
 
 
 if __name__ == "__main__":

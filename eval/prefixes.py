@@ -61,7 +61,7 @@ def picture(
     tokens = plan.encoded(original)
     whole = int(tokens.lengths[0])
     counts = [*plan.prefix_lengths(whole), whole]
-    unit = [(image + 1) / 2 for image in (*plan.decoded(tokens, original, counts), original)]
+    unit = [(image + 1) / 2 for image in (*plan.decoded(tokens, original, counts, plan.own_options(original)), original)]
     labels = [(_tokens(count, whole), f"{count * spec.bits_per_token} bits") for count in counts]
     rows = [list(zip(unit, [*labels, ("original", f"{original.shape[2]} x {original.shape[1]} pixels")], strict=True))]
     if baseline:

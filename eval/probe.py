@@ -78,7 +78,7 @@ class LinearProbe:
             optimizer.step(loss)  # type: ignore[no-untyped-call]
         return weight.detach()
 
-    def _inputs(self, features: Rows) -> Rows:
+    def _inputs(self, features: Rows) -> Float[Tensor, "rows weights"]:
         return F.pad((features - self.mean) / self.std, (0, 1), value=1.0)
 
     def _accuracy(self, weight: Float[Tensor, "classes weights"], features: Rows, labels: Labels) -> float:
@@ -93,7 +93,7 @@ class LinearProbe:
         return self._accuracy(self.weight, features, labels)
 
 
-def halves(tokenizer: Any, pictures: list[Tensor]) -> tuple[Rows, Rows]:
+def halves(tokenizer: Any, pictures: list[Tensor]) -> tuple[Rows, Float[Tensor, "rows pixel_features"]]:
     """What the tokens of pictures hold in their semantic and in their pixel half, as rows for a probe."""
     latents = F.adaptive_avg_pool2d(tokenizer.features(pictures), _AREAS)
     width = tokenizer.config.semantic_code_dim
@@ -129,7 +129,7 @@ def _most_frequent(labels: Labels, chosen: Bool[Tensor, " rows"]) -> float:
 
 def write_result(content: dict[str, Any], path: Path, command: Sequence[str]) -> None:
     """Write figures with the command and the device that gave them, and print them."""
-    content = {"command": shlex.join(command), "device": device_name("cpu")} | content
+    content = {"command": shlex.join(command), "device": device_name(torch.device("cpu"))} | content
     text = json.dumps(content, indent=2)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -35,6 +35,7 @@ from zoo.tokens import Tokens
 
 NEAREST = ("fp8", "fp8-e4m3", "int8", "fp6", "fp6-e2m3", "int6", "fp4", "fp4-e2m1", "fp4-e3m0", "int4", "mxfp4", "nvfp4")
 UNSEARCHED = ("fp8-e4m3", "int8", "fp4-e2m1", "int4")
+CALIBRATED = ("fp8-e4m3", "int8", "fp4-e2m1", "int4")
 LEARNED = ("fp4-e2m1", "int4")
 
 
@@ -103,7 +104,7 @@ def variants(calibration: Sequence[str], iterations: int) -> Iterator[tuple[str,
     for method in UNSEARCHED:
         yield method, {"method": method, "granularity": Granularity(clip="absmax")}, False
     calibrated = {"calibrate": [list(calibration)], "learning": LearningConfig(iterations=iterations)}
-    for method in ("fp8-e4m3", "int8", *LEARNED):
+    for method in CALIBRATED:
         yield method, {"method": method, "rounding": "nearest", **calibrated}, False
     for method in LEARNED:
         yield method, {"method": method, "rounding": "learned", **calibrated}, True

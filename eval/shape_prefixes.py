@@ -47,14 +47,15 @@ def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: 
     counts = [*sorted(count for count in lengths if count < spec.max_tokens), spec.max_tokens]
     sizes = [(f"{count} tokens", f"{-(-count * spec.bits_per_token // 8)} bytes") for count in counts]
     bits = spec.max_tokens * spec.bits_per_token
-    labels = [*sizes, ("original", ""), (f"grid of {grid_side(bits)}³ cells", sizes[-1][1])]
+    labels = [*sizes, ("original", ""), (" x ".join([str(grid_side(bits))] * 3) + " cells", sizes[-1][1])]
     sheet = Image.new("RGB", (_TILE * len(labels), _TILE * len(paths) + 2 * _LINE), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     for row, path in enumerate(paths):
         original = read(str(path), spec, {})
         tokens = tokenizer.encode(original)
         decoded = tokenizer.decode(zoo.Tokens.cat([tokens.truncate(count) for count in counts]))
-        for column, mesh in enumerate((*decoded, original, coarse_grid(original, bits))):
+        meshes: list[Any] = [*decoded, original, coarse_grid(original, bits)]
+        for column, mesh in enumerate(meshes):
             sheet.paste(Image.fromarray(render(mesh, _AZIMUTH, _TILE)), (column * _TILE, row * _TILE))
     for column, label in enumerate(labels):
         for line, (text, colour) in enumerate(zip(label, (_INK, _SOFT), strict=True)):

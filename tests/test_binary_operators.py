@@ -191,6 +191,13 @@ def test_xnor_scales_every_row_by_itself() -> None:
     torch.testing.assert_close(layer(3 * x) - layer.bias, 3 * (layer(x) - layer.bias))
 
 
+@pytest.mark.parametrize("method", OPERATORS)
+def test_a_single_row_gets_what_it_gets_in_a_batch(method: str) -> None:
+    layer = BinaryLinear(70, 3, method=method)
+    x = normal(2, 4, 70)
+    torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2]))
+
+
 def test_gains_beyond_their_table_are_one() -> None:
     layer = BinaryConv1d(2, 3, 1, method="xnor++")
     nn.init.constant_(layer.l_scale, 2.0)

@@ -375,3 +375,18 @@ def test_every_extension_can_be_written_and_read(tmp_path: Path) -> None:
     with pytest.raises(zoo.InputError, match=r"\.xyz"):
         media.write_image(tmp_path / "image.xyz", smooth(4, 4))
     assert not (tmp_path / "image.xyz").exists()
+
+
+def test_bicubic_is_pillows_and_does_not_overshoot() -> None:
+    levels = 255 * np.random.default_rng(0).integers(0, 2, (40, 40, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(levels).resize((13, 17), Image.Resampling.BICUBIC), np.float32)
+    floats = torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
+    for source in (levels, floats):
+        prepared = media.prepare_image(source, (17, 13), "stretch", interpolation="bicubic").pixels
+        assert torch.allclose(prepared, torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    between = media.prepare_image(floats * 0.5001, (17, 13), "stretch", interpolation="bicubic").pixels
+    assert between.min() >= -0.5002 and between.max() <= 0.5002
+    bilinear = media.prepare_image(levels, (17, 13), "stretch").pixels
+    assert not torch.allclose(bilinear, torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1, atol=1e-2)
+    with pytest.raises(zoo.InputError, match="interpolation must be one of bilinear, bicubic"):
+        media.prepare_image(levels, (17, 13), interpolation="nearest")

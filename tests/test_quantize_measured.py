@@ -45,15 +45,16 @@ def test_the_evaluation_holds_decoders_against_float32(tmp_path: Path, monkeypat
         soundfile.write(file, (0.1 * noise).numpy(), 24_000)
     monkeypatch.setattr(evaluation, "NEAREST", ("int8",))
     monkeypatch.setattr(evaluation, "UNSEARCHED", ())
+    monkeypatch.setattr(evaluation, "CALIBRATED", ("int8",))
     monkeypatch.setattr(evaluation, "LEARNED", ())
     content = evaluation.run("wavtokenizer-tiny", files[:1], files[1:], iterations=1, json_path=tmp_path / "out.json")
-    plain, nearest, *calibrated = content["rows"]
+    plain, nearest, calibrated = content["rows"]
     assert plain["snr"] == float("inf") and plain["mel_from_float32"] == 0
     assert nearest["snr"] > 20 and nearest["mel_from_float32"] > 0
     assert nearest["file_bytes"] < 0.6 * plain["file_bytes"]
     assert abs(nearest["packed_of_float32"] - 0.255) < 0.01
-    assert (nearest["inputs"], calibrated[0]["inputs"]) == ("float32", "static 8 bits")
-    assert calibrated[0]["snr"] != nearest["snr"]
+    assert (nearest["inputs"], calibrated["inputs"]) == ("float32", "static 8 bits")
+    assert calibrated["snr"] != nearest["snr"]
     assert content["calibration"] == ["1.wav"] and content["seconds"] == 0.25
     with pytest.raises(InputError, match="no audio tokenizer"):
         evaluation.run("byteformer-commands-wav", [], [])

@@ -24,6 +24,7 @@ BRIEF = Recipe(
     scenes=8,
     tower_steps=3,
     language_steps=4,
+    gap_steps=3,
     tower_batch=4,
     language_batch=2,
     questions=3,
@@ -134,17 +135,26 @@ def test_visual_tokens_are_left_out_at_random(examples: Examples) -> None:
     training.advance()
     stage = training.stage
     assert isinstance(stage, vlm.LanguageStage)
+    assert torch.equal(stage.thinned(np.arange(2))[0], torch.arange(vlm.PATCHES).expand(2, -1)), "none before the last stage"
+    training.advance()
+    stage = training.stage
+    assert isinstance(stage, vlm.GapStage)
     counts, moved = Counter(), Counter()
+    covered = examples.colours[:3] > 0
+    among: list[float] = []
     for _ in range(300):
-        chosen, places = stage.thinned(3)
+        chosen, places = stage.thinned(np.arange(3))
         assert (chosen.diff() > 0).all() and chosen.min() >= 0 and chosen.max() < vlm.PATCHES
         counts[chosen.shape[1] == vlm.PATCHES] += 1
         assert chosen.shape[1] >= round(BRIEF.fewest * vlm.PATCHES)
+        if chosen.shape[1] <= 60:
+            among.append(float(covered.gather(1, chosen).double().mean()))
         compact = torch.equal(places, torch.arange(1, chosen.shape[1] + 1).expand(3, -1))
         assert compact or torch.equal(places, chosen + 1)
         moved[compact] += 1
     assert 50 < counts[True] < 110
     assert 130 < moved[True] < 240
+    assert np.mean(among) > float(covered.double().mean()) + 0.2, "objects stay rather than ground"
 
 
 def test_patches_have_the_names_of_their_objects(examples: Examples) -> None:
@@ -168,17 +178,17 @@ def steps(training: Training, count: int) -> None:
         training.stage.train_step()
 
 
-@pytest.mark.parametrize("stop", [2, 5], ids=["tower", "language"])
+@pytest.mark.parametrize("stop", [2, 5, 8], ids=["tower", "language", "gaps"])
 def test_resuming_goes_on_as_an_uninterrupted_run_does(examples: Examples, tmp_path: Path, stop: int) -> None:
     whole, other, interrupted, resumed = (Training(BRIEF, examples) for _ in range(4))
     other.stage.rng = np.random.default_rng(99)
     for training in (whole, other):
-        steps(training, 7)
+        steps(training, 9)
     steps(interrupted, stop)
     interrupted.save(tmp_path / "checkpoint.pt")
     resumed.restore(tmp_path / "checkpoint.pt")
-    steps(resumed, 7 - stop)
-    assert whole.index == resumed.index == 1 and whole.stage.step == resumed.stage.step == 4
+    steps(resumed, 9 - stop)
+    assert whole.index == resumed.index == 2 and whole.stage.step == resumed.stage.step == 2
     assert whole.stage.rng.bit_generator.state == resumed.stage.rng.bit_generator.state
     distance, chance = (float((weights(whole) - weights(run)).norm()) for run in (resumed, other))
     assert distance < 0.05 * chance
@@ -230,6 +240,7 @@ def test_losing_tokens_loses_answers(embedded: object, tmp_path: Path) -> None:
     assert (full["method"], few["method"], few["keep"]) == ("full", "uniform", 0.03)
     assert few["accuracy"]["all"] < full["accuracy"]["all"] - 0.2
     assert "quecc 0.03" in content["skipped"]
+    assert f"| uniform | {few['accuracy']['all']:.1%} |" in accuracy.table(content)
     with pytest.raises(zoo.InputError, match="no method 'best'"):
         accuracy.run(embedded, methods=["best"])
 

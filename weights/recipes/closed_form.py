@@ -72,7 +72,7 @@ class Decoder:
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d
 
-    def __call__(self, latents: Latents) -> Latents:
+    def __call__(self, latents: Latents) -> Float[Tensor, "batch _ _ _"]:
         """What the last convolution is applied to.
 
         In the layout of the latents: in channels last, PyTorch's group norm takes as long backwards as all convolutions.
@@ -124,7 +124,7 @@ def pass_on(convolution: nn.Conv2d, channels: int, kernels: Sequence[Float[Tenso
             convolution.bias[place] = 0
 
 
-def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: Latents) -> Latents:
+def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: Latents) -> Float[Tensor, "batch _ _ _"]:
     """What reaches a convolution of the decoder."""
     found: list[Tensor] = []
     with convolution.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):

@@ -177,12 +177,12 @@ class Targets:
         return ((as_cells(images, side) - self.cell_mean) @ self.cell_axes.T).permute(0, 3, 1, 2).contiguous()
 
 
-def shrunk(images: Images, size: int) -> Images:
+def shrunk(images: Float[Tensor, "batch 3 _ _"], size: int) -> Float[Tensor, "batch 3 _ _"]:
     """Means of the pixels under each pixel of a smaller image."""
     return F.adaptive_avg_pool2d(images, size)
 
 
-def drawn(pictures: Pictures, size: int, count: int, rng: torch.Generator) -> tuple[list[int], Images]:
+def drawn(pictures: Pictures, size: int, count: int, rng: torch.Generator) -> tuple[list[int], Float[Tensor, "batch 3 _ _"]]:
     """Numbers and images of a random batch."""
     chosen = rows(count, len(pictures), rng)
     return chosen, shrunk(as_images(pictures[chosen]), size)

@@ -351,7 +351,9 @@ def wheel(rng: Generator) -> Solid:
         parts.append(Part(cylinder, (_between(rng, 0.1, 0.4), _between(rng, 0.05, 0.3), 0.0), np.zeros(3), _UPRIGHT))
     if rng.random() < 0.4 or not parts:
         ring = _between(rng, 0.35, 0.75)
-        rim = (torus, (ring, _between(rng, 0.05, 0.14))) if rng.random() < 0.5 else (tube, (ring, 0.07, rng.uniform(0.05, 0.3)))
+        rim: tuple[Primitive, tuple[float, ...]] = (
+            (torus, (ring, _between(rng, 0.05, 0.14))) if rng.random() < 0.5 else (tube, (ring, 0.07, rng.uniform(0.05, 0.3)))
+        )
         parts.append(Part(*rim, np.zeros(3), _UPRIGHT))
     for _ in range(rng.integers(1, 3)):
         primitive, size = any_primitive(rng, scale=rng.uniform(0.4, 0.8))

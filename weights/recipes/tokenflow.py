@@ -7,9 +7,9 @@ those of `image_data`; no photograph and no other network is used. There is no C
 
 1. A vision transformer learns what kind of scene a picture shows, of the kinds in `TAUGHT` only, and the strengths of its
    edges and colours, which no linear map of pixels gives. Its features of the patches are what the semantic tokens carry.
-2. Everything up to the tokens is computed in closed form. Both codes are principal components: of the teacher's features, and of the
-   pixels under a patch, which the convolutional encoder can hand on exactly. One more component, the same for all, makes up
-   most of their length: codes of length 1 behave like vectors of a plane then. The codebooks come from k-means over what the
+2. Everything up to the tokens is computed in closed form. Both codes are principal components: of the teacher's features, and
+   of the pixels under a patch, which the convolutional encoder can hand on exactly. One more component, the same for all, makes
+   up most of their length: codes of length 1 behave like vectors of a plane then. The codebooks come from k-means over what the
    scales leave over.
 3. Both decoders are trained on these tokens. The pixel decoder starts at the linear map that fits best.
 """

@@ -1,6 +1,6 @@
-"""The recipe of ``vat-tiny``: train a small VAT on solids made by this package, on one thread of a CPU, in about 25 minutes.
+"""The recipe of ``vat-tiny``: train a small VAT on solids made by this package, on one thread of a CPU, in about 20 minutes.
 
-    python -m zoo.weights.recipes.vat --out weights/vat-tiny.safetensors --minutes 25
+    python -m zoo.weights.recipes.vat --out weights/vat-tiny.safetensors --minutes 20
 
 Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. The solids are
 those of `shape_data`, in all 48 positions of a cube; no mesh is used. Latents stay continuous at first; then k-means over their
@@ -121,7 +121,7 @@ class Recipe:
 # ------------------------------------------------------------------------------------------------------------------- start
 
 
-def cells(points: Places, depth: int) -> Places:
+def cells(points: Places, depth: int) -> Float[Tensor, "cells 3"]:
     """Middles of 2^depth cells with equally many points each: halved along the longest side, in the order of the halving."""
     parts = [points]
     for _ in range(depth):
@@ -150,7 +150,9 @@ class Start:
         latent_places, query_places: in space.
     """
 
-    def __init__(self, config: VATConfig, latent_places: Places, query_places: Places) -> None:
+    def __init__(
+        self, config: VATConfig, latent_places: Float[Tensor, "latents 3"], query_places: Float[Tensor, "queries 3"]
+    ) -> None:
         self.config = config
         self.latent_places, self.query_places = latent_places, query_places
         self.head_width = config.width // config.heads

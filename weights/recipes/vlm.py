@@ -1,16 +1,18 @@
-"""The recipe of ``vlm-tiny``: a LLaVA of 2.6 MB that answers questions about scenes, trained on a CPU in a quarter of an hour.
+"""The recipe of ``vlm-tiny``: a LLaVA of 2.6 MB that answers questions about scenes, trained on a CPU in twenty minutes.
 
     python -m zoo.weights.recipes.vlm --out weights/vlm-tiny.safetensors
 
 It exists to measure what dropping visual tokens costs: `zoo.eval.compress` asks it the same questions with fewer and fewer of
-them. Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. Two stages, on
-the scenes of `vlm_data`:
+them. Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. Three stages,
+on the scenes of `vlm_data`:
 
 1. The vision tower. Patches of its last layer but one, which LLaVA reads, have to name the object that covers them and where
    they are, and [CLS] of the last layer which objects there are, so that its attention goes to objects as that of CLIP does.
 2. Projector and language model on features of the frozen tower. Each scene comes with several questions that do not see each
-   other, so that each is learned as it will be asked, alone. Most batches lack a random part of the visual tokens, at their old
-   places or moved together: large models bear gaps, and a small one that does not would measure the gaps, not what is in them.
+   other, so that each is learned as it will be asked, alone.
+3. The same with gaps: most batches lack a random part of the visual tokens, ground rather than objects in various degrees, and
+   the others stand at their old places or are moved together. Large models bear gaps; a small one that does not would measure
+   the gaps, not what is in them.
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ class Recipe:
 
     Attributes:
         scenes: size of the training set.
-        tower_steps, language_steps: lengths of the two schedules in optimiser steps.
+        tower_steps, language_steps, gap_steps: lengths of the three schedules in optimiser steps.
         tower_batch, language_batch: scenes per step.
-        tower_rate, language_rate: highest learning rates.
+        tower_rate, language_rate, gap_rate: highest learning rates.
         questions: per scene and step.
-        whole: share of batches with all visual tokens; the others have a share drawn log-uniformly from ``fewest`` to 1.
+        whole: share of the last stage's batches with all visual tokens; the others have a share drawn log-uniformly from
+            ``fewest`` to 1.
         fewest: smallest share of visual tokens.
         warmup: steps of rising learning rate.
         widths: of tower and language model; heads have 32 numbers, multilayer perceptrons twice the width.
@@ -70,12 +73,14 @@ class Recipe:
 
     scenes: int = 12_000
     tower_steps: int = 750
-    language_steps: int = 2_300
+    language_steps: int = 1_400
+    gap_steps: int = 600
     tower_batch: int = 16
     language_batch: int = 16
     tower_rate: float = 2e-3
     language_rate: float = 2e-3
-    questions: int = 12
+    gap_rate: float = 1e-3
+    questions: int = 16
     whole: float = 0.25
     fewest: float = 0.1
     warmup: int = 50
@@ -259,13 +264,15 @@ class LanguageStage(Stage):
     """Projector and language model, by the answers to several questions about each scene."""
 
     name = "language"
+    schedule = ("language_steps", "language_rate")
 
     def __init__(self, recipe: Recipe, model: LlavaForConditionalGeneration, examples: Examples) -> None:
         self.examples = examples
         self.projector, self.language = model.model.multi_modal_projector, model.model.language_model
         self.head = model.lm_head
         self.features = features_of(model, examples.pixels)
-        super().__init__(recipe, [self.projector, self.language, self.head], recipe.language_steps, recipe.language_rate)
+        steps, rate = (getattr(recipe, field) for field in self.schedule)
+        super().__init__(recipe, [self.projector, self.language, self.head], steps, rate)
 
     def losses(self) -> tuple[Float[Tensor, ""], dict[str, float]]:
         rows = self.rng.integers(len(self.examples.scenes), size=self.recipe.language_batch)
@@ -274,7 +281,7 @@ class LanguageStage(Stage):
         answers = torch.tensor([[IDS[question.answer] for question in questions] for questions in asked])
         blocks = torch.cat([words, answers[..., None]], dim=-1)
         image = self.projector(self.features[torch.from_numpy(rows)].float())
-        chosen, places = self.thinned(len(rows))
+        chosen, places = self.thinned(rows)
         image = image.gather(1, chosen[..., None].expand(-1, -1, image.shape[-1]))
         embed = self.language.embed_tokens
         start = embed(torch.full((len(rows), 1), IDS["<bos>"]))
@@ -295,13 +302,30 @@ class LanguageStage(Stage):
             shown[kind] = right[of_kind].mean().item()
         return loss, shown
 
-    def thinned(self, batch: int) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-        """Which visual tokens of each scene there are, in order, and the positions that they have."""
+    def thinned(self, rows: Int[np.ndarray, " batch"]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+        """Which visual tokens of each scene there are, in order, and the positions that they have: all of them here."""
+        everything = torch.arange(PATCHES).expand(len(rows), -1)
+        return everything, 1 + everything
+
+
+class GapStage(LanguageStage):
+    """The language model on images of which tokens are missing."""
+
+    name = "gaps"
+    schedule = ("gap_steps", "gap_rate")
+
+    def thinned(self, rows: Int[np.ndarray, " batch"]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+        """A random part of the tokens, at their own positions or one after another.
+
+        How much rather objects than ground stay differs from scene to scene, from not at all to always.
+        """
         whole, moved = self.rng.random() < self.recipe.whole, self.rng.random() < 0.5
         share = 1.0 if whole else self.recipe.fewest ** self.rng.random()
         count = max(1, round(share * PATCHES))
-        chosen = torch.from_numpy(np.sort(self.rng.random((batch, PATCHES)).argsort(axis=1)[:, :count], axis=1))
-        return chosen, 1 + (torch.arange(count).expand(batch, -1) if moved else chosen)
+        covered = (self.examples.colours[torch.from_numpy(rows)] > 0).numpy()
+        draws = self.rng.random((len(rows), PATCHES)) + self.rng.random((len(rows), 1)) * covered
+        chosen = torch.from_numpy(np.sort(draws.argsort(axis=1)[:, ::-1][:, :count], axis=1))
+        return chosen, 1 + (torch.arange(count).expand(len(rows), -1) if moved else chosen)
 
 
 def question_mask(real: Bool[Tensor, "batch questions block"], prefix: int) -> Bool[Tensor, "batch 1 length length"]:
@@ -342,11 +366,11 @@ def features_of(
     return torch.cat(parts)
 
 
-STAGES: tuple[type[Stage], ...] = (TowerStage, LanguageStage)
+STAGES: tuple[type[Stage], ...] = (TowerStage, LanguageStage, GapStage)
 
 
 class Training:
-    """The two stages in a row, in a state that can be saved at any step."""
+    """The three stages in a row, in a state that can be saved at any step."""
 
     def __init__(self, recipe: Recipe, examples: Examples) -> None:
         self.recipe, self.examples = recipe, examples

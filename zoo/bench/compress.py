@@ -518,9 +518,11 @@ def _named(machine: Mapping[str, Any]) -> str:
 
 def plot(content: Mapping[str, Any], path: str | Path) -> None:
     """Prefill time, cache and drift over the share of tokens, a line per method; ``.png`` or ``.svg`` by the name."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
+    colours = colormaps["tab20"]
     panels = figure.subplots(1, 3)
     results = content["results"]
     full = results[0]
@@ -539,7 +541,12 @@ def plot(content: Mapping[str, Any], path: str | Path) -> None:
     for axis, (quantity, unit, label) in zip(panels, shown, strict=True):
         for index, name in enumerate(names):
             points = sorted((result["keep"], unit * result[quantity]) for result in results if result["method"] == name)
-            style = {"color": f"C{index % 10}", "marker": "os^Dv"[index // 10 + index % 3], "markersize": 4, "linewidth": 1.2}
+            style = {
+                "color": colours(index % colours.N),
+                "marker": "os^Dv"[index // 10 + index % 3],
+                "markersize": 4,
+                "linewidth": 1.2,
+            }
             axis.plot(*zip(*points, strict=True), label=name, linestyle="--" if name in POLICIES else "-", **style)
         if quantity != "drift":
             axis.axhline(unit * full[quantity], color="#8a8f98", linestyle=":", label=FULL)
@@ -552,6 +559,7 @@ def plot(content: Mapping[str, Any], path: str | Path) -> None:
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     panels[-1].set_yscale("symlog", linthresh=1e-6)
+    panels[-1].set_ylim(bottom=0)
     panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.removeprefix(".") or "png", dpi=110)

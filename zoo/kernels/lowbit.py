@@ -59,6 +59,8 @@ def product(
 def _product(x: Tensor, codes: Tensor, scale: Tensor, format_name: str) -> Tensor:
     format = format_named(format_name)
     flat = x.reshape(-1, x.shape[-1])
+    if format.max > torch.finfo(x.dtype).max:
+        flat = flat.float()
     if x.device.type == "cpu":
         few = len(flat) <= FEW_ROWS_CPU and compiled(format, flat.shape[1], scale.shape[1])
         y = in_registers(flat, codes, scale, format) if few else in_tiles(flat, codes, scale, format)
@@ -68,7 +70,7 @@ def _product(x: Tensor, codes: Tensor, scale: Tensor, format_name: str) -> Tenso
         y = lowbit_triton.product(flat, codes, scale, format)
     else:
         y = F.linear(flat, dequantize(codes, scale, format, flat.shape[1], x.dtype))
-    return y.view(*x.shape[:-1], len(codes))
+    return y.to(x.dtype).view(*x.shape[:-1], len(codes))
 
 
 @_product.register_fake
@@ -100,13 +102,13 @@ def in_tiles(
 ) -> Float[Tensor, "batch rows"]:
     """The product by tiles of the weight that are decoded one after the other.
 
-    One scale per row multiplies the result, so that the values stay exact in any precision.
+    One scale per row multiplies the result, so that the values stay exact in bfloat16; float16 has no room for that.
     """
     tile = max(16, _TILE_NUMBERS // x.shape[1])
     parts = []
     for start in range(0, len(codes), tile):
         rows = slice(start, start + tile)
-        if scale.shape[1] == 1:
+        if scale.shape[1] == 1 and x.dtype != torch.float16:
             values = decoded(codes[rows], format, x.shape[1]).to(x.dtype)
             parts.append(F.linear(x, values).float().mul_(scale[rows, 0]).to(x.dtype))
         else:

@@ -407,7 +407,9 @@ class Noise(nn.Module):
         """Signs plus a share ``alpha`` of the estimate; ``n + 1`` terms of the series are the gradient of the signs."""
         signs = cast(Tensor, _FourierSign.apply(v, n, _SINE * alpha))
         hidden = F.relu(self.fc1(v)) * alpha
-        return torch.addmm(signs.flatten(0, -2), hidden.flatten(0, -2), self.fc2.weight.T).view(v.shape)
+        rows = math.prod(v.shape[:-1])
+        flat = torch.addmm(signs.reshape(rows, v.shape[-1]), hidden.reshape(rows, hidden.shape[-1]), self.fc2.weight.T)
+        return flat.view(v.shape)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
