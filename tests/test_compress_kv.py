@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_vlm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+import small_vlm
 import zoo
 from zoo import compress
 from zoo.compress import kv
