@@ -75,7 +75,7 @@ class LinearProbe:
             return value
 
         with torch.enable_grad():
-            optimizer.step(loss)  # type: ignore[no-untyped-call]
+            optimizer.step(loss)
         return weight.detach()
 
     def _inputs(self, features: Rows) -> Float[Tensor, "rows weights"]:

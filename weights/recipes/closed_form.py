@@ -143,6 +143,7 @@ def pixels_first(convolution: nn.Conv2d, inputs: Latents, pixels: Images) -> Non
     convolution.weight[3 : 3 + moved], convolution.bias[3 : 3 + moved] = weight[:moved], bias[:moved]
     convolution.weight[3 + moved :] = 0
     convolution.bias[3 + moved :] = DECODER_CONSTANT * (1 - 2 * (torch.arange(len(weight) - 3 - moved) % 2))
+    assert regression.bias is not None
     convolution.weight[:3], convolution.bias[:3] = regression.weight, regression.bias
 
 

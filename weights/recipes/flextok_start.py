@@ -213,8 +213,8 @@ def initialise_encoder(
     for block in encoder.blocks:
         set_places(block, axes, "wq", "wk", generator)
     attention = encoder.blocks[0].attn
-    heads = attention.wq.weight.shape[0] // attention.head_dim
-    width = min(attention.head_dim, len(axes.content) // heads, axes.patch_channels)
+    heads = encoder.config.encoder_dim // encoder.config.encoder_head_dim
+    width = min(encoder.config.encoder_head_dim, len(axes.content) // heads, axes.patch_channels)
     strongest = principal(cut(latents, encoder.config.patch_size).flatten(0, 1), width)[1]
     for head in range(heads):
         rows = slice(head * attention.head_dim, head * attention.head_dim + width)
@@ -286,9 +286,9 @@ def initialise_decoder(decoder: Decoder, axes: Axes, tree: Sequence[tuple[int, R
         block.modulation.bias.view(2, 6, -1)[:, [GATE_ATTENTION, GATE_MLP]] = 1.0
     nn.init.zeros_(decoder.head.modulation.weight)
     attention = decoder.blocks[0].attn
-    heads = config.decoder_dim // attention.head_dim
+    heads = config.decoder_dim // config.decoder_head_dim
     free = torch.cat([axes.halves.flatten(0, 1), spare])
-    width = min(attention.head_dim, len(free) // heads, len(spare))
+    width = min(config.decoder_head_dim, len(free) // heads, len(spare))
     for head in range(heads):
         rows = slice(head * attention.head_dim, head * attention.head_dim + width)
         attention.wv.weight[rows] = spare[:width]
@@ -403,6 +403,7 @@ def double(convolution: nn.Conv2d, inputs: Features, wanted: Features) -> Featur
     enlarged = F.interpolate(inputs, scale_factor=2.0, mode="nearest")
     held, found = inputs.shape[1], wanted.shape[1]
     regression = nn.Conv2d(held, found, 3, padding=1)
+    assert regression.bias is not None
     regress(regression, enlarged, wanted)
     room = min(held, convolution.out_channels - found - 1)
     pass_on(convolution, 0, (CENTRE,), 0.0)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from zoo.compress.methods import METHODS, SUPPORTED
 
 if TYPE_CHECKING:
-    from zoo.compress import kv
+    from zoo.compress import kv, mrt5
     from zoo.compress.attach import Handle, apply, remove
     from zoo.compress.globalcom2 import GlobalCom2
     from zoo.compress.mustdrop import MustDrop
     from zoo.compress.quecc import QueCC, QueCCProjector
-    from zoo.compress.sequence import tokens
+    from zoo.compress.sequence import adaptive_prefix, tokens
     from zoo.compress.stats import Stats, prefill_flops
 
 # Where each public name lives; a module by itself has no attribute.
@@ -35,9 +35,10 @@ _HOMES = {
     "GlobalCom2": "zoo.compress.globalcom2",
     "QueCC": "zoo.compress.quecc",
     "QueCCProjector": "zoo.compress.quecc",
+    "adaptive_prefix": "zoo.compress.sequence",
     "tokens": "zoo.compress.sequence",
 }
-_MODULES = {"kv"}
+_MODULES = {"kv", "mrt5"}
 
 __all__ = [
     "METHODS",
@@ -48,8 +49,10 @@ __all__ = [
     "QueCC",
     "QueCCProjector",
     "Stats",
+    "adaptive_prefix",
     "apply",
     "kv",
+    "mrt5",
     "prefill_flops",
     "remove",
     "tokens",
