@@ -49,7 +49,7 @@ def _contenders(entry: registry.Entry, device: str, peers: bool) -> Iterator[Con
     tokenizer.set_precision("bf16")
     # Encoders stay in float32 and have nothing new to show.
     yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False, dtype=torch.bfloat16)
-    if peers and find_spec("transformers"):
+    if peers and entry.modality == "audio" and find_spec("transformers"):
         yield from _transformers_peers(tokenizer, device)
 
 
