@@ -442,7 +442,7 @@ def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, addres
         return
     for exact, rough in zip(numbers(tokenizer, tokens), numbers(reduced, tokens), strict=True):
         assert exact.shape == rough.shape
-        assert (exact - rough).square().sum() <= 0.1 * exact.square().sum() + 1e-6
+        assert (exact - rough).square().mean() <= 0.1 * exact.square().mean() + 1e-4
 
 
 COMPILED = """

@@ -223,7 +223,7 @@ def test_what_cannot_be_run(folder: Path, no_report: None, tmp_path: Path, monke
     (tmp_path / "empty").mkdir()
     with pytest.raises(zoo.InputError, match="no such file"):
         run(tmp_path / "empty")
-    with pytest.raises(zoo.InputError, match="'stoi' takes no network; utmos do"):
+    with pytest.raises(zoo.InputError, match="'stoi' takes no network; utmos, speaker do"):
         run(folder, networks={"stoi": "stoi.pt"})
     with pytest.raises(zoo.InputError, match="takes no steps to decode"):
         run(folder, decode={"steps": 3})

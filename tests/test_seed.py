@@ -592,7 +592,9 @@ def test_saved_in_full_and_loaded_in_part(tok: Seed, parts: str | tuple[str, ...
     tok.save_pretrained(tmp_path)
     whole, some = zoo.load(f"local-dir:{tmp_path}"), zoo.load(f"local-dir:{tmp_path}", parts=parts)
     tokens = tok.encode(photograph(40, 40))
-    assert some.spec == whole.spec == tok.spec
+    assert whole.spec == tok.spec
+    # Without the diffusion model nobody knows what size it draws.
+    assert some.spec == (tok.spec if "decoder" in parts else replace(tok.spec, decoded_size=None))
     assert some.num_parameters < whole.num_parameters == tok.num_parameters
     assert difference(some.image_embedding(tokens), tok.image_embedding(tokens)) < 1e-6
     assert whole.encode(photograph(40, 40)).equal(tokens)

@@ -269,7 +269,7 @@ def test_manifest_maps_both_ways(name: str) -> None:
         assert {key: t.shape for key, t in VecTok(found).state_dict().items()} == {k: t.shape for k, t in converted.items()}
 
 
-@pytest.mark.parametrize("name", [*registry.names("vectok-*")])
+@pytest.mark.parametrize("name", [name for name in registry.names("vectok-*") if name != "vectok-tiny"])
 def test_entries_have_the_official_sizes(name: str) -> None:
     """The union of the components' official tensors fills an entry's model, of WavLM the blocks up to the one that is read."""
     config = registry.check_config(registry.get(name))

@@ -281,7 +281,7 @@ class InverseStage(Stage):
         target = torch.stack(targets)
         return {"vectors": inverse_loss(predicted, target), "l1": F.l1_loss(predicted, target)}
 
-    def example(self, length: int) -> tuple[Vectors, Int[Tensor, " frames"], Vectors]:
+    def example(self, length: int) -> tuple[Float[Tensor, "prompt dim"], Int[Tensor, " frames"], Vectors]:
         """A prompt of ``length`` vectors, and units and vectors of a crop beside it."""
         utterance = self.corpus[self.draw(len(self.corpus))]
         assert utterance.units is not None
