@@ -571,3 +571,17 @@ def test_channels_have_to_fit_the_model() -> None:
     ):
         with kv.apply(model, policy), pytest.raises(zoo.InputError, match=message):
             model(prompt(9))
+
+
+def test_a_method_that_cuts_the_cache_is_refused_beside_a_policy() -> None:
+    from zoo.eval.compress import embedded_weights
+    from zoo.weights.recipes import vlm
+
+    model = vlm.load(embedded_weights())
+    with kv.apply(model, kv.H2O(heavy=0.2, recent=0.2)):
+        with pytest.raises(zoo.InputError, match="mustdrop cuts the cache itself"):
+            zoo.compress.apply(model, "mustdrop", keep=0.25)
+        with zoo.compress.apply(model, "fastv", keep=0.25):  # the refused one has left nothing behind
+            pass
+    with zoo.compress.apply(model, "mustdrop", keep=0.25), pytest.raises(zoo.InputError, match="cuts the cache itself"):
+        kv.apply(model, kv.H2O(heavy=0.2, recent=0.2))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compress.anatomy import Anatomy, anatomy_of
+from zoo.compress.kv.attach import has_policy
 from zoo.compress.language import PromptShortener
 from zoo.compress.method import HANDLE, Encoding, Method, Positions, Reduced, options_error
 from zoo.compress.methods import METHODS
@@ -293,7 +294,8 @@ def apply(model: Any, method: str, *, keep: float | None = None, positions: str 
 
     Raises:
         InputError: an unknown method or option, a share out of range, a class of model that isn't supported, a model that is
-            compressed already, or options that don't fit the model.
+            compressed already, options that don't fit the model, or a method that cuts the cache in a model with a policy of
+            `zoo.compress.kv`.
     """
     if method not in METHODS:
         raise InputError(f"no method {method!r}; there are {', '.join(METHODS)}")
@@ -311,7 +313,11 @@ def apply(model: Any, method: str, *, keep: float | None = None, positions: str 
         raise options_error(method, error) from error
     if positions is not None:
         settled.positions, settled.renumbers = cast(Positions, positions), positions == "renumber"
-    return Handle(model, method, Method() if settled.idle else settled)
+    handle = Handle(model, method, Method() if settled.idle else settled)
+    if handle.method.evicts and has_policy(model):
+        handle.remove()
+        raise InputError(f"{method} cuts the cache itself: it does not go together with a policy")
+    return handle
 
 
 def remove(model: Any) -> None:

@@ -92,6 +92,11 @@ def apply(model: nn.Module, policy: Policy) -> Handle:
     return handle
 
 
+def has_policy(model: nn.Module) -> bool:
+    """Whether a policy is in a model."""
+    return model in _ATTACHED
+
+
 def remove(model: nn.Module) -> None:
     """Take the policy out of a model; harmless where there is none."""
     if model in _ATTACHED:
