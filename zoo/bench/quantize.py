@@ -136,8 +136,12 @@ def _both_ways(packed: FloatLayer) -> dict[str, tuple[int, Product]]:
     return ways
 
 
+# Weights that share a scale and a zero point in the integers of 4 bits of PyTorch and torchao; torchao's own choice.
+_GROUP = 128
+
+
 def _of_pytorch(weight: Tensor, device: str) -> Iterator[tuple[str, tuple[int, Product]]]:
-    """PyTorch's own product with 8-bit integers, which its CPU kernels have."""
+    """PyTorch's own products with integers of 8 and 4 bits, which its CPU kernels have."""
     if device != "cpu":
         return
     scale = weight.abs().amax(1) / 127
@@ -147,21 +151,43 @@ def _of_pytorch(weight: Tensor, device: str) -> Iterator[tuple[str, tuple[int, P
         "torch int8 weights",
         (integers.numel() + 2 * len(scale), lambda x: torch._weight_int8pack_mm(x.bfloat16(), integers, half_scale)),
     )
+    groups = weight.view(len(weight), -1, _GROUP)
+    low, high = groups.aminmax(dim=2)
+    step = (high - low) / 15
+    digits = ((groups - low[..., None]) / step[..., None]).round().to(torch.int32).view_as(weight)
+    packed = torch._convert_weight_to_int4pack_for_cpu(digits, 1)
+    scales = torch.stack([step, low + 8 * step], dim=2).transpose(0, 1).contiguous().bfloat16()
+    yield (
+        "torch int4 weights",
+        (
+            packed.numel() + 2 * scales.numel(),
+            lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, _GROUP, scales),
+        ),
+    )
+
+
+# Where torchao keeps its layers with quantized weights; those of 4 bits for CPUs are among its prototypes.
+_TORCHAO = (
+    ("torchao.quantization", "Int4WeightOnlyConfig"),
+    ("torchao.prototype.quantization.int4", "PrototypeInt4WeightOnlyConfig"),
+    ("torchao.quantization", "Int8WeightOnlyConfig"),
+    ("torchao.quantization", "Float8WeightOnlyConfig"),
+)
 
 
 def _of_torchao(layer: nn.Linear) -> Iterator[tuple[str, tuple[int, Product]]]:
     """torchao's weight-only layers, in bfloat16, as it recommends; those that it cannot make here are left out."""
     if not find_spec("torchao"):
         return
-    quantization = import_module("torchao.quantization")
-
-    for name in ("Int4WeightOnlyConfig", "Int8WeightOnlyConfig", "Float8WeightOnlyConfig"):
+    quantize_ = import_module("torchao.quantization").quantize_
+    for module, name in _TORCHAO:
         theirs = copy.deepcopy(layer).bfloat16()
         try:
-            quantization.quantize_(theirs, getattr(quantization, name)())
+            quantize_(theirs, getattr(import_module(module), name)())
             theirs(torch.zeros(1, layer.in_features, device=layer.weight.device, dtype=torch.bfloat16))
         except (AttributeError, ImportError, NotImplementedError, RuntimeError, ValueError, AssertionError):
             continue
+        # What a group's scale and zero point take is left out: the classes keep them in different ways.
         bits = 4 if "4" in name else 8
         yield f"torchao {name.removesuffix('Config')}", (layer.weight.numel() * bits // 8, _in_bfloat16(theirs))
 
