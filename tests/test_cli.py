@@ -283,7 +283,7 @@ def test_a_bad_file_stops_everything_unless_told_otherwise(run, model: str, soun
     ("arguments", "code", "message"),
     [
         (["info", "wavtokeniser"], 3, "did you mean"),
-        (["encode", "local-dir:nowhere", "x.wav", "-o", "out.zt"], 5, "not a folder"),
+        (["encode", "local-dir:nowhere", "x.wav", "-o", "out.zt"], 5, "there is no nowhere"),
         (["encode", "wavtokenizer-tiny", "nowhere.wav", "-o", "out.zt"], 1, "no such file"),
         (["decode", "pyproject.toml", "-o", "out"], 1, "not a .zt file"),
         (["encode", "wavtokenizer-tiny"], 2, ""),

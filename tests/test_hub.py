@@ -307,8 +307,23 @@ def test_local_folder_round_trip(tokenizer: zoo.Tokenizer, tmp_path: Path) -> No
 def test_local_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(zoo.WeightsError, match=r"holds no model\.safetensors"):
         zoo.load(f"local-dir:{tmp_path}")
-    with pytest.raises(zoo.WeightsError, match="not a folder"):
+    with pytest.raises(zoo.WeightsError, match="there is no .*nowhere"):
         zoo.load(f"local-dir:{tmp_path / 'nowhere'}")
+
+
+def test_single_local_file(tokenizer: zoo.Tokenizer, tmp_path: Path) -> None:
+    own = tmp_path / "trained.safetensors"
+    hub.write_saved_file(tokenizer, own)
+    loaded = zoo.load(f"local-dir:{own}")
+    assert loaded.fingerprint == tokenizer.fingerprint and loaded.name == tokenizer.name
+    pickled = tmp_path / "model.ckpt"
+    pickled.write_bytes(b"")
+    with pytest.raises(zoo.WeightsError, match="load_upstream opens"):
+        zoo.load(f"local-dir:{pickled}")
+    foreign = tmp_path / "else.safetensors"
+    foreign.write_bytes(save({"a": torch.zeros(1)}))
+    with pytest.raises(zoo.WeightsError, match="no family recognises"):
+        zoo.load(f"local-dir:{foreign}")
 
 
 def test_non_commercial_weights_are_mentioned_once(

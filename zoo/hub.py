@@ -105,7 +105,8 @@ def load(
     Tensors are memory-mapped where their type is the wanted one, and converted piece by piece where it is not.
 
     Args:
-        name: a name in the catalogue, ``hf-hub:org/repo[@revision]`` or ``local-dir:path``.
+        name: a name in the catalogue, ``hf-hub:org/repo[@revision]`` or ``local-dir:path``, where the path is
+            that of a folder by `save_pretrained` or of a single ``.safetensors`` file, as the recipes write.
         device: where to put it; the CPU by default.
         dtype: type of the parameters, but for those that stay in float32 because ids would flip: whole encoders, as a rule. The
             families whose encoders are too large for that say so.
@@ -286,9 +287,10 @@ def _fetch_entry(entry: Entry, request: _Request) -> tuple[Path, Mapping[str, An
 
 
 def _from_address(name: str, request: _Request) -> AnyTokenizer:
-    """A tokenizer outside the catalogue: ``hf-hub:org/repo[@revision]`` or ``local-dir:path``."""
+    """A tokenizer outside the catalogue: ``hf-hub:org/repo[@revision]``, or a folder or a single file behind ``local-dir:``."""
     if name.startswith("local-dir:"):
-        return _from_folder(Path(name.removeprefix("local-dir:")), request)
+        path = Path(name.removeprefix("local-dir:"))
+        return _from_folder(path, request) if path.is_dir() else _from_file(path, request)
     repo, _, pinned = name.removeprefix("hf-hub:").partition("@")
     return _from_repo(repo, request.sources.revision or pinned or "main", request)
 
@@ -308,9 +310,20 @@ def _from_repo(repo: str, revision: str, request: _Request) -> AnyTokenizer:
     return _from_saved(config, path, request) if "zoo" in config else _from_foreign(path, name, config, request)
 
 
+def _from_file(path: Path, request: _Request) -> AnyTokenizer:
+    """What a recipe wrote, or a checkpoint in some upstream's layout."""
+    if not path.exists():
+        raise WeightsError(f"there is no {path}")
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path} is neither a folder nor a .safetensors file; load_upstream opens checkpoints of other kinds"
+        )
+    with opening_safetensors(path) as file:
+        own = "zoo" in (file.metadata() or {})
+    return _from_saved_file(path, request, None) if own else _from_foreign(path, f"local-dir:{path}", {}, request)
+
+
 def _from_folder(folder: Path, request: _Request) -> AnyTokenizer:
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is not a folder")
     config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if not weights.exists():
         weights = folder / DIFFUSERS_WEIGHTS_FILE
