@@ -307,7 +307,7 @@ def test_local_folder_round_trip(tokenizer: zoo.Tokenizer, tmp_path: Path) -> No
 def test_local_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(zoo.WeightsError, match=r"holds no model\.safetensors"):
         zoo.load(f"local-dir:{tmp_path}")
-    with pytest.raises(zoo.WeightsError, match="there is no .*nowhere"):
+    with pytest.raises(zoo.WeightsError, match=r"there is no .*nowhere"):
         zoo.load(f"local-dir:{tmp_path / 'nowhere'}")
 
 

@@ -316,7 +316,7 @@ def _from_file(path: Path, request: _Request) -> AnyTokenizer:
         raise WeightsError(f"there is no {path}")
     if path.suffix != ".safetensors":
         raise WeightsError(
-            f"{path} is neither a folder nor a .safetensors file; load_upstream opens checkpoints of other kinds"
+            f"{path} is neither a folder nor a .safetensors file; load_upstream opens other kinds"
         )
     with opening_safetensors(path) as file:
         own = "zoo" in (file.metadata() or {})
