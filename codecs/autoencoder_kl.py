@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.errors import InputError, KeysError, MismatchError, WeightsError
+from zoo.checkpoint import renamed, require_agreement
+from zoo.errors import InputError, MismatchError, WeightsError
 from zoo.latents import Latents
 from zoo.nn import vae
 from zoo.nn.precision import exact_float32
@@ -173,15 +174,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
                 f"these latents were made by {latents.tokenizer} ({latents.fingerprint or 'unknown checkpoint'}), this is "
                 f"{spec.name} ({spec.fingerprint})"
             )
-        if not len(latents):
-            raise InputError("there are no latents to decode")
-        for index, values in enumerate(latents.values):
-            if values.ndim != 3 or values.shape[0] != self.config.latent_channels or not values.numel():
-                raise InputError(
-                    f"latents must be [{self.config.latent_channels}, rows, columns], not {list(values.shape)}", index
-                )
-            if not torch.isfinite(values).all():
-                raise InputError("the latents hold NaN or infinite values", index)
+        latents.check(self.config.latent_channels, "rows", "columns")
         return latents
 
     def embed(  # type: ignore[override]  # a continuous tokenizer embeds latents
@@ -242,21 +235,14 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
     def convert_checkpoint(
         cls, state: Mapping[str, Tensor], config: AutoencoderKLConfig | None
     ) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
-        named, unexpected = {}, []
-        for key, tensor in state.items():
-            if (name := vae.our_key(key)) is None:
-                unexpected.append(key)
-            else:
-                named[f"vae.{name}"] = vae.our_tensor(name, tensor)
-        if unexpected:
-            raise KeysError(f"unexpected in an AutoencoderKL checkpoint: {listing(sorted(unexpected))}")
+        own = renamed(state, vae.our_key, "AutoencoderKL")
+        named = {f"vae.{name}": vae.our_tensor(name, tensor) for name, tensor in own.items()}
         base = config or AutoencoderKLConfig(scaling_factor=DIFFUSERS_SCALING_FACTOR)
         sizes = vae.infer_sizes(named, base.groups, "vae.")
         found = replace(
             base, widths=sizes.widths, layers_per_block=sizes.layers_per_block, latent_channels=sizes.latent_channels
         )
-        if config is not None and found != config:
-            raise KeysError(f"the checkpoint does not fit its configuration: {found} in the tensors, {config} expected")
+        require_agreement(found, config)
         require_complete(cls, found, named)
         return found, named
 

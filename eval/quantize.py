@@ -1,9 +1,10 @@
-"""What quantization costs a tokenizer's decoder: floating point beside integers, nearest beside learned rounding.
+"""What quantization costs a model: floating point beside integers, nearest beside learned rounding.
 
 python -m zoo.eval.quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
 
-Recordings are encoded once by the model in float32, and its own decoding is what the quantized decoders are compared with, as
-arXiv 2408.06995 argues; the distance from the recordings stands beside it.
+Files are encoded once by the model in float32, and what it makes of the ids is what the quantized models are compared with, as
+arXiv 2408.06995 argues; the distance from the originals stands beside it. Of tokenizers of sound and images it is the decoder
+that is measured, of byte tokenizers the classifier.
 """
 
 from __future__ import annotations
@@ -12,79 +13,81 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import zoo
 from zoo import hub, media
 from zoo.bench import device_name
 from zoo.errors import InputError
-from zoo.eval.audio import log_mel_l1
-from zoo.quantize.conversion import LayerReport, quantize
+from zoo.eval.quantize_subjects import SUBJECTS, Subject
+from zoo.quantize.conversion import quantize
 from zoo.quantize.layers import Granularity
 from zoo.quantize.learned import LearningConfig
 from zoo.quantize.packed import quantized_layers
+from zoo.quantize.report import LayerReport
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
 NEAREST = ("fp8", "fp8-e4m3", "int8", "fp6", "fp6-e2m3", "int6", "fp4", "fp4-e2m1", "fp4-e3m0", "int4", "mxfp4", "nvfp4")
 UNSEARCHED = ("fp8-e4m3", "int8", "fp4-e2m1", "int4")
-CALIBRATED = ("fp8-e4m3", "int8", "fp4-e2m1", "int4")
+CALIBRATED = ("fp8", "fp8-e4m3", "int8", "fp4-e2m1", "int4")
 LEARNED = ("fp4-e2m1", "int4")
 
 
 def run(
     name: str,
-    recordings: Sequence[str],
-    calibration: Sequence[str],
+    files: Sequence[str | Path],
+    calibration: Sequence[str | Path],
     *,
     iterations: int = 300,
     progress: bool = False,
     json_path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Quantize the decoder of an audio tokenizer in every way and measure what changes.
+    """Quantize a model in every way and measure what changes.
 
     Args:
-        name: an audio tokenizer of the catalogue.
-        recordings: files to measure on.
+        name: a tokenizer of the catalogue, for audio, images or bytes.
+        files: what to measure on: paths, folders and patterns.
         calibration: other files, for scales of inputs and for learning to round.
-        iterations: steps of learning for each layer.
+        iterations: steps of learning for each layer or block.
         progress: print every row when it is there.
         json_path: write the result there.
 
     Raises:
-        InputError: the tokenizer is for other media, or there are no recordings.
+        InputError: the tokenizer is for other media, or there are no files to measure on or to calibrate with.
     """
-    if zoo.info(name).modality != "audio":
-        raise InputError(f"{name} is no audio tokenizer")
-    tokenizer = zoo.load(name)
-    rate = tokenizer.spec.sample_rate
-    assert rate is not None
-    originals = [media.read_audio(file, sample_rate=rate, mono=True).waveform[0] for file in recordings]
-    tokens = tokenizer.encode(originals)
-    compare = _Comparison(tokens, originals, [audio[0] for audio in tokenizer.decode(tokens)], rate)
-    rows = [_row("float32", tokenizer, compare, weights="float32")]
-    for label, settings, weights_only_too in variants(calibration, iterations):
+    modality = zoo.info(name).modality
+    if modality not in SUBJECTS:
+        raise InputError(f"{name} is a tokenizer of {modality}; quantization is measured for {', '.join(SUBJECTS)}")
+    if not files or not calibration:
+        raise InputError(f"there are no files to {'calibrate with' if files else 'measure on'}")
+    kind = SUBJECTS[modality]
+    measured, others = (media.expand_paths(given, kind.extensions) for given in (files, calibration))
+    subject = kind(zoo.load(name), measured)
+    batches = subject.calibration(others)
+    rows = [_row("float32", subject.tokenizer, subject, weights="float32")]
+    for label, settings, weights_only_too in variants(subject, batches, iterations):
         reports: list[LayerReport] = []
         quantized = quantize(zoo.load(name), on_layer=reports.append, **settings)
-        rows.append(_row(label, quantized, compare, **_described(settings, reports)))
+        rows.append(_row(label, quantized, subject, **_described(settings, reports)))
         if weights_only_too:
             for layer in quantized_layers(quantized).values():
                 layer.activations = None  # type: ignore[assignment]
-            rows.append(_row(label, quantized, compare, **_described(settings, reports) | {"inputs": "float32"}))
+            rows.append(_row(label, quantized, subject, **_described(settings, reports) | {"inputs": "float32"}))
         if progress:
             print(json.dumps(rows[-1]), flush=True)
     content = {
         "name": name,
-        "recordings": [Path(file).name for file in recordings],
-        "calibration": [Path(file).name for file in calibration],
-        "seconds": sum(len(audio) for audio in originals) / rate,
+        "files": [file.name for file in measured],
+        "calibration": [file.name for file in others],
+        "amount": subject.amount,
+        "unit": subject.unit,
+        "columns": {key: list(column) for key, column in subject.columns.items()},
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -97,60 +100,43 @@ def run(
     return content
 
 
-def variants(calibration: Sequence[str], iterations: int) -> Iterator[tuple[str, dict[str, Any], bool]]:
+def variants(subject: Subject, batches: Sequence[Tokens], iterations: int) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """A name, the arguments of `zoo.quantize`, and whether to measure once more without rounding the inputs."""
     for method in NEAREST:
         yield method, {"method": method}, False
     for method in UNSEARCHED:
         yield method, {"method": method, "granularity": Granularity(clip="absmax")}, False
-    calibrated = {"calibrate": [list(calibration)], "learning": LearningConfig(iterations=iterations)}
+    calibrated = {"calibrate": batches, "run": subject.output}
     for method in CALIBRATED:
         yield method, {"method": method, "rounding": "nearest", **calibrated}, False
     for method in LEARNED:
-        yield method, {"method": method, "rounding": "learned", **calibrated}, True
+        for blocks in (False, True):
+            learning = LearningConfig(iterations=iterations, blocks=blocks)
+            yield method, {"method": method, "rounding": "learned", "learning": learning, **calibrated}, True
 
 
 def _described(settings: dict[str, Any], reports: Sequence[LayerReport]) -> dict[str, Any]:
-    learned = [report.output_error for report in reports if report.output_error is not None]
+    # Layers of a block share its error.
+    learned = {report.block or report.name: report.output_error for report in reports if report.output_error is not None}
     inputs = {report.activations for report in reports if report.method is not None}
     granularity = settings.get("granularity", Granularity())
+    in_blocks = "learning" in settings and settings["learning"].blocks
     return {
-        "rounding": "learned" if learned else "nearest",
+        "rounding": ("learned in blocks" if in_blocks else "learned") if learned else "nearest",
         "range": granularity.clip,
         "inputs": "float32" if inputs == {""} else "static 8 bits",
         "layers": sum(report.method is not None for report in reports),
         "layers_kept": sum(report.method is None for report in reports),
-        "output_error_ratio": sum(after for _, after in learned) / sum(before for before, _ in learned) if learned else None,
+        "output_error_ratio": _ratio(list(learned.values())) if learned else None,
     }
 
 
-class _Comparison:
-    """How far a decoder is from the model in float32 and from the recordings."""
-
-    def __init__(self, tokens: Tokens, originals: list[Tensor], decoded: list[Tensor], rate: int) -> None:
-        self.tokens, self.originals, self.decoded, self.rate = tokens, originals, decoded, rate
-
-    def __call__(self, decode: Callable[[Tokens], list[Tensor]]) -> dict[str, float]:
-        started = time.process_time()
-        audio = [item[0] for item in decode(self.tokens)]
-        seconds = time.process_time() - started
-        pairs = list(zip(audio, self.decoded, self.originals, strict=True))
-        signal = sum(float(reference.square().sum()) for _, reference, _ in pairs)
-        noise = sum(float((item - reference).square().sum()) for item, reference, _ in pairs)
-        return {
-            "snr": 10 * float(torch.tensor(signal / noise).log10()) if noise else float("inf"),
-            "mel_from_float32": _mean(log_mel_l1(reference, item, self.rate) for item, reference, _ in pairs),
-            "mel_from_recording": _mean(log_mel_l1(original, item, self.rate) for item, _, original in pairs),
-            "decode_cpu_seconds": seconds,
-        }
+def _ratio(errors: Sequence[tuple[float, float]]) -> float:
+    """Sum of errors after learning over that before."""
+    return sum(after for _, after in errors) / sum(before for before, _ in errors)
 
 
-def _mean(values: Iterator[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
-
-
-def _row(label: str, tokenizer: Tokenizer[Any], compare: _Comparison, **described: Any) -> dict[str, Any]:
+def _row(label: str, tokenizer: Tokenizer[Any], subject: Subject, **described: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         hub.write_saved_file(tokenizer, Path(scratch) / "model.safetensors")
         file_bytes = (Path(scratch) / "model.safetensors").stat().st_size
@@ -160,7 +146,7 @@ def _row(label: str, tokenizer: Tokenizer[Any], compare: _Comparison, **describe
     return {
         "method": label,
         **described,
-        **compare(tokenizer.decode),
+        **subject.measure(tokenizer),
         "file_bytes": file_bytes,
         "packed_of_float32": packed / plain if plain else None,
     }
@@ -171,18 +157,18 @@ def print_table(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{content['name']}, {content['seconds']:.0f} s of audio, {content['device']}")
-    for column in ("method", "range", "rounding", "inputs", "SNR dB", "mel", "mel from recording", "file MB"):
-        table.add_column(column, justify="left" if column in ("method", "range", "rounding", "inputs") else "right")
+    table = Table(title=f"{content['name']}, {content['amount']:.0f} {content['unit']}, {content['device']}")
+    described = ("method", "range", "rounding", "inputs")
+    for column in described:
+        table.add_column(column)
+    for column in ("SNR dB", *(heading for heading, _ in content["columns"].values()), "file MB"):
+        table.add_column(column, justify="right")
     for row in content["rows"]:
+        figures = [(row[key], decimals) for key, (_, decimals) in content["columns"].items()]
         table.add_row(
-            row["method"],
-            row.get("range", ""),
-            row.get("rounding", ""),
-            row.get("inputs", ""),
+            *(row.get(column, "") for column in described),
             f"{row['snr']:.1f}",
-            f"{row['mel_from_float32']:.3f}",
-            f"{row['mel_from_recording']:.3f}",
+            *("" if figure is None else f"{figure:.{decimals}f}" for figure, decimals in figures),
             f"{row['file_bytes'] / 1e6:.2f}",
         )
     Console().print(table)
@@ -191,10 +177,10 @@ def print_table(content: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m zoo.eval.quantize", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("name", help="an audio tokenizer of the catalogue")
-    parser.add_argument("--data", nargs="+", required=True, help="recordings to measure on")
-    parser.add_argument("--calibrate", nargs="+", required=True, help="other recordings")
-    parser.add_argument("--iterations", type=int, default=300, help="steps of learning for each layer")
+    parser.add_argument("name", help="a tokenizer of the catalogue, for audio, images or bytes")
+    parser.add_argument("--data", nargs="+", required=True, help="files to measure on; folders of bytes are classes")
+    parser.add_argument("--calibrate", nargs="+", required=True, help="other files")
+    parser.add_argument("--iterations", type=int, default=300, help="steps of learning for each layer or block")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--out", help="write the figures as JSON")
     given = parser.parse_args(arguments)

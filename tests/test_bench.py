@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from zoo import registry
 from zoo.bench import image, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
+from zoo.bench.quantized import Call, footprints, quantized_model
+from zoo.quantize.packed import quantized_layers
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()},
             "weights": {"source": "none"},
             "licence": {"code": "Apache-2.0", "weights": "Apache-2.0"},
-            "card": "none.md",
+            "card": "wavtokenizer.md",
         }
         for family, modality, config in (
             ("flextok", "image", SMALL_FLEXTOK),
@@ -87,6 +90,49 @@ def test_audio(catalogue: None) -> None:
         ("micro-wavtokenizer, bf16", "decode", 0.5),
         ("micro-wavtokenizer, bf16", "decode", 1.0),
     ]
+
+
+def test_quantized_models(catalogue: None, capsys: pytest.CaptureFixture[str]) -> None:
+    content = run("micro-wavtokenizer", seconds=(0.5,), batches=(1,), repetitions=1, peers=False, quantize=("fp4-e2m1",))
+    names = [(m["contender"], m["direction"]) for m in content["measurements"]]
+    assert names[-2:] == [(f"micro-wavtokenizer, fp4-e2m1{precision}", "decode") for precision in ("", ", bf16")]
+    plain, four = content["models"]
+    assert (plain["contender"], four["contender"]) == (names[0][0], names[-2][0])
+    layers = quantized_layers(quantized_model(registry.get("micro-wavtokenizer"), "cpu", "fp4-e2m1")).values()
+    saved = sum(4 * layer.weight.numel() - sum(b.numel() * b.element_size() for b in layer.buffers()) for layer in layers)
+    assert plain["weight_bytes"] - four["weight_bytes"] == saved > 0
+    assert all(found["weight_bytes"] < found["file_bytes"] < found["weight_bytes"] + 100_000 for found in content["models"])
+    assert all(found["peak_bytes"] > 0 for found in content["models"])
+    print_table(content)
+    assert "peak memory, MB" in capsys.readouterr().out
+    with pytest.raises(zoo.InputError, match="no quantization method 'fp3'"):
+        run("micro-wavtokenizer", quantize=("fp3",))
+
+
+def test_packed_models_of_images_decode_the_same_ids(catalogue: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("zoo.bench.run"), "footprints", lambda *arguments: [])
+    content = run("micro-flextok", lengths=(2, 8), steps=2, repetitions=1, peers=False, quantize=("fp6-e3m2",))
+    cases = [(m["contender"], m["case"], m["flops"]) for m in content["measurements"]][-4:]
+    names = [f"micro-flextok, fp6-e3m2{precision}" for precision in ("", ", bf16")]
+    assert cases == [(name, f"1 x {k} tokens", None) for name in names for k in (2, 8)]
+    call = image.smallest_call(registry.get("micro-flextok"), (3,), (2, 8), 5, ())
+    assert (call.method, call.options) == ("decode", {"steps": 5})
+    assert [len(ids) for ids in call.ids] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_peak_memory_follows_the_packed_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that show beside what a call takes."""
+    entry = registry.get("wavtokenizer-tiny")
+    wide = {"dim": 512, "intermediate_dim": 6144, "num_layers": 8}
+    monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "catalogue.yaml"))
+    entry = entry.model_dump(mode="json", exclude_none=True) | {"name": "wide", "weights": {"source": "none"}}
+    (tmp_path / "catalogue.yaml").write_text(yaml.safe_dump([entry | {"config": entry["config"] | wide}]))
+    plain, four = footprints(registry.get("wide"), "cpu", ["fp4-e2m1"], Call("decode", [[1, 2, 3]], {}))
+    saved = plain.weight_bytes - four.weight_bytes
+    assert saved > 150e6
+    assert plain.peak_bytes > plain.weight_bytes
+    assert abs(plain.peak_bytes - four.peak_bytes - saved) < 0.2 * saved
 
 
 def test_the_dense_peer_computes_the_same_images(catalogue: None) -> None:

@@ -1,4 +1,4 @@
-"""What the embedded TokenFlow and SEED are shipped for: pictures, meaning, and a causal order of tokens."""
+"""What the embedded image models are shipped for: pictures, prefixes, meaning, and a causal order of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import zoo
 from zoo.eval import consistency, probe
-from zoo.eval.images import psnr
+from zoo.eval.images import psnr, ssim
 from zoo.eval.photographs import write_photographs
 from zoo.eval.thumbnail import thumbnail
 from zoo.media import prepare_image
@@ -29,9 +29,39 @@ def seed() -> zoo.Tokenizer:
     return zoo.load("seed-tiny")
 
 
-@pytest.mark.parametrize("name", ["tokenflow-tiny", "seed-tiny"])
+@pytest.fixture(scope="module")
+def flextok() -> zoo.Tokenizer:
+    return zoo.load("flextok-tiny")
+
+
+@pytest.mark.parametrize("name", ["flextok-tiny", "tokenflow-tiny", "seed-tiny"])
 def test_they_are_small(name: str) -> None:
     assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 8_000_000
+
+
+def test_every_prefix_of_a_photograph_beats_a_thumbnail_of_the_same_bits(flextok: zoo.Tokenizer, tmp_path: Path) -> None:
+    paths = write_photographs(tmp_path)
+    originals = [(prepare_image(path, flextok.spec.image_size).pixels + 1) / 2 for path in paths]
+    tokens = flextok.encode(paths)
+    quality = []
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        decoded = [(image.clamp(-1, 1) + 1) / 2 for image in flextok.decode(tokens.truncate(k))]
+        rivals = [thumbnail(original, k * flextok.spec.bits_per_token).image for original in originals]
+        ours, theirs = (
+            [sum(map(metric, originals, images)) / len(paths) for metric in (psnr, ssim)] for images in (decoded, rivals)
+        )
+        assert ours[0] > theirs[0] or ours[1] > theirs[1], k
+        quality.append(ours[0])
+    assert quality == sorted(quality)
+
+
+def test_its_tokens_depend_on_the_picture(flextok: zoo.Tokenizer, tmp_path: Path) -> None:
+    paths = write_photographs(tmp_path)
+    tokens = flextok.encode(paths)
+    assert tokens.ids.unique().numel() > tokens.ids.numel() / 2
+    swapped = flextok.decode(tokens.ids.roll(1, dims=0))
+    for image, other in zip(flextok.decode(tokens), swapped, strict=True):
+        assert (image - other).abs().mean() > 0.05
 
 
 def test_photographs_beat_thumbnails_of_the_same_bits(tokenflow: zoo.Tokenizer, tmp_path: Path) -> None:

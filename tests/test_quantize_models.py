@@ -22,10 +22,10 @@ from zoo.errors import CorruptWeightsError, KeysError, WeightsError
 from zoo.kernels import lowbit, native
 from zoo.nn.precision import Float32Module
 from zoo.quantize.calibration import observe
-from zoo.quantize.conversion import LayerReport
 from zoo.quantize.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
 from zoo.quantize.packed import quantized_layers
 from zoo.quantize.policy import Policy
+from zoo.quantize.report import LayerReport
 
 METHODS = [name for name in zoo.quantize.names() if not name.startswith("binary")]
 UNSEARCHED = Granularity(clip="absmax")
@@ -461,6 +461,31 @@ def test_calibrated_inputs() -> None:
     again = zoo.quantize(network(), "fp4", calibrate=batches(), learning=learning)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_the_callers_precision_changes_nothing() -> None:
+    """Products in bfloat16, which some processors would then use for float32, would round other weights up."""
+    before = torch.get_float32_matmul_precision()
+    settings = {"calibrate": [normal(200, 64)], "learning": LearningConfig(iterations=5)}
+    expected = zoo.quantize(network(), "fp4", **settings).state_dict()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = zoo.quantize(network(), "fp4", **settings).state_dict()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e-38, 1e-45, 3e38], ids=str)
+def test_weights_of_one_value(method: str, value: float) -> None:
+    layer = nn.Linear(64, 3, bias=False)
+    nn.init.constant_(layer.weight, value)
+    packed = zoo.quantize(layer, method)
+    assert bool(packed.weight.isfinite().all())
+    if abs(value) in (0.0, 1.0):
+        assert torch.allclose(packed.weight, torch.full((3, 64), value), rtol=0.05)
 
 
 # --------------------------------------------------------------------------------------------------------- save and load

@@ -72,9 +72,10 @@ def test_quantizer_and_gradients_of_the_reference(searched: dict[str, Tensor], c
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("bits", [4, 6, 8])
-def test_search_equals_trying_everything(bits: int, per_channel: bool, signed: bool) -> None:
-    batches = [normal(3, 200) ** 3, normal(3, 200, seed=1)]
+@pytest.mark.parametrize(("bits", "numbers"), [(4, 30), (4, 500), (6, 200), (6, 900), (8, 400), (8, 4000)])
+def test_search_equals_trying_everything(bits: int, numbers: int, per_channel: bool, signed: bool) -> None:
+    """With few numbers for each of a grid's cells, and with many."""
+    batches = [normal(3, numbers) ** 3, normal(3, numbers, seed=1)]
     if not signed:
         batches = [batch.abs() for batch in batches]
         batches[1][0, :5] *= -1  # what an unsigned grid cannot represent costs its square

@@ -17,7 +17,7 @@ import zoo
 from zoo.codecs.byteformer import ByteFormerConfig
 from zoo.weights.recipes import byteformer as recipe_module
 from zoo.weights.recipes import file_data
-from zoo.weights.recipes.byteformer import TINY, Corpus, Recipe, Trainer, train
+from zoo.weights.recipes.byteformer import TINY, Corpus, Recipe, Training, train
 
 SMALL = replace(TINY, dim=32, heads=2, hidden=72, windows=(16,), shifts=(0, 8), merges=(0,))
 BRIEF = Recipe(steps=6, pictures=2, commands=2, warmup=2, recordings=10, seed=7)
@@ -86,45 +86,43 @@ def test_held_out_voices_never_train_and_files_lie_in_their_classes(tmp_path: Pa
 # -------------------------------------------------------------------------------------------------------------- training
 
 
-def test_near_bytes_start_with_near_vectors() -> None:
-    vectors = Trainer(BRIEF, SMALL).model.embedding.bytes.detach()[:256]
+def test_near_bytes_start_with_near_vectors(corpus: Corpus) -> None:
+    vectors = Training(BRIEF, corpus, SMALL).model.embedding.bytes.detach()[:256]
     near = (vectors[1:] - vectors[:-1]).norm(dim=1).mean()
     far = (vectors - vectors.flip(0)).norm(dim=1).mean()
     assert near < 0.3 * far
 
 
 def test_resuming_gives_the_model_of_an_uninterrupted_run(corpus: Corpus, tmp_path: Path) -> None:
-    whole = Trainer(BRIEF, SMALL)
+    whole, interrupted, resumed = (Training(BRIEF, corpus, SMALL) for _ in range(3))
     for _ in range(4):
-        whole.train_step(corpus)
-    interrupted = Trainer(BRIEF, SMALL)
+        whole.stage.train_step()
     for _ in range(2):
-        interrupted.train_step(corpus)
+        interrupted.stage.train_step()
     interrupted.save(tmp_path / "checkpoint.pt")
-    resumed = Trainer(BRIEF, SMALL)
     resumed.restore(tmp_path / "checkpoint.pt")
     for _ in range(2):
-        resumed.train_step(corpus)
-    for one, other in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
+        resumed.stage.train_step()
+    for one, other in zip(whole.stage.average.parameters(), resumed.stage.average.parameters(), strict=True):
         assert (one - other).abs().max() < 1e-3  # products in bfloat16 are not bitwise repeatable
     with pytest.raises(ValueError, match="another recipe"):
-        Trainer(replace(BRIEF, steps=9), SMALL).restore(tmp_path / "checkpoint.pt")
+        Training(replace(BRIEF, steps=9), corpus, SMALL).restore(tmp_path / "checkpoint.pt")
 
 
-def test_the_schedule_ends_with_the_steps_or_the_minutes() -> None:
-    trainer = Trainer(replace(BRIEF, steps=100, minutes=10.0), SMALL)
-    trainer.step = 25
-    assert trainer.progress == 0.25
-    trainer.elapsed = 300.0
-    assert trainer.progress == 0.5
-    trainer.elapsed = 6000.0
-    assert trainer.progress == 1
+def test_the_schedule_ends_with_the_steps_or_the_minutes(corpus: Corpus) -> None:
+    stage = Training(replace(BRIEF, steps=100, minutes=10.0), corpus, SMALL).stage
+    stage.step = 25
+    assert stage.progress == 0.25
+    stage.elapsed = 300.0
+    assert stage.progress == 0.5
+    stage.elapsed = 6000.0
+    assert stage.progress == 1
 
 
 def test_training_lowers_the_loss(corpus: Corpus) -> None:
     """Tones of ten pitches are told apart after a few steps; their files differ in every byte."""
-    trainer = Trainer(replace(BRIEF, steps=1000, pictures=0, commands=16), SMALL)
-    losses = [trainer.train_step(corpus)["loss"] for _ in range(40)]
+    stage = Training(replace(BRIEF, steps=1000, pictures=0, commands=16), corpus, SMALL).stage
+    losses = [stage.train_step()["loss"] for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 

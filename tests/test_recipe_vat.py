@@ -80,7 +80,7 @@ def single(primitive: shape_data.Primitive, **place: object) -> Solid:
 
 def weights(training: Training) -> Tensor:
     """All weights of the model and of the running average as one vector."""
-    parts = [*training.model.parameters(), *training.average.parameters()]
+    parts = [*training.model.parameters(), *training.stage.average.parameters()]
     return torch.cat([part.detach().flatten() for part in parts])
 
 
@@ -251,40 +251,40 @@ def test_the_guide_reads_the_nearest_latent_alone() -> None:
 
 
 def test_training_lowers_the_loss(samples: Samples) -> None:
-    training = Training(replace(BRIEF, steps=60), samples, SMALL)
-    terms = [training.train_step() for _ in range(20)]
+    stage = Training(replace(BRIEF, steps=60), samples, SMALL).stage
+    terms = [stage.train_step() for _ in range(20)]
     for name in ("volume", "guide"):
         assert np.mean([step[name] for step in terms[-4:]]) < np.mean([step[name] for step in terms[:2]])
     assert all(step["quantizer"] == 0 for step in terms)
 
 
 def test_quantization_starts_in_time(samples: Samples) -> None:
-    training = Training(BRIEF, samples, SMALL)
+    stage = Training(BRIEF, samples, SMALL).stage
     for _ in range(4):
-        training.train_step()
-    assert not training.quantizing
-    assert training.train_step()["quantizer"] > 0
-    assert training.quantizing
-    assert (training.model.quantizer.gain > 0).all() and not torch.equal(training.model.quantizer.gain, torch.ones(3))
+        stage.train_step()
+    assert not stage.quantizing
+    assert stage.train_step()["quantizer"] > 0
+    assert stage.quantizing
+    assert (stage.model.quantizer.gain > 0).all() and not torch.equal(stage.model.quantizer.gain, torch.ones(3))
 
 
 @pytest.mark.parametrize("stop", [2, 6])
 def test_resuming_goes_on_as_an_uninterrupted_run_does(samples: Samples, tmp_path: Path, stop: int) -> None:
     """Up to rounding, which depends on where in memory a tensor lies."""
     whole, other, interrupted, resumed = (Training(BRIEF, samples, SMALL) for _ in range(4))
-    other.rng.manual_seed(BRIEF.seed + 1)
+    other.stage.rng.manual_seed(BRIEF.seed + 1)
     for _ in range(8):
-        whole.train_step()
-        other.train_step()
+        whole.stage.train_step()
+        other.stage.train_step()
     for _ in range(stop):
-        interrupted.train_step()
+        interrupted.stage.train_step()
     interrupted.save(tmp_path / "checkpoint.pt")
     torch.rand(1000)  # another process would not have this process's global random state
     resumed.restore(tmp_path / "checkpoint.pt")
     for _ in range(8 - stop):
-        resumed.train_step()
-    assert whole.quantizing and resumed.quantizing and whole.step == resumed.step
-    assert torch.equal(whole.rng.get_state(), resumed.rng.get_state())
+        resumed.stage.train_step()
+    assert whole.stage.quantizing and resumed.stage.quantizing and whole.stage.step == resumed.stage.step
+    assert torch.equal(whole.stage.rng.get_state(), resumed.stage.rng.get_state())
     distance, chance = (float((weights(whole) - weights(run)).norm()) for run in (resumed, other))
     assert distance < 0.1 * chance
 

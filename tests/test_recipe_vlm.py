@@ -181,7 +181,7 @@ def steps(training: Training, count: int) -> None:
 @pytest.mark.parametrize("stop", [2, 5, 8], ids=["tower", "language", "gaps"])
 def test_resuming_goes_on_as_an_uninterrupted_run_does(examples: Examples, tmp_path: Path, stop: int) -> None:
     whole, other, interrupted, resumed = (Training(BRIEF, examples) for _ in range(4))
-    other.stage.rng = np.random.default_rng(99)
+    other.stage.draws = np.random.default_rng(99)
     for training in (whole, other):
         steps(training, 9)
     steps(interrupted, stop)
@@ -189,7 +189,7 @@ def test_resuming_goes_on_as_an_uninterrupted_run_does(examples: Examples, tmp_p
     resumed.restore(tmp_path / "checkpoint.pt")
     steps(resumed, 9 - stop)
     assert whole.index == resumed.index == 2 and whole.stage.step == resumed.stage.step == 2
-    assert whole.stage.rng.bit_generator.state == resumed.stage.rng.bit_generator.state
+    assert whole.stage.draws.bit_generator.state == resumed.stage.draws.bit_generator.state
     distance, chance = (float((weights(whole) - weights(run)).norm()) for run in (resumed, other))
     assert distance < 0.05 * chance
 

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,12 @@ from torch import Tensor
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 from zoo.weights.recipes import audio_data
 from zoo.weights.recipes import wavtokenizer as recipe_module
-from zoo.weights.recipes.wavtokenizer import Corpus, Recipe, Trainer, make_corpus, train
+from zoo.weights.recipes.wavtokenizer import Corpus, Recipe, Training, make_corpus, train
 
 SMALL = WavTokenizerConfig(
     latent_dim=16, n_filters=4, codebook_size=32, dim=32, intermediate_dim=48, num_layers=2, num_bandwidths=1
 )
 BRIEF = Recipe(steps=8, batch=2, crop_seconds=0.2, warmup=2, continuous=3, seed=7)
-CROP = round(BRIEF.crop_seconds * SMALL.sample_rate)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,9 +44,19 @@ def corpus() -> Corpus:
     return Corpus([audio_data.music(composer, 2.0) for _ in range(4)])
 
 
-def advance(trainer: Trainer, corpus: Corpus, steps: int) -> None:
+class SameAgain(Corpus):
+    """Gives the same batch every time."""
+
+    def __init__(self, waveform: Tensor) -> None:
+        self.waveform = waveform
+
+    def batch(self, count: int, length: int, rng: torch.Generator) -> Tensor:
+        return self.waveform
+
+
+def advance(training: Training, steps: int) -> None:
     for _ in range(steps):
-        trainer.train_step(corpus.batch(BRIEF.batch, CROP, trainer.rng))
+        training.stage.train_step()
 
 
 def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -108,55 +118,59 @@ def test_own_recordings_join_the_corpus(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_model(corpus: Corpus) -> None:
     states = []
     for _ in range(2):
-        trainer = Trainer(BRIEF, SMALL)
-        advance(trainer, corpus, 5)
-        states.append(trainer.model.state_dict())
+        training = Training(BRIEF, corpus, SMALL)
+        advance(training, 5)
+        states.append(training.model.state_dict())
     assert_equal_states(*states)
 
 
 @pytest.mark.parametrize("stop", [2, 5], ids=["before the codebook", "with the codebook"])
 def test_resuming_gives_the_model_of_an_uninterrupted_run(corpus: Corpus, tmp_path: Path, stop: int) -> None:
-    whole = Trainer(BRIEF, SMALL)
-    advance(whole, corpus, 8)
+    whole = Training(BRIEF, corpus, SMALL)
+    advance(whole, 8)
 
-    interrupted = Trainer(BRIEF, SMALL)
-    advance(interrupted, corpus, stop)
+    interrupted = Training(BRIEF, corpus, SMALL)
+    advance(interrupted, stop)
     interrupted.save(tmp_path / "checkpoint.pt")
     torch.rand(1000)  # another process would not have this process's global random state
-    resumed = Trainer(BRIEF, SMALL)
+    resumed = Training(BRIEF, corpus, SMALL)
     resumed.restore(tmp_path / "checkpoint.pt")
-    assert resumed.step == stop
-    advance(resumed, corpus, 8 - stop)
+    assert resumed.stage.step == stop
+    advance(resumed, 8 - stop)
 
     assert_equal_states(whole.model.state_dict(), resumed.model.state_dict())
-    assert_equal_states(whole.codebook.state_dict(), resumed.codebook.state_dict())
+    assert_equal_states(whole.stage.codebook.state_dict(), resumed.stage.codebook.state_dict())
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    Trainer(BRIEF, SMALL).save(tmp_path / "checkpoint.pt")
+def test_a_checkpoint_of_another_recipe_is_refused_before_any_work(corpus: Corpus, tmp_path: Path) -> None:
+    Training(BRIEF, corpus, SMALL).save(tmp_path / "tiny.checkpoint.pt")
     with pytest.raises(ValueError, match="another recipe"):
-        Trainer(Recipe(steps=9), SMALL).restore(tmp_path / "checkpoint.pt")
+        Training(replace(BRIEF, steps=9), corpus, SMALL).restore(tmp_path / "tiny.checkpoint.pt")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(ValueError, match="another recipe"):
+        patched.setattr(recipe_module, "make_corpus", None)
+        train(replace(BRIEF, steps=9), tmp_path / "tiny.safetensors", config=SMALL)
 
 
-def test_the_schedule_ends_with_the_steps_or_the_minutes() -> None:
-    trainer = Trainer(Recipe(steps=100, minutes=10.0), SMALL)
-    assert trainer.progress == 0
-    trainer.step = 25
-    assert trainer.progress == 0.25
-    trainer.elapsed = 300.0
-    assert trainer.progress == 0.5
-    trainer.elapsed = 6000.0
-    assert trainer.progress == 1
+def test_the_schedule_ends_with_the_steps_or_the_minutes(corpus: Corpus) -> None:
+    stage = Training(Recipe(steps=100, minutes=10.0), corpus, SMALL).stage
+    assert stage.progress == 0
+    stage.step = 25
+    assert stage.progress == 0.25
+    stage.elapsed = 300.0
+    assert stage.progress == 0.5
+    stage.elapsed = 6000.0
+    assert stage.progress == 1
 
 
 def test_training_lowers_the_loss(corpus: Corpus) -> None:
-    trainer = Trainer(Recipe(steps=100, batch=2, crop_seconds=0.2, warmup=2, continuous=20, seed=7), SMALL)
-    waveform = corpus.batch(2, CROP, trainer.rng)
-    losses = [trainer.train_step(waveform) for _ in range(40)]
+    waveform = corpus.batch(2, 4800, torch.Generator().manual_seed(7))
+    recipe = Recipe(steps=100, batch=2, crop_seconds=0.2, warmup=2, continuous=20, seed=7)
+    stage = Training(recipe, SameAgain(waveform), SMALL).stage
+    losses = [stage.train_step() for _ in range(40)]
     assert all(math.isfinite(value) for terms in losses for value in terms.values())
     assert losses[-1]["mel"] < 0.8 * losses[0]["mel"]
     assert losses[10]["commit"] == 0 < losses[-1]["commit"]
-    assert bool(trainer.codebook.inited)
+    assert bool(stage.codebook.inited)
 
 
 def test_the_written_file_holds_the_exported_model(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,7 +362,9 @@ def test_batches_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     waves = tokenizer.decode(tokens, prompt=voices)
     monkeypatch.setitem(VecTok.ENCODE_FRAMES, "cpu", 10_000)
     monkeypatch.setitem(VecTok.DECODE_FRAMES, "cpu", 10_000)
-    monkeypatch.setattr("zoo.codecs.vectok.tokenizer.groups_of_similar_length", lambda lengths, _: [list(range(len(lengths)))])
+    for module in ("analysis", "synthesis"):
+        together = f"zoo.codecs.vectok.{module}.groups_of_similar_length"
+        monkeypatch.setattr(together, lambda lengths, _: [list(range(len(lengths)))])
     together = tokenizer.encode(items)
     assert together.equal(tokens)
     for found, alone in zip(tokenizer.decode(together, prompt=voices), waves, strict=True):

@@ -72,6 +72,20 @@ class Latents:
         """The same latents on a device, in a floating-point type."""
         return replace(self, values=tuple(value.to(device=device, dtype=dtype) for value in self.values))
 
+    def check(self, channels: int, *axes: str) -> None:
+        """Make sure that these can be decoded: ``[channels, *axes]`` each, finite and not empty.
+
+        Raises:
+            InputError: there are none, or one is of another shape or not finite; names the item.
+        """
+        if not len(self):
+            raise InputError("there are no latents to decode")
+        for index, values in enumerate(self.values):
+            if values.ndim != 1 + len(axes) or values.shape[0] != channels or not values.numel():
+                raise InputError(f"latents must be [{', '.join((str(channels), *axes))}], not {list(values.shape)}", index)
+            if not torch.isfinite(values).all():
+                raise InputError("the latents hold NaN or infinite values", index)
+
     def stack(self) -> Float[Tensor, "batch channels ..."]:
         """All items as one tensor.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.byteformer.config import ByteFormerConfig
 from zoo.codecs.byteformer.embedding import sinusoidal_positions
 from zoo.errors import KeysError, WeightsError
@@ -142,26 +144,11 @@ def convert(state: Mapping[str, Tensor], config: ByteFormerConfig | None) -> tup
     Raises:
         KeysError: tensors are missing or unexpected, or their shapes contradict each other or ``config``.
     """
-    named: dict[str, Tensor] = {}
-    unexpected = []
-    for key, tensor in state.items():
-        name = our_key(key)
-        if name is None:
-            unexpected.append(key)
-        else:
-            named[name] = _our_tensor(name, tensor)
-    if unexpected:
-        raise KeysError(f"unexpected in a ByteFormer checkpoint: {listing(sorted(unexpected))}")
+    named = {name: _our_tensor(name, tensor) for name, tensor in renamed(state, our_key, "ByteFormer").items()}
     if config is not None and config.sinusoidal and "embedding.positions" not in named:
         named["embedding.positions"] = sinusoidal_positions(config.max_tokens, config.dim)
     found = _infer_config(named, config)
-    if config is not None and found != config:
-        differing = [
-            f"{name} is {getattr(found, name)} in the tensors and {getattr(config, name)} in the configuration"
-            for name in config.__dataclass_fields__
-            if getattr(found, name) != getattr(config, name)
-        ]
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    require_agreement(found, config)
     return found, named
 
 
@@ -189,16 +176,10 @@ def _our_tensor(name: str, tensor: Tensor) -> Tensor:
 
 def _infer_config(named: Mapping[str, Tensor], config: ByteFormerConfig | None) -> ByteFormerConfig:
     """The configuration, or the official one, with the sizes that the shapes imply."""
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if name not in named:
-            raise KeysError(f"missing: {name}")
-        if named[name].ndim != rank:
-            raise KeysError(f"{name} is {list(named[name].shape)}")
-        return tuple(named[name].shape)
+    shape = partial(shape_of, named)
 
     def numbers(part: str) -> list[int]:
-        return sorted({int(name.split(".")[2]) for name in named if name.startswith(f"transformer.{part}.")})
+        return layer_numbers(named, f"transformer.{part}")
 
     vocab_size, dim = shape("embedding.bytes", 2)
     depth = len(numbers("blocks"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +11,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from zoo.codecs.byteformer.config import ByteFormerConfig
+from zoo.nn.derived import Derived
 from zoo.nn.precision import Float32Module
 
 # Tokens at a time: bounds the indices, of which there are as many as bytes under all windows of the convolution.
 _TOKENS_AT_ONCE = 1 << 16
 
 Table = Float[Tensor, "rows dim"]
-
-
-class _Kept(NamedTuple):
-    """A table, and what it was made of; holding that as well keeps its addresses from being used again."""
-
-    stamp: list[tuple[int, int]]
-    sources: list[Tensor]
-    table: Table
 
 
 class ByteEmbedding(Float32Module):
@@ -46,7 +38,8 @@ class ByteEmbedding(Float32Module):
             self.positions: Tensor = nn.Parameter(torch.empty(config.max_tokens, config.dim))
         else:
             self.register_buffer("positions", table)
-        self._kept: _Kept | None = None
+        # Larger than the parameters that it is made of.
+        self._table: Derived[Tensor] = Derived()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -58,10 +51,6 @@ class ByteEmbedding(Float32Module):
         if isinstance(self.positions, nn.Parameter):
             nn.init.trunc_normal_(self.positions, std=self.positions.shape[1] ** -0.5)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The table is made of the parameters, and larger than they are.
-        return self.__dict__ | {"_kept": None}
-
     def _make_table(self) -> Table:
         # The row of padding gets no gradient.
         rows = torch.cat([self.bytes[:-1], self.bytes[-1:].detach()])
@@ -71,13 +60,8 @@ class ByteEmbedding(Float32Module):
         """Row ``j * vocab_size + v`` is for byte v at tap j; kept while the weights stay as they are."""
         if torch.is_grad_enabled() and (self.bytes.requires_grad or self.reduction.requires_grad):
             return self._make_table()
-        sources = (self.bytes, self.reduction)
-        stamp = [(tensor.data_ptr(), _version(tensor)) for tensor in sources]
-        kept = self._kept
-        if kept is None or kept.stamp != stamp:
-            with torch.no_grad():
-                kept = self._kept = _Kept(stamp, [tensor.detach() for tensor in sources], self._make_table())
-        return kept.table
+        with torch.no_grad():
+            return self._table.of([self.bytes, self.reduction], self._make_table)
 
     def forward(
         self, sequences: Sequence[Int[Tensor, " _"] | UInt8[Tensor, " _"]], positions: bool = True
@@ -99,11 +83,6 @@ class ByteEmbedding(Float32Module):
         first_rows = torch.arange(self.kernel, device=table.device) * (len(table) // self.kernel)
         parts = [F.embedding_bag(part + first_rows, table, mode="sum") for part in windows.split(_TOKENS_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts changes in place; tensors made in inference mode do not count."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def sinusoidal_positions(count: int, dim: int) -> Float[Tensor, "count dim"]:

@@ -10,15 +10,16 @@ import ast
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import hidden_dim
 from zoo.errors import KeysError, WeightsError
 from zoo.nn import vae
-from zoo.tokenizer import listing
 
 # Module names of the official files, in the order in which data meets them, and ours.
 _MODULES = {
@@ -235,26 +236,9 @@ def convert(state: Mapping[str, Tensor], config: FlexTokConfig | None) -> tuple[
     configuration all sizes are, and what leaves no trace in them (the number of groups, the scaling factor, the timestep's
     scale) is taken from the official models.
     """
-    named: dict[str, Tensor] = {}
-    unexpected = []
-    for key, tensor in state.items():
-        if not wanted(key):
-            continue
-        name = our_key(key)
-        if name is None:
-            unexpected.append(key)
-        else:
-            named[name] = vae.our_tensor(name, tensor)
-    if unexpected:
-        raise KeysError(f"unexpected in a FlexTok checkpoint: {listing(sorted(unexpected))}")
+    named = {name: vae.our_tensor(name, tensor) for name, tensor in renamed(state, our_key, "FlexTok", wanted).items()}
     found = _infer_config(named, config or FlexTokConfig())
-    differing = [
-        f"{name} is {getattr(found, name)} in the tensors and {getattr(config, name)} in the configuration"
-        for name in FlexTokConfig.__dataclass_fields__
-        if config is not None and name not in _OF_THE_TENSORS and getattr(found, name) != getattr(config, name)
-    ]
-    if differing:
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    require_agreement(found, config, besides=_OF_THE_TENSORS)
     return found, named
 
 
@@ -272,14 +256,10 @@ def our_key(key: str) -> str | None:
 
 def _infer_config(named: Mapping[str, Tensor], base: FlexTokConfig) -> FlexTokConfig:
     """``base`` with the sizes that the shapes of our tensors imply."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in named:
-            raise KeysError(f"missing: {name}")
-        return tuple(named[name].shape)
+    shape = partial(shape_of, named)
 
     def depth(part: str) -> int:
-        return len({key.split(".")[2] for key in named if key.startswith(f"{part}.blocks.")})
+        return len(layer_numbers(named, f"{part}.blocks"))
 
     sizes = vae.infer_sizes(named, base.vae_groups, "vae.")
     registers, encoder_dim = shape("encoder.registers")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoint import layer_numbers, require_agreement, shape_of
 from zoo.codecs.seed.config import PARTS, SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, empty_prompt_states, solver_name
 from zoo.errors import KeysError, WeightsError
@@ -217,7 +218,9 @@ def convert(state: Mapping[str, Tensor], config: SeedConfig | None) -> tuple[See
             raise KeysError(f"missing: {_TEXT_ENCODER}*, which describes the empty prompt")
         named["decoder.prompt_states"] = empty_prompt_states(base.diffusion["text_encoder"], prompt)
     found = _infer_config(named, replace(base, parts=parts, codes=base.codes if "codebook.codes" in named else 0))
-    _require_agreement(found, config)
+    if config is not None:
+        # Parts may be absent.
+        require_agreement(found, replace(config, parts=found.parts, codes=config.codes if found.codes else 0))
     return found, named
 
 
@@ -249,20 +252,6 @@ def _our_tensor(name: str, tensor: Tensor) -> Tensor:
     return tensor.flatten() if name in ("decoder.mean", "decoder.std") else tensor
 
 
-def _require_agreement(found: SeedConfig, config: SeedConfig | None) -> None:
-    """Refuse tensors of other sizes than the configuration says; parts may be absent."""
-    if config is None:
-        return
-    known = asdict(replace(config, parts=found.parts, codes=config.codes if found.codes else 0))
-    differing = [
-        f"{name} is {value} in the tensors and {known[name]} in the configuration"
-        for name, value in asdict(found).items()
-        if value != known[name]
-    ]
-    if differing:
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
-
-
 def _infer_config(named: Mapping[str, Tensor], base: SeedConfig) -> SeedConfig:
     """``base`` with the sizes that the shapes of our tensors imply."""
     found: dict[str, Any] = {}
@@ -275,52 +264,41 @@ def _infer_config(named: Mapping[str, Tensor], base: SeedConfig) -> SeedConfig:
     return replace(base, **found)
 
 
-def _shape(named: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in named:
-        raise KeysError(f"missing: {name}")
-    return tuple(named[name].shape)
-
-
-def _layers(named: Mapping[str, Tensor], prefix: str, within: str = "") -> list[int]:
-    """Numbers of the layers under a prefix, those only that have something called ``within``."""
-    pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.{re.escape(within)}")
-    return sorted({int(match[1]) for key in named if (match := pattern.match(key))})
-
-
 def _infer_embedding(named: Mapping[str, Tensor], base: SeedConfig) -> dict[str, Any]:
-    codes, code_dim = _shape(named, "codebook.codes")
-    _, queries, dim = _shape(named, "embedding.mixer.positions")
-    hidden = _shape(named, "embedding.mixer.blocks.0.mlp.fc1.weight")[0]
+    codes, code_dim = shape_of(named, "codebook.codes")
+    _, queries, dim = shape_of(named, "embedding.mixer.positions")
+    hidden = shape_of(named, "embedding.mixer.blocks.0.mlp.fc1.weight")[0]
     ratio = base.decoder_mlp_ratio if int(dim * base.decoder_mlp_ratio) == hidden else hidden / dim
     found = {
         "codes": codes,
         "code_dim": code_dim,
         "queries": queries,
         "qformer_dim": dim,
-        "decoder_depth": len(_layers(named, "embedding.mixer.blocks.")),
+        "decoder_depth": len(layer_numbers(named, "embedding.mixer.blocks")),
         "decoder_mlp_ratio": ratio,
-        "embedding_dim": _shape(named, "embedding.head.out.weight")[0],
+        "embedding_dim": shape_of(named, "embedding.head.out.weight")[0],
     }
     if "embedding.head.qformer.queries" not in named:
-        widths = [_shape(named, f"embedding.head.squeeze.{i}.weight")[0] for i in _layers(named, "embedding.head.squeeze.")]
+        layers = layer_numbers(named, "embedding.head.squeeze")
+        widths = [shape_of(named, f"embedding.head.squeeze.{i}.weight")[0] for i in layers]
         return found | {"head": "mlp", "head_widths": tuple(widths)}
-    head_queries = _shape(named, "embedding.head.qformer.queries")[1]
+    head_queries = shape_of(named, "embedding.head.qformer.queries")[1]
     # One vector for the whole image, or as many as a prompt has.
     head = base.head if base.head != "mlp" else "qformer" if head_queries == 1 else "text"
     return found | {
         "head": head,
         "head_queries": head_queries,
-        "head_depth": len(_layers(named, "embedding.head.qformer.network.encoder.layer.")),
+        "head_depth": len(layer_numbers(named, "embedding.head.qformer.network.encoder.layer")),
     }
 
 
 def _infer_encoder(named: Mapping[str, Tensor], base: SeedConfig) -> dict[str, Any]:
     vision, qformer = "encoder.vision.network.", "encoder.summary.qformer."
-    vision_dim, _, patch_size, _ = _shape(named, f"{vision}patch_embed.proj.weight")
-    side = round((_shape(named, f"{vision}pos_embed")[1] - 1) ** 0.5)
-    _, queries, dim = _shape(named, f"{qformer}queries")
-    looking = _layers(named, f"{qformer}network.encoder.layer.", "crossattention.")
-    depth = len(_layers(named, f"{qformer}network.encoder.layer."))
+    vision_dim, _, patch_size, _ = shape_of(named, f"{vision}patch_embed.proj.weight")
+    side = round((shape_of(named, f"{vision}pos_embed")[1] - 1) ** 0.5)
+    _, queries, dim = shape_of(named, f"{qformer}queries")
+    looking = layer_numbers(named, f"{qformer}network.encoder.layer", "crossattention.")
+    depth = len(layer_numbers(named, f"{qformer}network.encoder.layer"))
     every = looking[1] if len(looking) > 1 else base.cross_attention_every
     if looking != list(range(0, depth, every)):
         raise KeysError(f"layers {looking} of the Q-Former look at the image, which is no regular pattern")
@@ -328,11 +306,11 @@ def _infer_encoder(named: Mapping[str, Tensor], base: SeedConfig) -> dict[str, A
         "image_size": side * patch_size,
         "patch_size": patch_size,
         "vision_dim": vision_dim,
-        "vision_depth": len(_layers(named, f"{vision}blocks.")),
-        "vision_mlp_dim": _shape(named, f"{vision}blocks.0.mlp.fc1.weight")[0],
+        "vision_depth": len(layer_numbers(named, f"{vision}blocks")),
+        "vision_mlp_dim": shape_of(named, f"{vision}blocks.0.mlp.fc1.weight")[0],
         "queries": queries,
         "qformer_dim": dim,
         "qformer_depth": depth,
-        "qformer_mlp_dim": _shape(named, f"{qformer}network.encoder.layer.0.intermediate_query.dense.weight")[0],
+        "qformer_mlp_dim": shape_of(named, f"{qformer}network.encoder.layer.0.intermediate_query.dense.weight")[0],
         "cross_attention_every": every,
     }

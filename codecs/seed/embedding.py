@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.qformer import QFormer, transformer_blocks
-from zoo.kernels import codebook as codebook_search
+from zoo.kernels.codebook import CodebookSearch
 from zoo.nn.precision import Float32Module
 
 States = Float[Tensor, "batch queries dim"]
@@ -23,21 +21,14 @@ class Codebook(Float32Module):
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()
         self.codes = nn.Parameter(torch.empty(config.codes, config.code_dim).uniform_(-1, 1) / max(1, config.codes))
-        self._prepared: tuple[tuple[int, int, torch.device], codebook_search.PreparedCodebook] | None = None
+        self._search = CodebookSearch()
 
     def nearest(self, z: Float[Tensor, "*shape dim"]) -> Int[Tensor, "*shape"]:
         """Ids of the nearest codes; the smallest id among equals."""
-        codes = self.codes
-        version = (codes.data_ptr(), 0 if codes.is_inference() else codes._version, codes.device)
-        if self._prepared is None or self._prepared[0] != version:
-            self._prepared = (version, codebook_search.prepare(codes))
-        return codebook_search.nearest(z, self._prepared[1])
+        return self._search(z, self.codes)
 
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
         return F.embedding(ids, self.codes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepared": None}
 
 
 class Mixer(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.errors import KeysError, WeightsError
 from zoo.nn.vit import fuse_qkv_bias
-from zoo.tokenizer import listing
 
 # The official architectures, by the name of the teacher.
 _OFFICIAL = {
@@ -203,26 +204,9 @@ def convert(state: Mapping[str, Tensor], config: TokenFlowConfig | None) -> tupl
     Raises:
         KeysError: tensors are missing or unexpected, or their shapes contradict each other or ``config``.
     """
-    named: dict[str, Tensor] = {}
-    unexpected = []
-    for key, tensor in state.items():
-        if not wanted(key):
-            continue
-        name = our_key(key)
-        if name is None:
-            unexpected.append(key)
-        else:
-            named[name] = tensor
-    if unexpected:
-        raise KeysError(f"unexpected in a TokenFlow checkpoint: {listing(sorted(unexpected))}")
+    named = renamed(state, our_key, "TokenFlow", wanted)
     found = _infer_config(named, config)
-    if config is not None and found != config:
-        differing = [
-            f"{name} is {getattr(found, name)} in the tensors and {getattr(config, name)} in the configuration"
-            for name in config.__dataclass_fields__
-            if getattr(found, name) != getattr(config, name)
-        ]
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    require_agreement(found, config)
     return found, _our_tensors(named, found)
 
 
@@ -236,14 +220,10 @@ def our_key(key: str) -> str | None:
 
 def _infer_config(named: Mapping[str, Tensor], config: TokenFlowConfig | None) -> TokenFlowConfig:
     """The configuration, or the official one for this kind of semantic encoder, with the sizes that the shapes imply."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in named:
-            raise KeysError(f"missing: {name}")
-        return tuple(named[name].shape)
+    shape = partial(shape_of, named)
 
     def count(stem: str) -> int:
-        return len({found[1] for key in named if (found := re.match(rf"{re.escape(stem)}\.(\d+)\.", key))})
+        return len(layer_numbers(named, stem))
 
     siglip = "encoder.semantic.patches.bias" in named
     base = config or (_OFFICIAL["siglip_384"] if siglip else TokenFlowConfig())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import resize
-from zoo.kernels import codebook as codebook_search
+from zoo.kernels.codebook import PreparedCodebook, prepare
+from zoo.kernels.codebook import nearest as search
+from zoo.nn.derived import Derived
 from zoo.nn.precision import Float32Module
 
 Latents = Float[Tensor, "batch channels grid grid"]
@@ -58,7 +59,7 @@ class MultiScaleQuantizer(Float32Module):
         # Stored at any length, as in the original; they are normalised when used.
         self.semantic = nn.Parameter(self._new_codes(config.codebook_size, config.semantic_code_dim))
         self.pixels = nn.Parameter(self._new_codes(config.codebook_size, config.pixel_code_dim))
-        self._cached: tuple[tuple[Any, ...], Tensor, codebook_search.PreparedCodebook] | None = None
+        self._derived: Derived[tuple[Tensor, PreparedCodebook]] = Derived()
 
     @staticmethod
     def _new_codes(size: int, dim: int) -> Float[Tensor, "codes dim"]:
@@ -72,20 +73,15 @@ class MultiScaleQuantizer(Float32Module):
         """All codes, differentiable."""
         return self._unit(torch.cat([self.semantic, self.pixels], dim=1))
 
-    def _prepared(self) -> tuple[Float[Tensor, "codes channels"], codebook_search.PreparedCodebook]:
-        """All codes, and what the search needs of them; computed again only when the codebooks have changed."""
-        version = tuple(
-            (book.data_ptr(), 0 if book.is_inference() else book._version, book.device) for book in (self.semantic, self.pixels)
-        )
-        cached = self._cached
-        if cached is None or cached[0] != version:
-            with torch.no_grad():
-                codes = self.codes()
-            cached = self._cached = (version, codes, codebook_search.prepare(codes))
-        return cached[1], cached[2]
+    def _prepared(self) -> tuple[Float[Tensor, "codes channels"], PreparedCodebook]:
+        """All codes, and what the search needs of them."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cached": None}
+        @torch.no_grad()
+        def compute() -> tuple[Tensor, PreparedCodebook]:
+            codes = self.codes()
+            return codes, prepare(codes)
+
+        return self._derived.of([self.semantic, self.pixels], compute)
 
     # ---- latents to ids
 
@@ -103,7 +99,7 @@ class MultiScaleQuantizer(Float32Module):
         residual = latents
         for scale in scales or self.scales:
             queries = self._pooled(residual, scale)
-            nearest = codebook_search.nearest(queries, prepared)
+            nearest = search(queries, prepared)
             residual = residual - self._spread(F.embedding(nearest, codes), scale)
             yield queries, nearest
 
@@ -179,12 +175,12 @@ class MultiScaleQuantizer(Float32Module):
         """
         chosen = tuple(scales or self.scales)
         codes = self.codes()
-        prepared = codebook_search.prepare(codes.detach())
+        prepared = prepare(codes.detach())
         residual, total = latents, torch.zeros_like(latents)
         found, moves, commitments, entropies = [], [], [], []
         for scale in chosen:
             queries = self._pooled(residual, scale)
-            nearest = codebook_search.nearest(queries.detach(), prepared)
+            nearest = search(queries.detach(), prepared)
             vectors = F.embedding(nearest, codes)
             moves.append(F.mse_loss(vectors, queries.detach()))
             commitments.append(F.mse_loss(queries, vectors.detach()))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.vat.config import SCHEDULE, VATConfig
 from zoo.errors import KeysError, WeightsError
-from zoo.tokenizer import listing
 
 _RENAMED = [
     (re.compile(pattern), replacement)
@@ -67,31 +68,18 @@ def convert(state: Mapping[str, Tensor], config: VATConfig | None) -> tuple[VATC
     Raises:
         KeysError: tensors are missing or unexpected, or their shapes contradict each other or ``config``.
     """
-    named = {name: tensor for key, tensor in state.items() if (name := our_key(key)) is not None}
-    if unexpected := [key for key in state if our_key(key) is None]:
-        raise KeysError(f"unexpected in a VAT checkpoint: {listing(sorted(unexpected))}")
+    named = renamed(state, our_key, "VAT")
     found = _infer_config(named, config)
-    if config is not None and found != config:
-        pairs = [(field.name, getattr(found, field.name), getattr(config, field.name)) for field in fields(VATConfig)]
-        differing = [
-            f"{name} is {ours} in the tensors and {theirs} in the configuration"
-            for name, ours, theirs in pairs
-            if ours != theirs
-        ]
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    require_agreement(found, config)
     return found, named
 
 
 def _infer_config(named: Mapping[str, Tensor], config: VATConfig | None) -> VATConfig:
     """The configuration, or that of the published models, with the sizes that the shapes imply."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in named:
-            raise KeysError(f"missing: {name}")
-        return tuple(named[name].shape)
+    shape = partial(shape_of, named)
 
     def count(stem: str) -> int:
-        return len({found[1] for key in named if (found := re.match(rf"{re.escape(stem)}\.(\d+)\.", key))})
+        return len(layer_numbers(named, stem))
 
     width, point_dim = shape("encoder.point_proj.weight")
     codebook_size, latent_dim = shape("quantizer.codebook")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
-from zoo.kernels import codebook as codebook_search
+from zoo.kernels.codebook import PreparedCodebook, prepare
+from zoo.kernels.codebook import nearest as search
+from zoo.nn.derived import Derived
 from zoo.nn.precision import Float32Module
 
 Latents = Float[Tensor, "batch latents dim"]
@@ -38,24 +38,20 @@ class ScaleQuantizer(Float32Module):
         self.num_latents = config.num_latents
         self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.latent_dim))
         self.register_buffer("gain", torch.ones(len(config.token_scales)))
-        self._kept: tuple[tuple[Any, ...], Tensor, codebook_search.PreparedCodebook] | None = None
+        self._derived: Derived[tuple[Tensor, PreparedCodebook]] = Derived()
 
     def codes(self) -> Float[Tensor, "codes dim"]:
         """All codes, differentiable but for the first, which is zero."""
         return torch.cat([torch.zeros_like(self.codebook[:1]), self.codebook[1:]])
 
-    def _prepared(self) -> tuple[Float[Tensor, "codes dim"], codebook_search.PreparedCodebook]:
-        """All codes, and what the search needs of them; computed again only when the codebook has changed."""
-        book = self.codebook
-        version = (book.data_ptr(), 0 if book.is_inference() else book._version, book.device, book.dtype)
-        kept = self._kept
-        if kept is None or kept[0] != version:
-            codes = self.codes().detach()
-            kept = self._kept = (version, codes, codebook_search.prepare(codes))
-        return kept[1], kept[2]
+    def _prepared(self) -> tuple[Float[Tensor, "codes dim"], PreparedCodebook]:
+        """All codes, and what the search needs of them."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}
+        def compute() -> tuple[Tensor, PreparedCodebook]:
+            codes = self.codes().detach()
+            return codes, prepare(codes)
+
+        return self._derived.of([self.codebook], compute)
 
     # ---- runs of latents
 
@@ -87,7 +83,7 @@ class ScaleQuantizer(Float32Module):
         residual, found = latents, []
         for count, gain in zip(self.scales, self.gain, strict=True):
             pooled = self.pool(residual, count) / gain
-            nearest = codebook_search.nearest(pooled, prepared)
+            nearest = search(pooled, prepared)
             vectors = F.embedding(nearest, codes)
             # A code that rounding put before the zero vector must not raise the energy.
             helps = (vectors * (2 * pooled - vectors)).sum(-1) > 0

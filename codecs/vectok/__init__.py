@@ -8,8 +8,8 @@ them. So the tokens say what was said and the prompt says who speaks.
 The authors published neither code nor weights: this is a reference design, exact where its components are public (WavLM,
 kNN-VC's matching and vocoder, torchaudio's Conformer, byte-pair encoding), with its free choices named in the model card.
 
-Read in this order: `config`, `wavlm` and `logmel` (vectors), `units` (k-means and byte pairs), `voice` (prompts and kNN-VC),
-`inverse`, `vocoder`, `tokenizer`, `training`, `checkpoint`.
+Read in this order: `config`, `wavlm` and `logmel` (vectors), `recording` and `analysis` (of any length), `units` (k-means and
+byte pairs), `voice` (prompts and kNN-VC), `inverse`, `vocoder`, `synthesis`, `tokenizer`, `training`, `checkpoint`.
 """
 
 from __future__ import annotations

@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from zoo import media
 from zoo.codecs.vectok import checkpoint
+from zoo.codecs.vectok.analysis import Analyser
 from zoo.codecs.vectok.config import HiFiGANSizes, LogMelSizes, VecTokConfig
 from zoo.codecs.vectok.inverse import InverseKMeans
 from zoo.codecs.vectok.logmel import LogMelVectors
-from zoo.codecs.vectok.recording import Recording, Window, overlapping_windows, vectors_fingerprint
+from zoo.codecs.vectok.recording import Recording, vectors_fingerprint
+from zoo.codecs.vectok.synthesis import Restorer, Synthesiser
 from zoo.codecs.vectok.units import BPE, Units
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
-from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, match, mixture, stretch, to_loudness, trim_silence
+from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, Voices, match, mixture, stretch, to_loudness, trim_silence
 from zoo.codecs.vectok.wavlm import WavLM
 from zoo.errors import InputError, MismatchError, WeightsError
 from zoo.latents import Latents
-from zoo.nn.precision import Float32Module, exact_float32
+from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar, require_complete
+from zoo.tokenizer import Tokenizer, as_items, naming_item, require_complete
 from zoo.tokens import Tokens
 
-Waveform = Float[Tensor, " samples"]
-Vectors = Float[Tensor, "frames dim"]
 Prompt = Any
 Rate = int | Literal["original"] | None
 
@@ -42,16 +42,6 @@ class _Item:
 
     waveform: Float[Tensor, " _samples"]
     meta: dict[str, int]
-
-
-class Voices(Float32Module):
-    """The voices that come with a checkpoint."""
-
-    vectors: Tensor
-
-    def __init__(self, config: VecTokConfig) -> None:
-        super().__init__()
-        self.register_buffer("vectors", torch.zeros(len(config.voices), config.voice_frames, config.vector_dim))
 
 
 class VecTok(Tokenizer[VecTokConfig]):
@@ -177,7 +167,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         prepared = self._prepare(items)
         ids: dict[int, Tensor] = {}
         voices: dict[int, Voice] = {}
-        for index, recording in self._recordings(prepared, True, progress):
+        for index, recording in self._recordings(prepared, progress=progress):
             first = next(recording.windows())
             own = first.vectors[first.kept][: self.config.prompt_frames].clone()
             voices[index] = Voice(own, fingerprint=self.vectors_fingerprint)
@@ -223,11 +213,11 @@ class VecTok(Tokenizer[VecTokConfig]):
         return prepared
 
     def _vectors(self, prepared: Sequence[_Item], pad: bool, progress: bool) -> list[Float[Tensor, "_frames dim"]]:
-        found = {index: recording.vectors() for index, recording in self._recordings(prepared, pad, progress)}
+        found = {index: recording.vectors() for index, recording in self._recordings(prepared, pad=pad, progress=progress)}
         return [found[index] for index in range(len(prepared))]
 
     def _units(self, prepared: Sequence[_Item], progress: bool) -> list[Int[Tensor, " _frames"]]:
-        found = {index: self._quantize(recording) for index, recording in self._recordings(prepared, True, progress)}
+        found = {index: self._quantize(recording) for index, recording in self._recordings(prepared, progress=progress)}
         return [found[index] for index in range(len(prepared))]
 
     @torch.inference_mode()
@@ -237,55 +227,22 @@ class VecTok(Tokenizer[VecTokConfig]):
             mean = recording.mean()
             return torch.cat([self.units.nearest(window.vectors - mean)[window.kept] for window in recording.windows()])
 
-    def _recordings(self, prepared: Sequence[_Item], pad: bool, progress: bool) -> Iterator[tuple[int, Recording]]:
-        """The vectors of each item, in the order in which they are ready."""
-        hop, reach = self.config.hop_length, self.config.hop_length + self.analysis.tail
-        counts = []
-        for index, item in enumerate(prepared):
-            samples = len(item.waveform)
-            counts.append(-(-samples // hop) if pad else (samples - reach) // hop + 1)
-            if counts[-1] < 1:
-                raise InputError(f"{samples} samples are too short for a vector, which sees {reach}", index)
-        longest = self.WINDOW["encode"]
-        short = [index for index, count in enumerate(counts) if count <= longest]
-        budget = self.ENCODE_FRAMES.get(self.device.type, self.ENCODE_FRAMES["cuda"])
-        with progress_bar("encode", sum(counts), progress, unit="vector") as advance:
-            for group in groups_of_similar_length([counts[i] for i in short], budget):
-                chosen = [short[i] for i in group]
-                pieces = [prepared[i].waveform for i in chosen]
-                for index, vectors in zip(chosen, self._analyse(pieces, [counts[i] for i in chosen]), strict=True):
-                    yield index, Recording.whole(vectors)
-                    advance(counts[index])
-            for index in sorted(set(range(len(counts))) - set(short)):
-                yield index, self._long_recording(prepared[index].waveform, counts[index])
-                advance(counts[index])
+    def _recordings(
+        self, prepared: Sequence[_Item], *, pad: bool = True, progress: bool = False
+    ) -> Iterator[tuple[int, Recording]]:
+        analyser = Analyser(
+            self.analysis,
+            self.device,
+            self.config.hop_length,
+            window=self.WINDOW["encode"],
+            overlap=self.OVERLAP,
+            together=self._in_flight(self.ENCODE_FRAMES),
+            kept=self.KEPT_FRAMES,
+        )
+        return analyser.recordings([item.waveform for item in prepared], pad=pad, progress=progress)
 
-    def _long_recording(self, waveform: Waveform, frames: int) -> Recording:
-        def windows() -> Iterator[Window]:
-            size = self.WINDOW["encode"]
-            batch = max(1, self.ENCODE_FRAMES.get(self.device.type, self.ENCODE_FRAMES["cuda"]) // size)
-            spans = overlapping_windows(frames, size, self.OVERLAP)
-            hop = self.config.hop_length
-            for start in range(0, len(spans), batch):
-                chosen = spans[start : start + batch]
-                pieces = [waveform[span.start * hop : span.stop * hop + self.analysis.tail] for span in chosen]
-                analysed = self._analyse(pieces, [span.stop - span.start for span in chosen])
-                for span, vectors in zip(chosen, analysed, strict=True):
-                    yield Window(vectors, span.kept)
-
-        if frames > self.KEPT_FRAMES:
-            return Recording(frames, windows)
-        kept = list(windows())
-        return Recording(frames, lambda: iter(kept))
-
-    @torch.inference_mode()
-    def _analyse(self, pieces: Sequence[Float[Tensor, " _"]], frames: Sequence[int]) -> list[Float[Tensor, "_frames dim"]]:
-        """Vectors of pieces of waveforms, so many of each, with silence behind what is too short for them."""
-        samples = max(frames) * self.config.hop_length + self.analysis.tail
-        batch = torch.stack([F.pad(piece[:samples], (0, max(0, samples - len(piece)))) for piece in pieces])
-        with exact_float32(self.device):
-            vectors = self.analysis(batch.to(self.device), list(frames))
-        return [row[:count] for row, count in zip(vectors, frames, strict=True)]
+    def _in_flight(self, frames: Mapping[str, int]) -> int:
+        return frames.get(self.device.type, frames["cuda"])
 
     # ---- voices
 
@@ -431,42 +388,16 @@ class VecTok(Tokenizer[VecTokConfig]):
         tokens = self._check(tokens)
         prompts = self._prompts(prompt, len(tokens))
         units = [self.units.expand(ids.to(self.device)) for ids in tokens.unpadded()]
-        return self._finish(self._synthesise(units, prompts, progress), tokens.meta, trim, sample_rate)
+        waves = self._synthesiser.from_units(self._restorer, units, prompts, progress=progress)
+        return self._finish(waves, tokens.meta, trim, sample_rate)
 
-    @torch.inference_mode()
-    def _synthesise(
-        self, units: Sequence[Int[Tensor, " _"]], prompts: Sequence[Float[Tensor, "_prompt dim"]], progress: bool
-    ) -> list[Float[Tensor, " _samples"]]:
-        """Sound of sequences of units."""
-        lengths = [len(item) for item in units]
-        short = [i for i, length in enumerate(lengths) if length <= self.WINDOW["decode"]]
-        waves: dict[int, Tensor] = {}
-        budget = self.DECODE_FRAMES.get(self.device.type, self.DECODE_FRAMES["cuda"])
-        with exact_float32(self.device), progress_bar("decode", sum(lengths), progress, unit="vector") as advance:
-            for group in groups_of_similar_length([lengths[i] + len(prompts[i]) for i in short], budget):
-                chosen = [short[i] for i in group]
-                vectors = self._restore([units[i] for i in chosen], [prompts[i] for i in chosen])
-                for index, wave in zip(chosen, self._sound(vectors), strict=True):
-                    waves[index] = wave
-                    advance(lengths[index])
-            for index in sorted(set(range(len(units))) - set(short)):
-                waves[index] = torch.cat(list(self._sound_of_chunks(self._restore_long(units[index], prompts[index], advance))))
-        return [waves[index] for index in range(len(units))]
+    @property
+    def _restorer(self) -> Restorer:
+        return Restorer(self.inverse, self.units.vectors, self.WINDOW["decode"], self.OVERLAP)
 
-    def _restore(
-        self, units: Sequence[Int[Tensor, " _"]], prompts: Sequence[Float[Tensor, "_prompt dim"]]
-    ) -> list[Float[Tensor, "_frames dim"]]:
-        """Speech vectors of units, whole sequences at once."""
-        return self.inverse(prompts, [F.embedding(item, self.units.vectors) for item in units])
-
-    def _restore_long(
-        self, units: Int[Tensor, " frames"], prompt: Float[Tensor, "prompt dim"], advance: Any
-    ) -> Iterator[Vectors]:
-        """Speech vectors of a long sequence, window by window."""
-        for span in overlapping_windows(len(units), self.WINDOW["decode"], self.OVERLAP):
-            [vectors] = self._restore([units[span.start : span.stop]], [prompt])
-            yield vectors[span.kept]
-            advance(len(vectors[span.kept]))
+    @property
+    def _synthesiser(self) -> Synthesiser:
+        return Synthesiser(self.vocoder, self.device, self.WINDOW["decode"], self._in_flight(self.DECODE_FRAMES))
 
     @torch.inference_mode()
     def inverse_vectors(self, units: Sequence[Int[Tensor, " _"]], prompt: Prompt = None) -> list[Float[Tensor, "_frames dim"]]:
@@ -478,12 +409,11 @@ class VecTok(Tokenizer[VecTokConfig]):
         self._need("inverse", "restoring vectors")
         with exact_float32(self.device):
             found = [
-                torch.cat(list(self._restore_long(item.to(self.device), one, lambda done: None)))
+                torch.cat(list(self._restorer.windows(item.to(self.device), one)))
                 for item, one in zip(units, self._prompts(prompt, len(units)), strict=True)
             ]
         return [vectors.float() for vectors in found]
 
-    @torch.inference_mode()
     def vocode(
         self, vectors: Sequence[Float[Tensor, "_frames dim"]] | Float[Tensor, "frames dim"], *, progress: bool = False
     ) -> list[Float[Tensor, " _samples"]]:
@@ -493,67 +423,15 @@ class VecTok(Tokenizer[VecTokConfig]):
             WeightsError: the model has no vocoder.
         """
         self._need("vocoder", "making sound")
-        items = [vectors] if isinstance(vectors, Tensor) else list(vectors)
-        lengths = [len(item) for item in items]
-        waves: dict[int, Tensor] = {}
-        budget = self.DECODE_FRAMES.get(self.device.type, self.DECODE_FRAMES["cuda"])
-        size = self.WINDOW["decode"]
-        with exact_float32(self.device), progress_bar("vocode", sum(lengths), progress, unit="vector") as advance:
-            for group in groups_of_similar_length(lengths, budget):
-                chosen = [items[i].to(self.device) for i in group]
-                if max(map(len, chosen)) > size:
-                    found = [torch.cat(list(self._sound_of_chunks(iter(item.split(size))))) for item in chosen]
-                else:
-                    found = self._sound(chosen)
-                for index, wave in zip(group, found, strict=True):
-                    waves[index] = wave
-                    advance(lengths[index])
-        return [waves[index] for index in range(len(items))]
-
-    def _sound(self, vectors: Sequence[Float[Tensor, "_frames dim"]]) -> list[Float[Tensor, " _samples"]]:
-        """Sound of a few items at once."""
-        frames = [len(item) for item in vectors]
-        padded = nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
-        inside = None
-        if min(frames) < max(frames):
-            inside = (torch.arange(max(frames)) < torch.tensor(frames)[:, None]).to(padded.device)
-        batch = self.vocoder(padded, inside)
-        return [wave[: count * self.vocoder.hop_length].clone() for wave, count in zip(batch, frames, strict=True)]
-
-    def _sound_of_chunks(self, chunks: Iterator[Vectors]) -> Iterator[Waveform]:
-        """Sound of consecutive vectors, with the numbers of a single pass: each piece has its neighbours beside it."""
-        hop, halo = self.vocoder.hop_length, self.vocoder.halo
-        pending = next(chunks)
-        done = 0
-        while True:
-            following = next(chunks, None)
-            settled = len(pending) if following is None else len(pending) - halo
-            if settled > done:
-                yield self.vocoder(pending[None])[0, done * hop : settled * hop].clone()
-                kept = max(0, settled - halo)
-                pending, done = pending[kept:], settled - kept
-            if following is None:
-                return
-            pending = torch.cat([pending, following])
+        return self._synthesiser.from_vectors([vectors] if isinstance(vectors, Tensor) else vectors, progress=progress)
 
     def _finish(
         self, waves: Sequence[Float[Tensor, " _samples"]], meta: Sequence[Mapping[str, Any]], trim: bool, sample_rate: Rate
     ) -> list[Float[Tensor, "1 _"]]:
-        return [self._finish_item(wave[None], meta[i] if meta else {}, trim, sample_rate) for i, wave in enumerate(waves)]
-
-    def _finish_item(
-        self, wave: Float[Tensor, "1 samples"], meta: Mapping[str, Any], trim: bool, sample_rate: Rate
-    ) -> Float[Tensor, "1 _"]:
-        own_rate = self.config.sample_rate
-        samples, original_rate = meta.get("samples"), meta.get("sample_rate", own_rate)
-        if trim and samples is not None:
-            wave = wave[:, : media.resampled_length(samples, original_rate, own_rate)]
-        wanted = original_rate if sample_rate == "original" else sample_rate or own_rate
-        if wanted != own_rate:
-            wave = media.resample(wave, own_rate, int(wanted))
-            if trim and samples is not None and wanted == original_rate:
-                wave = wave[:, :samples]
-        return wave
+        return [
+            media.restore_audio(wave[None], self.config.sample_rate, own, trim=trim, sample_rate=sample_rate)
+            for wave, own in zip(waves, meta or [{}] * len(waves), strict=True)
+        ]
 
     def _check_latents(self, latents: Any) -> Latents:
         spec, own = self.spec, self.vectors_fingerprint
@@ -565,13 +443,7 @@ class VecTok(Tokenizer[VecTokConfig]):
             raise MismatchError(
                 f"these latents were made by {latents.tokenizer} ({latents.fingerprint}), this is {spec.name} ({own})"
             )
-        if not len(latents):
-            raise InputError("there are no latents to decode")
-        for index, values in enumerate(latents.values):
-            if values.ndim != 2 or values.shape[0] != spec.dim or not values.numel():
-                raise InputError(f"latents must be [{spec.dim}, vectors], not {list(values.shape)}", index)
-            if not torch.isfinite(values).all():
-                raise InputError("the latents hold NaN or infinite values", index)
+        latents.check(self.config.vector_dim, "vectors")
         return latents
 
     def reconstruct(self, items: Any) -> list[Float[Tensor, "1 _"]]:
@@ -627,9 +499,10 @@ class VecTok(Tokenizer[VecTokConfig]):
             tokens = self.encode(items, progress=progress)
             assert isinstance(tokens, Tokens)
             waves, meta = self.decode(tokens, prompt=voice, progress=progress), tokens.meta
+        single = [wave[0] for wave in waves]
         if loudness is not None:
-            waves = [to_loudness(wave[0], self.config.sample_rate, loudness)[None] for wave in waves]
-        return [self._finish_item(wave, own, seconds is None, sample_rate) for wave, own in zip(waves, meta, strict=True)]
+            single = [to_loudness(wave, self.config.sample_rate, loudness) for wave in single]
+        return self._finish(single, meta, seconds is None, sample_rate)
 
     def _convert_by_neighbours(
         self, items: Any, voice: Prompt, neighbours: int, seconds: float | None, progress: bool

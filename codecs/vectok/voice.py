@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo.codecs.vectok.config import VecTokConfig
 from zoo.errors import FormatError
 from zoo.media import replacing
+from zoo.nn.precision import Float32Module
 
 _KIND = "zoo.vectok.Voice"
 _VERSION = "1"
@@ -96,6 +98,16 @@ class Voice:
         if vectors is None or not sound or (energy is not None and energy.shape != vectors.shape[:1]):
             raise FormatError(f"{name} holds no vectors [frames, width], or not as many energies")
         return cls(vectors.float(), None if energy is None else energy.float(), attributes.get("fingerprint", ""))
+
+
+class Voices(Float32Module):
+    """The voices that come with a checkpoint."""
+
+    vectors: Tensor
+
+    def __init__(self, config: VecTokConfig) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(len(config.voices), config.voice_frames, config.vector_dim))
 
 
 def mixture(voices: Sequence[Voice], seed: int) -> Voice:

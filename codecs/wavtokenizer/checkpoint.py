@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.checkpoint import renamed, require_agreement, shape_of
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.errors import KeysError, WeightsError
-from zoo.tokenizer import listing
 
 # Not needed for inference: discriminators and their losses, the SEANet decoder that upstream builds and never runs, the
 # Hann window, and the codebook's training statistics.
@@ -87,18 +87,7 @@ def convert(state: Mapping[str, Tensor], config: WavTokenizerConfig | None) -> t
 
     The key layout of the public safetensors conversions is accepted as well.
     """
-    named: dict[str, Tensor] = {}
-    unexpected = []
-    for key, tensor in state.items():
-        if not wanted(key):
-            continue
-        name = _rename(key)
-        if name is None:
-            unexpected.append(key)
-        else:
-            named[name] = tensor
-    if unexpected:
-        raise KeysError(f"unexpected in a WavTokenizer checkpoint: {listing(unexpected)}")
+    named = renamed(state, _rename, "WavTokenizer", wanted)
 
     inited = named.pop("codebook.inited", None)
     if inited is not None and not bool(inited.any()):
@@ -119,13 +108,7 @@ def convert(state: Mapping[str, Tensor], config: WavTokenizerConfig | None) -> t
         named[f"{attention}.proj_out.weight"] = named[f"{attention}.proj_out.weight"][:, :, 0]
 
     inferred = _infer_config(named)
-    if config is not None and replace(inferred, sample_rate=config.sample_rate) != config:
-        differing = [
-            f"{name} is {getattr(inferred, name)} in the tensors and {getattr(config, name)} in the configuration"
-            for name in config.__dataclass_fields__
-            if name != "sample_rate" and getattr(inferred, name) != getattr(config, name)
-        ]
-        raise KeysError(f"the checkpoint does not fit its configuration: {'; '.join(differing)}")
+    require_agreement(inferred, config, besides=["sample_rate"])
     return config or inferred, named
 
 
@@ -164,12 +147,7 @@ def _rename_encoder_layer(index: int, rest: str) -> str | None:
 
 def _infer_config(named: Mapping[str, Tensor]) -> WavTokenizerConfig:
     """The sizes that the shapes of our tensors imply."""
-
-    def shape(name: str) -> torch.Size:
-        if name not in named:
-            raise KeysError(f"missing: {name}")
-        return named[name].shape
-
+    shape = partial(shape_of, named)
     kernels = [shape(f"encoder.stages.{stage}.down.weight")[2] for stage in range(4)]
     if any(kernel % 2 for kernel in kernels):
         raise KeysError(f"the strided convolutions have kernels {kernels}, which are not twice a stride")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
-from zoo.kernels import codebook as codebook_search
+from zoo.kernels.codebook import CodebookSearch
 from zoo.nn.conv import ReflectConv1d, conv1d, elu, reflect_pad
 from zoo.nn.precision import Float32Module
 
@@ -172,19 +172,13 @@ class Codebook(Float32Module):
     def __init__(self, config: WavTokenizerConfig) -> None:
         super().__init__()
         self.register_buffer("embed", torch.zeros(config.codebook_size, config.latent_dim))
-        self._prepared: tuple[tuple[int, int, torch.device], codebook_search.PreparedCodebook] | None = None
+        self._search = CodebookSearch()
 
     embed: Tensor
 
     def nearest(self, latents: Float[Tensor, "*shape latent"]) -> Int[Tensor, "*shape"]:
         """Ids of the nearest codes; the smallest id among equals."""
-        version = (self.embed.data_ptr(), 0 if self.embed.is_inference() else self.embed._version, self.embed.device)
-        if self._prepared is None or self._prepared[0] != version:
-            self._prepared = (version, codebook_search.prepare(self.embed))
-        return codebook_search.nearest(latents, self._prepared[1])
+        return self._search(latents, self.embed)
 
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape latent"]:
         return F.embedding(ids, self.embed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepared": None}

@@ -179,23 +179,9 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
         else:
             decoded = self._decode_exact(tokens, bandwidth_id, progress)
         return [
-            self._finish_item(audio[None], tokens.meta[i] if tokens.meta else {}, trim, sample_rate)
-            for i, audio in enumerate(decoded)
+            media.restore_audio(audio[None], self.config.sample_rate, meta, trim=trim, sample_rate=sample_rate)
+            for audio, meta in zip(decoded, tokens.meta or [{}] * len(decoded), strict=True)
         ]
-
-    def _finish_item(
-        self, audio: Float[Tensor, "1 samples"], meta: Mapping[str, Any], trim: bool, sample_rate: int | str | None
-    ) -> Float[Tensor, "1 _"]:
-        own_rate = self.config.sample_rate
-        samples, original_rate = meta.get("samples"), meta.get("sample_rate", own_rate)
-        if trim and samples is not None:
-            audio = audio[:, : media.resampled_length(samples, original_rate, own_rate)]
-        wanted = original_rate if sample_rate == "original" else sample_rate or own_rate
-        if wanted != own_rate:
-            audio = media.resample(audio, own_rate, int(wanted))
-            if trim and samples is not None and wanted == original_rate:
-                audio = audio[:, :samples]
-        return audio
 
     @torch.inference_mode()
     def _decode_exact(self, tokens: Tokens, bandwidth_id: int, progress: bool) -> list[Float[Tensor, " _"]]:

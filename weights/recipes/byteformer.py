@@ -9,29 +9,25 @@ at every step. The loss is cross-entropy with smoothed labels, as the paper's; w
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from zoo.codecs.byteformer import ByteFormer, ByteFormerConfig
 from zoo.codecs.byteformer.encodings import image_file
-from zoo.hub import write_saved_file
-from zoo.media import replacing
-from zoo.weights.recipes import file_data
+from zoo.weights.recipes import file_data, trainer
 from zoo.weights.recipes.file_data import Clip
 
 # A stride of 24 bytes is 8 pixels and a quarter of a row, so that the same colour begins every token of a TIFF file.
@@ -155,127 +151,81 @@ def initialise(model: ByteFormer) -> None:
     model.embedding.positions.copy_(0.1 * torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
-class Trainer:
-    """The model with what training needs around it, in a state that can be saved at any step."""
+class Stage(trainer.Stage):
+    """The only stage: all of the model.
 
-    def __init__(self, recipe: Recipe, config: ByteFormerConfig = TINY) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.model = ByteFormer(config, name="byteformer-tiny")
-        initialise(self.model)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
-        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
-        self.optimizer = torch.optim.AdamW(
+    Args:
+        recipe: of the training.
+        model: what is trained.
+        corpus: what its files are made of.
+    """
+
+    def __init__(self, recipe: Recipe, model: ByteFormer, corpus: Corpus) -> None:
+        self.recipe, self.model, self.corpus = recipe, model, corpus
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+        optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": recipe.decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=recipe.learning_rate,
             fused=True,
         )
-        self.step = 0
-        self.elapsed = 0.0
+        parts = {"model": model, "average": self.average}
+        rng = torch.Generator().manual_seed(recipe.seed)
+        super().__init__("byteformer-tiny", recipe.steps, recipe.minutes, [optimizer], parts, rng)
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.recipe.minutes is None else self.elapsed / (60 * self.recipe.minutes)
-        return min(1.0, max(self.step / self.recipe.steps, by_time))
-
-    def train_step(self, corpus: Corpus) -> dict[str, float]:
-        """One optimiser step; returns the loss, and the accuracy by kind of file."""
-        started = time.monotonic()
-        rate = self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
-        files, labels = corpus.batch(self.recipe, self.step)
+    def update(self) -> dict[str, float]:
+        self.set_rates(self.recipe.warmup, lowest=0.01)
+        files, labels = self.corpus.batch(self.recipe, self.step)
         # Of attention within windows, the fused kernel's backward pass is the slowest part by far.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = self.model([torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files])
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.descend(loss, self.model.parameters())
         self.average.update_parameters(self.model)
-        self.step += 1
-        self.elapsed += time.monotonic() - started
-        right = (logits.argmax(1) == labels).float()
+        return {"loss": loss.item()} | self._right((logits.argmax(1) == labels).float())
+
+    def _right(self, right: Float[Tensor, " batch"]) -> dict[str, float]:
+        """Accuracy by kind of file."""
         pictures = 2 * self.recipe.pictures
         parts = {"tiff": right[:pictures:2], "png": right[1:pictures:2], "wav": right[pictures:]}
-        return {"loss": loss.item()} | {kind: part.mean().item() for kind, part in parts.items() if len(part)}
-
-    def export(self) -> ByteFormer:
-        """The model as it will be shipped: running averages, rounded to half precision, and the fingerprint of these."""
-        shipped = ByteFormer(self.model.config, name=self.model.name)
-        shipped.load_state_dict({key: tensor.half().float() for key, tensor in self.average.module.state_dict().items()})
-        shipped.eval().requires_grad_(False)
-        shipped.fingerprint = shipped.compute_fingerprint()
-        return shipped
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
-
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
+        return {kind: part.mean().item() for kind, part in parts.items() if len(part)}
 
 
-def write(model: ByteFormer, path: Path) -> None:
-    """Write the file that is shipped."""
-    write_saved_file(model, path, dtype=torch.float16)
+class Training(trainer.Training[ByteFormer]):
+    """The schedule of a recipe.
+
+    Args:
+        recipe: of the training.
+        corpus: what it trains on.
+        config: of the model.
+    """
+
+    stage: Stage
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, config: ByteFormerConfig = TINY) -> None:
+        torch.manual_seed(recipe.seed)
+        self.corpus = corpus
+        model = ByteFormer(config, name="byteformer-tiny")
+        initialise(model)
+        super().__init__(recipe, model)
+
+    def make_stage(self, index: int) -> Stage:
+        return Stage(self.recipe, self.model, self.corpus)
+
+    def snapshot(self) -> ByteFormer:
+        return trainer.shipped(self.model, self.stage.average.module.state_dict())
 
 
 def train(recipe: Recipe, out: Path, config: ByteFormerConfig = TINY, every: float = 90.0) -> ByteFormer:
     """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    trainer = Trainer(recipe, config)
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        trainer.restore(checkpoint)
-    corpus = make_corpus(recipe)
-    saved = time.monotonic()
-    averages: dict[str, float] = {}
-    with tqdm(total=recipe.steps, initial=trainer.step, unit="step", mininterval=10) as bar:
-        while trainer.progress < 1:
-            for name, value in trainer.train_step(corpus).items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
-                trainer.save(checkpoint)
-                write(trainer.export(), out)
-                saved = time.monotonic()
-    model = trainer.export()
-    write(model, out)
-    checkpoint.unlink(missing_ok=True)
-    return model
+    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe), config), every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = trainer.recipe_parser(__doc__, Recipe.seed)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
     train(Recipe(steps=options.steps, minutes=options.minutes, seed=options.seed), options.out)
 

@@ -46,14 +46,18 @@ def least_squares(
 ) -> tuple[Float[Tensor, "outputs channels"], Float[Tensor, " outputs"]]:
     """Weight ``[outputs, inputs]`` and bias of the linear map of features that comes closest to the targets.
 
-    ``ridge`` is a share of the mean variance of the features.
+    ``ridge`` is a share of the mean variance of the features. Sums are taken in double precision: features may be constants
+    everywhere but at the border of an image, and their small differences still count.
     """
-    mean, goal = features.mean(dim=0), targets.mean(dim=0)
-    centred = features - mean
-    covariance = centred.T @ centred / len(features)
-    damping = ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
-    weight = torch.linalg.solve(covariance + damping, centred.T @ (targets - goal) / len(features)).T
-    return weight, goal - weight @ mean
+    mean, goal = features.mean(dim=0, dtype=torch.float64), targets.mean(dim=0, dtype=torch.float64)
+    covariance, product = torch.zeros(len(mean), len(mean)).double(), torch.zeros(len(mean), len(goal)).double()
+    for some, wanted in zip(features.split(1 << 16), targets.split(1 << 16), strict=True):
+        centred = some - mean
+        covariance += centred.T @ centred / len(features)
+        product += centred.T @ (wanted - goal) / len(features)
+    damping = ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).double()
+    weight = torch.linalg.solve(covariance + damping, product).T
+    return weight.to(features.dtype), (goal - weight @ mean).to(features.dtype)
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,15 @@ def pixels_first(convolution: nn.Conv2d, inputs: Latents, pixels: Images) -> Non
 
 @torch.no_grad()
 def regress(convolution: nn.Conv2d, inputs: Latents, outputs: Float[Tensor, "batch outputs rows columns"]) -> None:
-    """Let a convolution of 3 x 3 give what comes closest to the outputs, found from a seventh of the places."""
-    patches = torch.cat([F.unfold(some, 3, padding=1).mT[:, ::7].flatten(0, 1) for some in inputs.split(8)])
-    weight, bias = least_squares(patches, outputs.flatten(2).mT[:, ::7].flatten(0, 1))
+    """Let a convolution of 3 x 3 give what comes closest to the outputs, found from a seventh of the places of each item.
+
+    They are others in every item: corners, where padding meets from two sides, need their share.
+    """
+    places = inputs.shape[2] * inputs.shape[3]
+    chosen = [torch.arange(item % 7, places, 7) for item in range(len(inputs))]
+    patches = torch.cat([F.unfold(some[None], 3, padding=1)[0][:, own].mT for some, own in zip(inputs, chosen, strict=True)])
+    wanted = torch.cat([some.flatten(1)[:, own].mT for some, own in zip(outputs, chosen, strict=True)])
+    weight, bias = least_squares(patches, wanted)
     convolution.weight.copy_(weight.view_as(convolution.weight))
     convolution.bias.copy_(bias)
 

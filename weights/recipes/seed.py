@@ -15,9 +15,8 @@ the principal components of a thumbnail. Four stages:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,7 @@ from tqdm import tqdm
 
 from zoo.codecs.seed import Seed, SeedConfig
 from zoo.codecs.seed.embedding import States
-from zoo.hub import write_saved_file
-from zoo.media import replacing
-from zoo.weights.recipes import image_data
+from zoo.weights.recipes import image_data, trainer
 from zoo.weights.recipes.closed_form import Decoder, Latents, as_cells, initialise_decoder, principal
 from zoo.weights.recipes.trainer import Images, Pictures, Schedule, Trainer, as_images, make_pictures, rows
 
@@ -364,14 +361,35 @@ STAGES: tuple[tuple[Initialise, MakeTrainer], ...] = (
 # -------------------------------------------------------------------------------------------------------------- training
 
 
-def export(model: Seed) -> Seed:
-    """The model as it will be shipped: weights rounded to half precision, and the fingerprint of these."""
-    shipped = Seed(model.config, name=model.name)
-    shipped.load_state_dict({key: tensor.half().float() for key, tensor in model.state_dict().items()})
-    shipped.reset_buffers()
-    shipped.eval().requires_grad_(False)
-    shipped.fingerprint = shipped.compute_fingerprint()
-    return shipped
+class Training(trainer.Training[Seed]):
+    """The four stages in a row.
+
+    Args:
+        recipe: of the whole training.
+        pictures: what it is trained on.
+        config: of the model.
+    """
+
+    stages = len(STAGES)
+    writes_early = False
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, config: SeedConfig = TINY) -> None:
+        self.pictures, self.targets = pictures, Targets.of(pictures, config, recipe.seed)
+        torch.manual_seed(recipe.seed)
+        model = Seed(config, name="seed-tiny")
+        model.reset_buffers()
+        super().__init__(recipe, model)
+
+    def prepare(self, index: int) -> None:
+        initialise, _ = STAGES[index]
+        initialise(self.model, self.pictures, self.targets)
+
+    def make_stage(self, index: int) -> Trainer:
+        _, make_trainer = STAGES[index]
+        return make_trainer(self.recipe, self.model, self.pictures, self.targets)
+
+    def snapshot(self) -> Seed:
+        return trainer.shipped(self.model)
 
 
 def train(recipe: Recipe, out: Path, config: SeedConfig = TINY, every: float = 90.0) -> Seed:
@@ -380,47 +398,17 @@ def train(recipe: Recipe, out: Path, config: SeedConfig = TINY, every: float = 9
     Raises:
         ValueError: the checkpoint beside ``out`` was made by another recipe.
     """
-    pictures = make_pictures(out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy"), recipe.pictures, recipe.seed)
-    targets = Targets.of(pictures, config, recipe.seed)
-    path = out.with_suffix(".checkpoint.pt")
-    torch.manual_seed(recipe.seed)
-    model = Seed(config, name="seed-tiny")
-    model.reset_buffers()
-    state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"recipe": asdict(recipe), "stage": 0}
-    if state["recipe"] != asdict(recipe):
-        raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-    for stage, (initialise, make_trainer) in enumerate(STAGES):
-        if stage < state["stage"]:
-            continue
-        resumed = stage == state["stage"] and "model" in state
-        if resumed:
-            model.load_state_dict(state["model"])
-        else:
-            initialise(model, pictures, targets)
-        trainer = make_trainer(recipe, model, pictures, targets)
-        if resumed:
-            trainer.load_state_dict(state["trainer"])
+    path = out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy")
 
-        def save(stage: int = stage, trainer: Trainer = trainer) -> None:
-            content = {"recipe": asdict(recipe), "stage": stage, "model": model.state_dict(), "trainer": trainer.state_dict()}
-            with replacing(path) as temporary:
-                torch.save(content, temporary)
+    def begin() -> Training:
+        return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config)
 
-        trainer.run(save, every)
-        save()
-    shipped = export(model)
-    write_saved_file(shipped, out, dtype=torch.float16)
-    path.unlink(missing_ok=True)
-    return shipped
+    return trainer.run(recipe, out, begin, every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    options = parser.parse_args(arguments)
+    options = trainer.recipe_parser(__doc__, Recipe.seed).parse_args(arguments)
     recipe = Recipe(seed=options.seed)
     if options.minutes is not None:
         names = ("embedding", "codes", "images", "diffusion")

@@ -16,11 +16,9 @@ those of `image_data`; no photograph and no other network is used. There is no C
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +30,7 @@ from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder
 from zoo.codecs.tokenflow.encoder import PixelEncoder, SemanticEncoder, resize
 from zoo.codecs.tokenflow.training import semantic_loss
-from zoo.hub import write_saved_file
-from zoo.media import replacing
-from zoo.weights.recipes import image_data
+from zoo.weights.recipes import image_data, trainer
 from zoo.weights.recipes.closed_form import (
     Decoder,
     Latents,
@@ -357,13 +353,33 @@ def decoders_trainer(recipe: Recipe, model: TokenFlow, pictures: Pictures) -> Tr
 # -------------------------------------------------------------------------------------------------------------- training
 
 
-def export(model: TokenFlow) -> TokenFlow:
-    """The model as it will be shipped: weights rounded to half precision, and the fingerprint of these."""
-    shipped = TokenFlow(model.config, name=model.name)
-    shipped.load_state_dict({key: tensor.half().float() for key, tensor in model.state_dict().items()})
-    shipped.eval().requires_grad_(False)
-    shipped.fingerprint = shipped.compute_fingerprint()
-    return shipped
+class Training(trainer.Training[TokenFlow]):
+    """The teacher, everything up to the tokens in closed form, and the decoders.
+
+    Args:
+        recipe: of the whole training.
+        pictures: what it is trained on.
+        config: of the model.
+        passes: of k-means.
+    """
+
+    stages = 2
+    writes_early = False
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, config: TokenFlowConfig = TINY, passes: int = PASSES) -> None:
+        self.pictures, self.passes = pictures, passes
+        torch.manual_seed(recipe.seed)
+        super().__init__(recipe, TokenFlow(config, name="tokenflow-tiny"))
+
+    def prepare(self, index: int) -> None:
+        if index == 1:
+            initialise_tokens(self.model, self.pictures, self.passes, self.recipe.seed)
+
+    def make_stage(self, index: int) -> Trainer:
+        return (teacher_trainer, decoders_trainer)[index](self.recipe, self.model, self.pictures)
+
+    def snapshot(self) -> TokenFlow:
+        return trainer.shipped(self.model)
 
 
 def train(recipe: Recipe, out: Path, config: TokenFlowConfig = TINY, every: float = 90.0, passes: int = PASSES) -> TokenFlow:
@@ -372,42 +388,17 @@ def train(recipe: Recipe, out: Path, config: TokenFlowConfig = TINY, every: floa
     Raises:
         ValueError: the checkpoint beside ``out`` was made by another recipe.
     """
-    pictures = make_pictures(out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy"), recipe.pictures, recipe.seed)
-    path = out.with_suffix(".checkpoint.pt")
-    torch.manual_seed(recipe.seed)
-    model = TokenFlow(config, name="tokenflow-tiny")
-    state: dict[str, Any] = torch.load(path, weights_only=True) if path.exists() else {"recipe": asdict(recipe), "stage": 0}
-    if state["recipe"] != asdict(recipe):
-        raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-    for stage in range(state["stage"], 2):
-        if stage == state["stage"] and "model" in state:
-            model.load_state_dict(state["model"])
-        elif stage:
-            initialise_tokens(model, pictures, passes, recipe.seed)
-        trainer = (teacher_trainer, decoders_trainer)[stage](recipe, model, pictures)
-        if stage == state["stage"] and "trainer" in state:
-            trainer.load_state_dict(state["trainer"])
+    path = out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy")
 
-        def save(stage: int = stage, trainer: Trainer = trainer) -> None:
-            content = {"recipe": asdict(recipe), "stage": stage, "model": model.state_dict(), "trainer": trainer.state_dict()}
-            with replacing(path) as temporary:
-                torch.save(content, temporary)
+    def begin() -> Training:
+        return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config, passes)
 
-        trainer.run(save, every)
-        save()
-    shipped = export(model)
-    write_saved_file(shipped, out, dtype=torch.float16)
-    path.unlink(missing_ok=True)
-    return shipped
+    return trainer.run(recipe, out, begin, every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    options = parser.parse_args(arguments)
+    options = trainer.recipe_parser(__doc__, Recipe.seed).parse_args(arguments)
     recipe = Recipe(seed=options.seed)
     if options.minutes is not None:
         teacher = replace(recipe.teacher, minutes=SHARES[0] * options.minutes)

@@ -1,13 +1,15 @@
-"""What recipes share: a schedule of optimiser steps with a progress bar, in a state that can be saved at any step."""
+"""What recipes share: stages of optimiser steps, and training that shows its progress, writes checkpoints and resumes."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +17,110 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zoo.hub import write_saved_file
 from zoo.media import replacing
+from zoo.tokenizer import Tokenizer
 from zoo.weights.recipes import image_data
 
 Pictures = UInt8[np.ndarray, "count 3 height width"]
 Images = Float[Tensor, "batch 3 height width"]
-#: Draws a batch and returns its loss, and the terms of it for the log.
-Step = Callable[[torch.Generator], tuple[Float[Tensor, ""], dict[str, float]]]
+ModelT = TypeVar("ModelT", bound=nn.Module)
+TokenizerT = TypeVar("TokenizerT", bound=Tokenizer[Any])
+
+# ----------------------------------------------------------------------------------------------------------------- stages
+
+
+class Stage(ABC):
+    """One schedule of optimiser steps, in a state that can be saved after any of them.
+
+    Args:
+        name: for the progress bar.
+        steps, minutes: length of the schedule, whichever is over first; ``None`` for no limit of time.
+        optimizers: with their highest learning rates.
+        parts: modules that change, which a checkpoint holds under these names.
+        rng: what batches are drawn with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        minutes: float | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parts: Mapping[str, nn.Module],
+        rng: torch.Generator,
+    ) -> None:
+        self.name, self.steps, self.minutes = name, steps, minutes
+        self.optimizers, self.parts = list(optimizers), dict(parts)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.rng = rng
+        self.step, self.elapsed = 0, 0.0
+
+    @abstractmethod
+    def update(self) -> dict[str, float]:
+        """One optimiser step; returns what the progress bar shows, such as the terms of the loss."""
+
+    def finish(self) -> None:  # noqa: B027  (not every stage has something to do)
+        """What is left to do when the schedule is over."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, by steps or by time, whichever is further."""
+        by_time = 0.0 if self.minutes is None else self.elapsed / (60 * self.minutes)
+        return min(1.0, max(self.step / self.steps, by_time))
+
+    def train_step(self) -> dict[str, float]:
+        """`update`, with its step and its time counted."""
+        started = time.monotonic()
+        terms = self.update()
+        self.step += 1
+        self.elapsed += time.monotonic() - started
+        return terms
+
+    def set_rates(self, warmup: int, lowest: float = 0.0) -> None:
+        """Learning rates that rise for ``warmup`` steps and fall along a cosine to a share ``lowest`` of the highest."""
+        falling = lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * self.progress))
+        share = min(1.0, (self.step + 1) / warmup) * falling
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+
+    def descend(self, loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter], longest: float = 1.0) -> None:
+        """Let the optimisers follow the gradient of a loss, which is cut to a norm of ``longest`` over ``parameters``."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, longest)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on."""
+        return {name: part.state_dict() for name, part in self.parts.items()} | {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": self.rng.get_state(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where another stage of the same recipe was."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.rng.set_state(state["rng"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+def muon_and_adamw(
+    matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], rate: float, other_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for matrices of transformers, AdamW for everything else."""
+    return [
+        torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,8 +141,12 @@ class Schedule:
     averaging: float = 0.98
 
 
-class Trainer:
-    """AdamW along a schedule, with a running average of the weights.
+#: Draws a batch and returns its loss, and the terms of it for the log.
+Step = Callable[[torch.Generator], tuple[Float[Tensor, ""], dict[str, float]]]
+
+
+class Trainer(Stage):
+    """AdamW along a schedule, with a running average of the weights, which they become at its end.
 
     Args:
         name: for the progress bar.
@@ -56,78 +159,221 @@ class Trainer:
     def __init__(
         self, name: str, groups: Sequence[tuple[Sequence[nn.Parameter], float]], step: Step, schedule: Schedule, seed: int
     ) -> None:
-        self.name, self.loss, self.schedule = name, step, schedule
-        self.shares = [share for _, share in groups]
+        self.loss, self.schedule = step, schedule
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": list(parameters)} for parameters, _ in groups], schedule.rate, betas=(0.9, 0.98), weight_decay=0.0
-        )
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        self.rng = torch.Generator().manual_seed(seed)
-        self.step, self.elapsed = 0, 0.0
+        moving = [{"params": list(parameters), "lr": schedule.rate * share} for parameters, share in groups]
+        optimizer = torch.optim.AdamW(moving, betas=(0.9, 0.98), weight_decay=0.0)
+        rng = torch.Generator().manual_seed(seed)
+        super().__init__(name, schedule.steps, schedule.minutes, [optimizer], {}, rng)
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.schedule.minutes is None else self.elapsed / (60 * self.schedule.minutes)
-        return min(1.0, max(self.step / self.schedule.steps, by_time))
-
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the terms of the loss."""
-        started = time.monotonic()
-        rising = min(1.0, (self.step + 1) / self.schedule.warmup)
-        rate = self.schedule.rate * rising * 0.5 * (1 + math.cos(math.pi * self.progress))
-        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
-            group["lr"] = rate * share
+    def update(self) -> dict[str, float]:
+        self.set_rates(self.schedule.warmup)
         loss, terms = self.loss(self.rng)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.step += 1
+        self.descend(loss, self.parameters)
         # The average forgets the first weights sooner than its share says.
-        remains = min(self.schedule.averaging, self.step / (self.step + 10))
+        remains = min(self.schedule.averaging, (self.step + 1) / (self.step + 11))
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - remains)
-        self.elapsed += time.monotonic() - started
         return terms
 
-    def run(self, save: Callable[[], None], every: float) -> None:
-        """Train to the end of the schedule, calling ``save`` every so many seconds; the weights are their averages then."""
-        terms: dict[str, float] = {}
-        saved = time.monotonic()
-        with tqdm(total=self.schedule.steps, initial=self.step, unit="step", desc=self.name, mininterval=10) as bar:
-            while self.progress < 1:
-                for name, value in self.train_step().items():
-                    terms[name] = 0.98 * terms.get(name, value) + 0.02 * value
-                bar.update()
-                bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()}, refresh=False)
-                if time.monotonic() - saved > every:
-                    save()
-                    saved = time.monotonic()
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.averages, strict=True):
-                parameter.copy_(average)
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the running averages in the place of the weights."""
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
-        return {
-            "parameters": [parameter.detach() for parameter in self.parameters],
-            "averages": self.averages,
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
+        parameters = [parameter.detach() for parameter in self.parameters]
+        return super().state_dict() | {"parameters": parameters, "averages": self.averages}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another trainer of the same schedule was."""
-        with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
         self.averages = state["averages"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+
+class Training(ABC, Generic[ModelT]):
+    """The stages of a recipe in a row, in a state that can be saved after any step.
+
+    Attributes:
+        recipe: its dataclass; checkpoints of another one are refused.
+        model: what is trained.
+        index: of the stage that is going on.
+        stage: that stage.
+    """
+
+    stages: ClassVar[int] = 1
+    #: Whether the model is of use, and written, before the last stage is over.
+    writes_early: ClassVar[bool] = True
+
+    def __init__(self, recipe: Any, model: ModelT) -> None:
+        self.recipe, self.model = recipe, model
+        self._enter(0)
+
+    def prepare(self, index: int) -> None:
+        """Change the model before a stage begins, by closed forms say; a checkpoint of that stage holds the result."""
+
+    @abstractmethod
+    def make_stage(self, index: int) -> Stage:
+        """A stage from its beginning, from the model as it is."""
+
+    @abstractmethod
+    def snapshot(self) -> ModelT:
+        """The model as it would be shipped now."""
+
+    def write(self, model: Any, out: Path) -> None:
+        """Write the file that is shipped: in half precision, with the configuration in its metadata."""
+        write_saved_file(model, out, dtype=torch.float16)
+
+    def _enter(self, index: int) -> None:
+        self.prepare(index)
+        self._begin(index)
+
+    def _begin(self, index: int) -> None:
+        self.index = index
+        # What a stage starts from: its checkpoints hold it beside the stage's own state.
+        self.start = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+        self.start_random = torch.get_rng_state()
+        self.stage = self.make_stage(index)
+
+    def advance(self) -> bool:
+        """Finish a stage whose schedule is over and enter the next; false behind the last."""
+        self.stage.finish()
+        if self.index + 1 == self.stages:
+            return False
+        self._enter(self.index + 1)
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint to resume from."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "index": self.index,
+            "start": self.start,
+            "stage": self.stage.state_dict(),
+            "random": [self.start_random, torch.get_rng_state()],
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of the same recipe.
+
+        Raises:
+            ValueError: it was made by another recipe.
+        """
+        self.resume(read_checkpoint(path, self.recipe))
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from the content of a checkpoint."""
+        # Starts of weights and dropout draw from the global generator, whose state earlier releases did not save.
+        start_random, random = state.get("random", [torch.get_rng_state()] * 2)
+        self.model.load_state_dict(state["start"])
+        torch.set_rng_state(start_random)
+        self._begin(state["index"])
+        self.stage.load_state_dict(state["stage"])
+        torch.set_rng_state(random)
+
+
+def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any]:
+    """What `Training.save` wrote.
+
+    Raises:
+        ValueError: it was made by another recipe.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != asdict(recipe):
+        raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
+    return state
+
+
+def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], every: float) -> ModelT:
+    """Train, or go on training, until the last schedule ends.
+
+    Args:
+        recipe: its dataclass.
+        out: the file that is shipped; a checkpoint lies beside it until the end.
+        begin: makes the training, and what it needs.
+        every: seconds after which ``out`` and the checkpoint are written again.
+
+    Raises:
+        ValueError: the checkpoint was made by another recipe.
+    """
+    checkpoint = out.with_suffix(".checkpoint.pt")
+    # Before anything that takes minutes.
+    resumed = read_checkpoint(checkpoint, recipe) if checkpoint.exists() else None
+    training = begin()
+    if resumed is not None:
+        training.resume(resumed)
+    while True:
+        _run_stage(training, out, checkpoint, every)
+        if not training.advance():
+            break
+        training.save(checkpoint)
+    model = training.snapshot()
+    training.write(model, out)
+    checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def _run_stage(training: Training[Any], out: Path, checkpoint: Path, every: float) -> None:
+    """Train to the end of a stage's schedule."""
+    stage = training.stage
+    averages: dict[str, float] = {}
+    saved = time.monotonic()
+    with tqdm(total=stage.steps, initial=stage.step, unit="step", desc=stage.name, mininterval=10) as bar:
+        while stage.progress < 1:
+            for name, value in stage.train_step().items():
+                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
+            bar.update()
+            bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
+            if time.monotonic() - saved > every:
+                training.save(checkpoint)
+                if training.writes_early:
+                    # When a file is due depends on the clock, and what training draws must not.
+                    with torch.random.fork_rng(devices=[]):
+                        training.write(training.snapshot(), out)
+                saved = time.monotonic()
+
+
+@torch.no_grad()
+def shipped(model: TokenizerT, state: Mapping[str, Tensor] | None = None) -> TokenizerT:
+    """A copy of a tokenizer with weights rounded to half precision, and the fingerprint of these.
+
+    Args:
+        model: what to copy.
+        state: its weights, where they are not the model's own.
+    """
+    copied = type(model)(model.config, name=model.name)
+    weights = model.state_dict() if state is None else state
+    copied.load_state_dict({key: as_stored(tensor) for key, tensor in weights.items()})
+    copied.reset_buffers()
+    copied.eval().requires_grad_(False)
+    copied.fingerprint = copied.compute_fingerprint()
+    return copied
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """Real numbers as they come back from a file in half precision; others as they are."""
+    return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
+def recipe_parser(description: str | None, seed: int, timed: bool = True) -> argparse.ArgumentParser:
+    """The options that recipes have in common: ``--out``, ``--seed`` and, unless not ``timed``, ``--minutes``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    if timed:
+        parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser
+
+
+# --------------------------------------------------------------------------------------------------------------- pictures
 
 
 def as_images(pixels: UInt8[np.ndarray, "batch 3 height width"]) -> Images:

@@ -17,11 +17,9 @@ residuals starts the codebook, and everything is tuned with quantization. What m
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +34,8 @@ from zoo.codecs.vat import VAT, VATConfig
 from zoo.codecs.vat.decoder import PLANE_AXES
 from zoo.codecs.vat.training import Batch, redraw_unused, start_codebook
 from zoo.codecs.vat.transformer import Block
-from zoo.hub import write_saved_file
 from zoo.media import replacing
-from zoo.weights.recipes import shape_data
+from zoo.weights.recipes import shape_data, trainer
 from zoo.weights.recipes.shape_data import Samples
 
 TINY = VATConfig(
@@ -344,75 +341,48 @@ def draw_batch(samples: Samples, recipe: Recipe, generator: torch.Generator) -> 
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-class Training:
-    """The schedule, in a state that can be saved at any step.
+class Stage(trainer.Stage):
+    """The only stage: all of the model, at first without quantization.
 
     Args:
         recipe: of the training.
-        samples: what it is trained on.
-        config: of the model.
+        model: what is trained; its weights are set to their start.
+        samples: what on.
     """
 
-    def __init__(self, recipe: Recipe, samples: Samples, config: VATConfig = TINY) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.samples = recipe, samples
-        self.rng = torch.Generator().manual_seed(recipe.seed)
-        self.model = VAT(config, name="vat-tiny")
-        surface = self._surface()
+    def __init__(self, recipe: Recipe, model: VAT, samples: Samples) -> None:
+        self.recipe, self.model, self.samples, config = recipe, model, samples, model.config
+        rng = torch.Generator().manual_seed(recipe.seed)
+        surface = surface_points(samples.points, rng)
         latent_places, query_places = (
             cells(surface, round(math.log2(count))) for count in (config.num_latents, config.num_point_queries)
         )
-        Start(config, latent_places, query_places).apply(self.model)
+        Start(config, latent_places, query_places).apply(model)
         self.guide = NearestLatent(latent_places, config.latent_dim)
-        self.optimizers = optimizers(self.model, self.guide, recipe)
         self.average = self._new_average()
-        self.step = 0
-        self.elapsed = 0.0
         self.quantizing = False
-
-    def _surface(self) -> Places:
-        """Points of all surfaces, in all positions."""
-        points = self.samples.points
-        rows, columns = (torch.randint(size, (PLACES_POINTS,), generator=self.rng) for size in points.shape[:2])
-        return (points[rows, columns].float()[:, None] @ turns(PLACES_POINTS, self.rng))[:, 0]
+        parts = {"model": model, "guide": self.guide, "average": self.average}
+        chosen = optimizers(model, self.guide, recipe)
+        super().__init__("vat-tiny", recipe.steps, recipe.minutes, chosen, parts, rng)
 
     def _new_average(self) -> AveragedModel:
         return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.averaging))
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.recipe.minutes is None else self.elapsed / (60 * self.recipe.minutes)
-        return min(1.0, max(self.step / self.recipe.steps, by_time))
-
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the terms of the loss."""
-        started = time.monotonic()
+    def update(self) -> dict[str, float]:
         if not self.quantizing and self.progress >= 1 - self.recipe.quantized:
             start_codebook(self.model.quantizer, self._latents(CODEBOOK_SOLIDS), generator=self.rng)
-            self.quantizing, self.average = True, self._new_average()
-        self._set_rates()
+            self.quantizing = True
+            # What was before the codebook has no part in the average.
+            self.average = self.parts["average"] = self._new_average()
+        self.set_rates(self.recipe.warmup, lowest=0.01)
         batch = draw_batch(self.samples, self.recipe, self.rng)
         with torch.autocast("cpu", torch.bfloat16):
             loss, terms = self._losses(batch)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([*self.model.parameters(), *self.guide.parameters()], 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.descend(loss, [*self.model.parameters(), *self.guide.parameters()])
         self.average.update_parameters(self.model)
-        self.step += 1
-        if self.quantizing and self.step % REDRAW_EVERY == 0:
+        if self.quantizing and (self.step + 1) % REDRAW_EVERY == 0:
             self._redraw()
-        self.elapsed += time.monotonic() - started
         return terms
-
-    def _set_rates(self) -> None:
-        share = min(1.0, (self.step + 1) / self.recipe.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
-        for optimizer, rate in zip(self.optimizers, (self.recipe.rate, self.recipe.other_rate), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
 
     def _losses(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The model's own losses and the guide's, which reads the latents that the decoder is fed."""
@@ -445,42 +415,18 @@ class Training:
         usage = quantizer.ids(latents).flatten().bincount(minlength=len(quantizer.codebook))
         redraw_unused(quantizer, usage, latents, generator=self.rng)
 
-    def snapshot(self) -> VAT:
-        """The model as it would be shipped now."""
-        return export(self.average.module)
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"quantizing": self.quantizing}
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "model": self.model.state_dict(),
-            "guide": self.guide.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "quantizing": self.quantizing,
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.quantizing = state["quantizing"]
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
 
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["model"])
-        self.guide.load_state_dict(state["guide"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.rng.set_state(state["rng"])
-        self.step, self.elapsed, self.quantizing = state["step"], state["elapsed"], state["quantizing"]
+def surface_points(points: Float[Tensor, "solids points 3"], generator: torch.Generator) -> Float[Tensor, "places 3"]:
+    """Points of all surfaces, in all positions."""
+    rows, columns = (torch.randint(size, (PLACES_POINTS,), generator=generator) for size in points.shape[:2])
+    return (points[rows, columns].float()[:, None] @ turns(PLACES_POINTS, generator))[:, 0]
 
 
 def optimizers(model: VAT, guide: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -489,59 +435,41 @@ def optimizers(model: VAT, guide: nn.Module, recipe: Recipe) -> list[torch.optim
     matrices = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
     chosen = set(map(id, matrices))
     others = [parameter for parameter in [*model.parameters(), *guide.parameters()] if id(parameter) not in chosen]
-    return [
-        torch.optim.Muon(matrices, recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, recipe.other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+    return trainer.muon_and_adamw(matrices, others, recipe.rate, recipe.other_rate)
 
 
-def export(model: nn.Module) -> VAT:
-    """The model as it will be shipped: weights rounded to half precision, and the fingerprint of these."""
-    assert isinstance(model, VAT)
-    shipped = VAT(model.config, name=model.name)
-    shipped.load_state_dict({key: tensor.half().float() for key, tensor in model.state_dict().items()})
-    shipped.eval().requires_grad_(False)
-    shipped.fingerprint = shipped.compute_fingerprint()
-    return shipped
+class Training(trainer.Training[VAT]):
+    """The schedule of a recipe.
 
+    Args:
+        recipe: of the training.
+        samples: what it is trained on.
+        config: of the model.
+    """
 
-def write(model: VAT, path: Path) -> None:
-    """Write the file that is shipped."""
-    write_saved_file(model, path, dtype=torch.float16)
+    stage: Stage
+
+    def __init__(self, recipe: Recipe, samples: Samples, config: VATConfig = TINY) -> None:
+        torch.manual_seed(recipe.seed)
+        self.samples = samples
+        super().__init__(recipe, VAT(config, name="vat-tiny"))
+
+    def make_stage(self, index: int) -> Stage:
+        return Stage(self.recipe, self.model, self.samples)
+
+    def snapshot(self) -> VAT:
+        return trainer.shipped(self.model, self.stage.average.module.state_dict())
 
 
 def train(recipe: Recipe, out: Path, config: VATConfig = TINY, every: float = 90.0) -> VAT:
     """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    samples = make_samples(recipe, out.with_suffix(f".solids-{recipe.seed}-{recipe.solids}.pt"))
-    training = Training(recipe, samples, config)
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        training.restore(checkpoint)
-    averages: dict[str, float] = {}
-    saved = time.monotonic()
-    with tqdm(total=recipe.steps, initial=training.step, unit="step", desc="vat-tiny", mininterval=10) as bar:
-        while training.progress < 1:
-            for name, value in training.train_step().items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
-                training.save(checkpoint)
-                write(training.snapshot(), out)
-                saved = time.monotonic()
-    model = training.snapshot()
-    write(model, out)
-    checkpoint.unlink(missing_ok=True)
-    return model
+    path = out.with_suffix(f".solids-{recipe.seed}-{recipe.solids}.pt")
+    return trainer.run(recipe, out, lambda: Training(recipe, make_samples(recipe, path), config), every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="end after so many minutes of training; by steps otherwise")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    options = parser.parse_args(arguments)
+    options = trainer.recipe_parser(__doc__, Recipe.seed).parse_args(arguments)
     torch.set_num_threads(1)  # layers this small gain nothing from more
     train(replace(Recipe(seed=options.seed), minutes=options.minutes), options.out)
 

@@ -13,14 +13,10 @@ decoder and, in its last third, hears the inverse model's vectors as well as tru
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +32,9 @@ from zoo.codecs.vectok.training import MiniBatchKMeans, choose_centres, corrupt,
 from zoo.codecs.vectok.units import with_context
 from zoo.codecs.vectok.vocoder import ISTFTVocoder
 from zoo.codecs.wavtokenizer import WavTokenizer
-from zoo.hub import write_saved_file
-from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing, resample
+from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, resample
 from zoo.nn.losses import MelLoss, STFTLoss
-from zoo.weights.recipes import audio_data
+from zoo.weights.recipes import audio_data, trainer
 
 TINY = VecTokConfig(
     vector_dim=80,
@@ -183,74 +178,43 @@ def fit_units(recipe: Recipe, model: VecTok, corpus: Sequence[Utterance]) -> lis
 
 
 @torch.no_grad()
-def restore(model: VecTok, corpus: Sequence[Utterance]) -> list[Utterance]:
+def restored(model: VecTok, corpus: Sequence[Utterance]) -> list[Utterance]:
     """The corpus with what the inverse model makes of its units, each in its own voice."""
     model.eval()
-    restored = []
+    made = []
     for utterance in tqdm(corpus, desc="inverse", mininterval=10):
         assert utterance.units is not None
         own = utterance.vectors[: model.config.prompt_frames]
-        restored.append(replace(utterance, restored=model.inverse_vectors([utterance.units], prompt=own)[0].clone()))
-    return restored
+        made.append(replace(utterance, restored=model.inverse_vectors([utterance.units], prompt=own)[0].clone()))
+    return made
 
 
 # ------------------------------------------------------------------------------------------------------------------ stages
 
 
-class Stage(ABC):
-    """A part of the model with what its training needs, in a state that can be saved at any step."""
+class Stage(trainer.Stage):
+    """A part of the model on its schedule."""
+
+    name: str
 
     def __init__(self, module: nn.Module, recipe: Recipe, steps: int, minutes: float | None, rate: float) -> None:
-        self.module, self.recipe, self.steps, self.minutes, self.rate = module, recipe, steps, minutes, rate
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.8, 0.99), fused=True)
-        self.rng = torch.Generator().manual_seed(recipe.seed)
-        self.step = 0
-        self.elapsed = 0.0
+        self.module, self.recipe = module.requires_grad_(True), recipe
+        optimizer = torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.8, 0.99), fused=True)
+        rng = torch.Generator().manual_seed(recipe.seed)
+        super().__init__(self.name, steps, minutes, [optimizer], {"module": module}, rng)
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.minutes is None else self.elapsed / (60 * self.minutes)
-        return min(1.0, max(self.step / self.steps, by_time))
-
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the terms of the loss."""
-        started = time.monotonic()
-        # Dropout draws from the global generator, which no checkpoint holds.
+    def update(self) -> dict[str, float]:
+        # Dropout draws from the global generator: a step draws the same whenever it is taken.
         torch.manual_seed(self.recipe.seed + self.step)
         self.module.train()
-        rate = self.rate * min(1.0, (self.step + 1) / self.recipe.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        self.set_rates(self.recipe.warmup, lowest=0.02)
         losses = self.losses()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        self.elapsed += time.monotonic() - started
+        self.descend(torch.stack(list(losses.values())).sum(), self.module.parameters())
         return {name: loss.item() for name, loss in losses.items()}
 
     @abstractmethod
     def losses(self) -> dict[str, Tensor]:
         """The terms of the loss of a batch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint needs."""
-        return {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
 
     def draw(self, count: int) -> int:
         """A whole number below ``count``."""
@@ -326,9 +290,6 @@ class VocoderStage(Stage):
         return chosen[start : start + size], utterance.waveform[start * self.hop : (start + size) * self.hop]
 
 
-STAGES = (InverseStage, VocoderStage)
-
-
 @torch.no_grad()
 def start_vocoder(vocoder: ISTFTVocoder, trained: WavTokenizer) -> None:
     """Take over the blocks and the spectral head of a WavTokenizer's decoder; the first layer stays as it is.
@@ -357,8 +318,8 @@ def _taken_over(key: str, source: Mapping[str, Tensor], own: Tensor) -> Tensor:
     return found if found.shape == own.shape else own
 
 
-class Training:
-    """Units and both stages in a row, in a state that can be saved at any step.
+class Training(trainer.Training[VecTok]):
+    """Units and both stages in a row.
 
     Args:
         recipe: of the whole training.
@@ -366,68 +327,29 @@ class Training:
         config: of the model.
     """
 
+    stages = 2
+
     def __init__(self, recipe: Recipe, folders: Sequence[Path], config: VecTokConfig = TINY) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.model = VecTok(config, name="vectok-tiny").requires_grad_(False)
-        assert isinstance(self.model.vocoder, ISTFTVocoder)
+        model = VecTok(config, name="vectok-tiny").requires_grad_(False)
+        assert isinstance(model.vocoder, ISTFTVocoder)
         trained = zoo.load("wavtokenizer-tiny")
         assert isinstance(trained, WavTokenizer)
-        start_vocoder(self.model.vocoder, trained)
-        corpus = make_corpus(recipe, folders, self.model)
-        self.corpus = fit_units(recipe, self.model, corpus)
-        self._enter(0)
+        start_vocoder(model.vocoder, trained)
+        self.corpus = fit_units(recipe, model, make_corpus(recipe, folders, model))
+        super().__init__(recipe, model)
 
-    def _enter(self, index: int) -> None:
-        self.index = index
-        if STAGES[index] is VocoderStage:
-            self.corpus = restore(self.model, self.corpus)
-        # What a stage starts from: its checkpoints hold it beside the stage's own state.
-        self.start = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
-        self.stage = STAGES[index](self.recipe, self.model, self.corpus)
-        self.stage.module.requires_grad_(True)
+    def make_stage(self, index: int) -> Stage:
+        if index == 0:
+            return InverseStage(self.recipe, self.model, self.corpus)
+        return VocoderStage(self.recipe, self.model, restored(self.model, self.corpus))
 
-    def advance(self) -> bool:
-        """Enter the next stage when the schedule of this one is over; false behind the last."""
-        if self.index + 1 == len(STAGES):
-            return False
-        self._enter(self.index + 1)
-        return True
-
-    def export(self) -> VecTok:
-        """The model as it would be shipped now: with its voices, rounded to half precision, and the fingerprint of that."""
-        shipped = VecTok(self.model.config, name=self.model.name)
-        state = {key: _rounded(tensor) for key, tensor in self.model.state_dict().items()}
-        shipped.load_state_dict(state)
-        shipped.eval().requires_grad_(False)
-        shipped.set_voices({name: shipped.voice(spoken) for name, spoken in voices(shipped.config.sample_rate)})
-        shipped.stored_voices.vectors = _rounded(shipped.stored_voices.vectors)
-        shipped.fingerprint = shipped.compute_fingerprint()
-        return shipped
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {"recipe": asdict(self.recipe), "index": self.index, "start": self.start, "stage": self.stage.state_dict()}
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
-
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["start"])
-        if state["index"] != self.index:
-            self._enter(state["index"])
-        self.stage.load_state_dict(state["stage"])
-
-
-def _rounded(tensor: Tensor) -> Tensor:
-    return tensor.half().float() if tensor.is_floating_point() else tensor
+    def snapshot(self) -> VecTok:
+        made = trainer.shipped(self.model)
+        made.set_voices({name: made.voice(spoken) for name, spoken in voices(made.config.sample_rate)})
+        made.stored_voices.vectors = trainer.as_stored(made.stored_voices.vectors)
+        made.fingerprint = made.compute_fingerprint()
+        return made
 
 
 def voices(sample_rate: int) -> Iterator[tuple[str, Float[Tensor, " samples"]]]:
@@ -437,52 +359,15 @@ def voices(sample_rate: int) -> Iterator[tuple[str, Float[Tensor, " samples"]]]:
         yield name, resample(spoken[None] / spoken.abs().max() * 0.7, audio_data.SAMPLE_RATE, sample_rate)[0]
 
 
-def write(model: VecTok, path: Path) -> None:
-    """Write the file that is shipped."""
-    write_saved_file(model, path, dtype=torch.float16)
-
-
 def train(recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: VecTokConfig = TINY, every: float = 90.0) -> VecTok:
     """Train, or go on training, until the last schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    training = Training(recipe, folders, config)
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        training.restore(checkpoint)
-    while True:
-        run_stage(training, out, checkpoint, every)
-        if not training.advance():
-            break
-        training.save(checkpoint)
-    model = training.export()
-    write(model, out)
-    checkpoint.unlink(missing_ok=True)
-    return model
-
-
-def run_stage(training: Training, out: Path, checkpoint: Path, every: float) -> None:
-    """Train to the end of a stage's schedule."""
-    stage = training.stage
-    averages: dict[str, float] = {}
-    saved = time.monotonic()
-    with tqdm(total=stage.steps, initial=stage.step, unit="step", desc=stage.name, mininterval=10) as bar:
-        while stage.progress < 1:
-            for name, value in stage.train_step().items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
-                training.save(checkpoint)
-                write(training.export(), out)
-                saved = time.monotonic()
+    return trainer.run(recipe, out, lambda: Training(recipe, folders, config), every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
+    parser = trainer.recipe_parser(__doc__, Recipe.seed)
     parser.add_argument("--data", type=Path, action="append", default=[], help="folder of your own recordings")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
     recipe = Recipe(seed=options.seed)
     if options.minutes is not None:

@@ -17,13 +17,10 @@ on the scenes of `vlm_data`:
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +35,7 @@ from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError
 from zoo.media import replacing
-from zoo.weights.recipes import vlm_data
+from zoo.weights.recipes import trainer, vlm_data
 from zoo.weights.recipes.vlm_data import COLOURS, GRID, IDS, PATCH, PLACES, QUESTION_LENGTH, SHAPES, SIZE, WORDS, Scene
 
 if TYPE_CHECKING:
@@ -159,64 +156,37 @@ def make_examples(seed: int, count: int) -> Examples:
 # ---------------------------------------------------------------------------------------------------------------- stages
 
 
-class Stage(ABC):
-    """One schedule of training, in a state that can be saved at any step."""
+class Stage(trainer.Stage):
+    """Modules on their schedule."""
 
     name: str
 
     def __init__(self, recipe: Recipe, modules: Sequence[nn.Module], steps: int, rate: float) -> None:
-        self.recipe, self.steps, self.rate = recipe, steps, rate
+        self.recipe = recipe
         self.modules = nn.ModuleList(modules)
-        self.optimizers = optimizers(self.modules, rate)
-        self.rng = np.random.default_rng((recipe.seed, len(self.name)))
-        self.step = 0
+        self.draws = np.random.default_rng((recipe.seed, len(self.name)))
+        named = [(".layers." in name and parameter.ndim == 2, parameter) for name, parameter in self.modules.named_parameters()]
+        matrices, others = ([parameter for inside, parameter in named if inside is wanted] for wanted in (True, False))
+        optimizers = trainer.muon_and_adamw(matrices, others, rate, rate)
+        super().__init__(self.name, steps, None, optimizers, {"modules": self.modules}, torch.Generator())
 
     @abstractmethod
     def losses(self) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Loss of the next batch, and what to show of it."""
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns what to show."""
-        share = min(1.0, (self.step + 1) / self.recipe.warmup) * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * share
+    def update(self) -> dict[str, float]:
+        self.set_rates(self.recipe.warmup)
         with torch.autocast("cpu", torch.bfloat16):
             loss, shown = self.losses()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.step += 1
+        self.descend(loss, self.modules.parameters())
         return shown
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
-        return {
-            "modules": self.modules.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "step": self.step,
-        }
+        return super().state_dict() | {"draws": json.dumps(self.draws.bit_generator.state)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another stage of the same recipe was."""
-        self.modules.load_state_dict(state["modules"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.rng.bit_generator.state = json.loads(state["rng"])
-        self.step = state["step"]
-
-
-def optimizers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the matrices of the layers, AdamW for everything else."""
-    named = [(".layers." in name and parameter.ndim == 2, parameter) for name, parameter in module.named_parameters()]
-    matrices, others = ([parameter for inside, parameter in named if inside is wanted] for wanted in (True, False))
-    return [
-        torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.draws.bit_generator.state = json.loads(state["draws"])
 
 
 class TowerStage(Stage):
@@ -234,8 +204,8 @@ class TowerStage(Stage):
         super().__init__(recipe, [self.tower, self.patch_head, self.scene_head], recipe.tower_steps, recipe.tower_rate)
 
     def losses(self) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        rows = self.rng.integers(len(self.examples.scenes), size=self.recipe.tower_batch)
-        pixels = augmented(self.rng, vlm_data.pixel_values(self.examples.pixels[rows]))
+        rows = self.draws.integers(len(self.examples.scenes), size=self.recipe.tower_batch)
+        pixels = augmented(self.draws, vlm_data.pixel_values(self.examples.pixels[rows]))
         seen = self.tower(pixels, output_hidden_states=True)
         colours, shapes, places = self.patch_head(seen.hidden_states[-2][:, 1:]).float().split(PATCH_CLASSES, dim=-1)
         colour = F.cross_entropy(colours.flatten(0, 1), self.examples.colours[rows].flatten())
@@ -275,8 +245,8 @@ class LanguageStage(Stage):
         super().__init__(recipe, [self.projector, self.language, self.head], steps, rate)
 
     def losses(self) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        rows = self.rng.integers(len(self.examples.scenes), size=self.recipe.language_batch)
-        asked = [vlm_data.draw_questions(self.rng, self.examples.scenes[row], self.recipe.questions) for row in rows]
+        rows = self.draws.integers(len(self.examples.scenes), size=self.recipe.language_batch)
+        asked = [vlm_data.draw_questions(self.draws, self.examples.scenes[row], self.recipe.questions) for row in rows]
         words = torch.tensor([[vlm_data.question_ids(question) for question in questions] for questions in asked])
         answers = torch.tensor([[IDS[question.answer] for question in questions] for questions in asked])
         blocks = torch.cat([words, answers[..., None]], dim=-1)
@@ -319,11 +289,11 @@ class GapStage(LanguageStage):
 
         How much rather objects than ground stay differs from scene to scene, from not at all to always.
         """
-        whole, moved = self.rng.random() < self.recipe.whole, self.rng.random() < 0.5
-        share = 1.0 if whole else self.recipe.fewest ** self.rng.random()
+        whole, moved = self.draws.random() < self.recipe.whole, self.draws.random() < 0.5
+        share = 1.0 if whole else self.recipe.fewest ** self.draws.random()
         count = max(1, round(share * PATCHES))
         covered = (self.examples.colours[torch.from_numpy(rows)] > 0).numpy()
-        draws = self.rng.random((len(rows), PATCHES)) + self.rng.random((len(rows), 1)) * covered
+        draws = self.draws.random((len(rows), PATCHES)) + self.draws.random((len(rows), 1)) * covered
         chosen = torch.from_numpy(np.sort(draws.argsort(axis=1)[:, ::-1][:, :count], axis=1))
         return chosen, 1 + (torch.arange(count).expand(len(rows), -1) if moved else chosen)
 
@@ -369,48 +339,29 @@ def features_of(
 STAGES: tuple[type[Stage], ...] = (TowerStage, LanguageStage, GapStage)
 
 
-class Training:
-    """The three stages in a row, in a state that can be saved at any step."""
+class Training(trainer.Training["LlavaForConditionalGeneration"]):
+    """The three stages in a row.
+
+    Args:
+        recipe: of the whole training.
+        examples: what it is trained on.
+    """
+
+    stages = len(STAGES)
+    writes_early = False
 
     def __init__(self, recipe: Recipe, examples: Examples) -> None:
-        self.recipe, self.examples = recipe, examples
-        self.model = build(recipe)
-        self._enter(0)
+        self.examples = examples
+        super().__init__(recipe, build(recipe))
 
-    def _enter(self, index: int) -> None:
-        self.index = index
-        self.stage = STAGES[index](self.recipe, self.model, self.examples)  # type: ignore[call-arg]
+    def make_stage(self, index: int) -> Stage:
+        return STAGES[index](self.recipe, self.model, self.examples)  # type: ignore[call-arg]
 
-    def advance(self) -> bool:
-        """Enter the next stage; false behind the last."""
-        if self.index + 1 == len(STAGES):
-            return False
-        self._enter(self.index + 1)
-        return True
+    def snapshot(self) -> LlavaForConditionalGeneration:
+        return self.model
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "index": self.index,
-            "model": self.model.state_dict(),
-            "stage": self.stage.state_dict(),
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
-
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["model"])
-        self._enter(state["index"])
-        self.stage.load_state_dict(state["stage"])
+    def write(self, model: LlavaForConditionalGeneration, out: Path) -> None:
+        write(model, out)
 
 
 # ------------------------------------------------------------------------------------------------------------------ file
@@ -444,42 +395,12 @@ def load(path: Path) -> LlavaForConditionalGeneration:
 
 def train(recipe: Recipe, out: Path, every: float = 60.0) -> LlavaForConditionalGeneration:
     """Train, or go on training; every so many seconds a checkpoint is written."""
-    training = Training(recipe, make_examples(recipe.seed, recipe.scenes))
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        training.restore(checkpoint)
-    while True:
-        run_stage(training, checkpoint, every)
-        if not training.advance():
-            break
-        training.save(checkpoint)
-    write(training.model, out)
-    checkpoint.unlink(missing_ok=True)
-    return training.model
-
-
-def run_stage(training: Training, checkpoint: Path, every: float) -> None:
-    """Train to the end of a stage's schedule."""
-    stage = training.stage
-    averages: dict[str, float] = {}
-    saved = time.monotonic()
-    with tqdm(total=stage.steps, initial=stage.step, unit="step", desc=stage.name, mininterval=10) as bar:
-        while stage.step < stage.steps:
-            for name, value in stage.train_step().items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
-                training.save(checkpoint)
-                saved = time.monotonic()
+    return trainer.run(recipe, out, lambda: Training(recipe, make_examples(recipe.seed, recipe.scenes)), every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    options = parser.parse_args(arguments)
+    options = trainer.recipe_parser(__doc__, Recipe.seed, timed=False).parse_args(arguments)
     train(Recipe(seed=options.seed), options.out)
 
 

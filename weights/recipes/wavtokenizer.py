@@ -10,28 +10,24 @@ then initialised by k-means and learns by moving averages.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 from zoo.codecs.wavtokenizer.encoder import Encoder
-from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
+from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio
 from zoo.nn.conv import ReflectConv1d
 from zoo.nn.ema_codebook import EMACodebook
 from zoo.nn.losses import MelLoss, STFTLoss
-from zoo.weights.recipes import audio_data
+from zoo.weights.recipes import audio_data, trainer
 
 TINY = WavTokenizerConfig(
     ratios=(8, 5, 4, 2),
@@ -105,43 +101,38 @@ def make_corpus(recipe: Recipe, folders: Sequence[Path]) -> Corpus:
     return Corpus(recordings)
 
 
-class Trainer:
-    """The model with what training needs around it, in a state that can be saved at any step."""
+class Stage(trainer.Stage):
+    """The only stage: encoder, codebook and decoder together.
 
-    def __init__(self, recipe: Recipe, config: WavTokenizerConfig = TINY) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.model = WavTokenizer(config, name="wavtokenizer-tiny")
+    Args:
+        recipe: of the training.
+        model: what is trained.
+        corpus: what on.
+    """
+
+    def __init__(self, recipe: Recipe, model: WavTokenizer, corpus: Corpus) -> None:
+        self.recipe, self.model, self.corpus = recipe, model, corpus
+        self.crop = round(recipe.crop_seconds * model.config.sample_rate)
         # A batch has fewer frames than there are codes: the mean running count is 0.9, so upstream's threshold of 2
         # would replace most of the codebook at every step.
-        self.codebook = EMACodebook(config.codebook_size, config.latent_dim, dead_below=0.1)
+        self.codebook = EMACodebook(model.config.codebook_size, model.config.latent_dim, dead_below=0.1)
         self.losses = nn.ModuleList(
             [
                 MelLoss(resolutions=((512, 128, 60), (1024, 256, 100), (2048, 512, 128)), floor=AUDIBLE),
                 STFTLoss(floor=AUDIBLE),
             ]
         )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=recipe.learning_rate, betas=(0.8, 0.99), fused=True)
-        self.rng = torch.Generator().manual_seed(recipe.seed)
-        self.step = 0
-        self.elapsed = 0.0
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.8, 0.99), fused=True)
+        parts = {"model": model, "codebook": self.codebook}
+        rng = torch.Generator().manual_seed(recipe.seed)
+        super().__init__("wavtokenizer-tiny", recipe.steps, recipe.minutes, [optimizer], parts, rng)
         self.recent: list[Tensor] = []
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.recipe.minutes is None else self.elapsed / (60 * self.recipe.minutes)
-        return min(1.0, max(self.step / self.recipe.steps, by_time))
-
-    def train_step(self, waveform: Float[Tensor, "batch samples"]) -> dict[str, float]:
-        """One optimiser step; returns the terms of the loss."""
-        started = time.monotonic()
-        # Dropout draws from the global generator, which no checkpoint holds.
+    def update(self) -> dict[str, float]:
+        waveform = self.corpus.batch(self.recipe.batch, self.crop, self.rng)
+        # Dropout draws from the global generator: a step draws the same whenever it is taken.
         torch.manual_seed(self.recipe.seed + self.step)
-        rate = self.recipe.learning_rate * min(1.0, (self.step + 1) / self.recipe.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * self.progress))
-
+        self.set_rates(self.recipe.warmup)
         if self.step == 0:
             scale_encoder(self.model.encoder, waveform)
         latents = self.model.encoder(waveform)
@@ -159,54 +150,38 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             estimate = self.model.decode_latents(latents)
         mel, stft = (loss(waveform, estimate) for loss in self.losses)
-        total = mel + stft + self.recipe.commitment * commitment
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        self.step += 1
-        self.elapsed += time.monotonic() - started
+        self.descend(mel + stft + self.recipe.commitment * commitment, self.model.parameters(), longest=5.0)
         return {"mel": mel.item(), "stft": stft.item(), "commit": commitment.item()}
 
-    def export(self) -> WavTokenizer:
-        """The model as it will be shipped: weights rounded to half precision, the learned codebook in place."""
-        model = WavTokenizer(self.model.config, name=self.model.name)
-        model.load_state_dict(self.model.state_dict() | {"codebook.embed": self.codebook.embed})
-        for tensor in model.state_dict().values():
-            tensor.copy_(tensor.half())
-        model.eval().requires_grad_(False)
-        model.fingerprint = model.compute_fingerprint()
-        return model
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"recent": self.recent}
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "model": self.model.state_dict(),
-            "codebook": self.codebook.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "recent": self.recent,
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.recent = state["recent"]
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
 
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["model"])
-        self.codebook.load_state_dict(state["codebook"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"])
-        self.step, self.elapsed, self.recent = state["step"], state["elapsed"], state["recent"]
+class Training(trainer.Training[WavTokenizer]):
+    """The schedule of a recipe.
+
+    Args:
+        recipe: of the training.
+        corpus: what it trains on.
+        config: of the model.
+    """
+
+    stage: Stage
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, config: WavTokenizerConfig = TINY) -> None:
+        torch.manual_seed(recipe.seed)
+        self.corpus = corpus
+        super().__init__(recipe, WavTokenizer(config, name="wavtokenizer-tiny"))
+
+    def make_stage(self, index: int) -> Stage:
+        return Stage(self.recipe, self.model, self.corpus)
+
+    def snapshot(self) -> WavTokenizer:
+        return trainer.shipped(self.model, self.model.state_dict() | {"codebook.embed": self.stage.codebook.embed})
 
 
 @torch.no_grad()
@@ -231,59 +206,20 @@ def scale_encoder(encoder: Encoder, waveform: Float[Tensor, "batch samples"]) ->
         hook.remove()
 
 
-def write_embedded(model: WavTokenizer, path: Path) -> None:
-    """Write the file that is shipped: half precision, with the configuration in its metadata."""
-    config = {
-        "zoo": 1,
-        "family": model.family,
-        "name": model.name,
-        "fingerprint": model.fingerprint,
-        "config": asdict(model.config),
-    }
-    tensors = {key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"zoo": json.dumps(config)})
-
-
-def train(recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: WavTokenizerConfig = TINY) -> WavTokenizer:
-    """Train, or go on training, until the schedule ends; writes ``out`` and a checkpoint beside it every few minutes."""
-    trainer = Trainer(recipe, config)
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        trainer.restore(checkpoint)
-    corpus = make_corpus(recipe, folders)
-    length = round(recipe.crop_seconds * config.sample_rate)
-    saved = time.monotonic()
-    averages: dict[str, float] = {}
-
-    with tqdm(total=recipe.steps, initial=trainer.step, unit="step", mininterval=10) as bar:
-        while trainer.progress < 1:
-            waveform = corpus.batch(recipe.batch, length, trainer.rng)
-            for name, value in trainer.train_step(waveform).items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > 180:
-                trainer.save(checkpoint)
-                write_embedded(trainer.export(), out)
-                saved = time.monotonic()
-    model = trainer.export()
-    write_embedded(model, out)
-    checkpoint.unlink(missing_ok=True)
-    return model
+def train(
+    recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: WavTokenizerConfig = TINY, every: float = 180.0
+) -> WavTokenizer:
+    """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
+    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe, folders), config), every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = trainer.recipe_parser(__doc__, Recipe.seed)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--minutes", type=float)
     parser.add_argument("--data", type=Path, action="append", default=[], help="folder of your own recordings")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
-    recipe = Recipe(steps=options.steps, minutes=options.minutes, seed=options.seed)
-    train(recipe, options.out, options.data)
+    train(Recipe(steps=options.steps, minutes=options.minutes, seed=options.seed), options.out, options.data)
 
 
 if __name__ == "__main__":

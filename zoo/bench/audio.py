@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
+from zoo.bench.quantized import Call, outline, quantized_model
 from zoo.tokenizer import Tokenizer
 
 UNIT = "second"
-CASES: dict[str, Any] = {"batches": (1, 8), "seconds": (1, 10, 60)}
+# ``quantize``: methods of `zoo.quantize`.
+CASES: dict[str, Any] = {"batches": (1, 8), "seconds": (1, 10, 60), "quantize": ()}
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,17 @@ class Contender:
     dtype: torch.dtype = torch.float32
 
 
-def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], seconds: Sequence[float]) -> Iterator[Job]:
+def jobs(
+    entry: registry.Entry,
+    device: str,
+    peers: bool,
+    batches: Sequence[int],
+    seconds: Sequence[float],
+    quantize: Sequence[str] = (),
+) -> Iterator[Job]:
     """Everything to measure: every contender at every batch size and duration, in both directions."""
     rate = registry.check_config(entry).sample_rate
-    for contender in _contenders(entry, device, peers):
+    for contender in _contenders(entry, device, peers, quantize):
         for batch in batches:
             for duration in seconds:
                 works = contender.prepare(_audio(batch, duration, rate).to(device))
@@ -43,12 +52,27 @@ def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int]
                     yield Job(contender.name, direction, case, batch * duration, work, contender.module, contender.dtype)
 
 
-def _contenders(entry: registry.Entry, device: str, peers: bool) -> Iterator[Contender]:
+def smallest_call(entry: registry.Entry, batches: Sequence[int], seconds: Sequence[float], quantize: Sequence[str]) -> Call:
+    """Decoding of the first case, with random ids."""
+    spec = outline(entry).spec
+    assert spec.token_rate is not None
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(spec.vocab_size, (batches[0], round(seconds[0] * spec.token_rate)), generator=generator)
+    return Call("decode", ids.tolist(), {})
+
+
+def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Sequence[str]) -> Iterator[Contender]:
     tokenizer = random_model(entry, device)
     yield _ours(entry.name, tokenizer)
     tokenizer.set_precision("bf16")
     # Encoders stay in float32 and have nothing new to show.
     yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False, dtype=torch.bfloat16)
+    for method in quantize:
+        packed = quantized_model(entry, device, method)
+        for precision, suffix in (("fp32", ""), ("bf16", ", bf16")):
+            packed.set_precision(precision)
+            # PyTorch does not count the operations of packed products.
+            yield replace(_ours(f"{entry.name}, {method}{suffix}", packed, encodes=False), module=None)
     if peers and entry.modality == "audio" and find_spec("transformers"):
         yield from _transformers_peers(tokenizer, device)
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
+from zoo.bench.quantized import Call, quantized_model
 
 UNIT = "file"
-# ``lengths`` in bytes of a file; by default that of the files which the model was trained on.
-CASES: dict[str, Any] = {"batches": (1, 8), "lengths": ()}
+# ``lengths`` in bytes of a file, by default that of the files which the model was trained on; ``quantize``: methods of
+# `zoo.quantize`.
+CASES: dict[str, Any] = {"batches": (1, 8), "lengths": (), "quantize": ()}
 
 # Bytes of the official files: fixed ones of 224 x 224 pixels or a second at 16 kHz, and the mean of JPEG files, which vary.
 _PIXELS, _SAMPLES = 3 * 224 * 224, 16_000
@@ -27,9 +29,17 @@ _MP3_BYTES = 3_240
 _SPREAD = (0.63, 1.49)
 
 
-def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int]) -> Iterator[Job]:
-    """Everything to measure: ours in float32, the transformer in bfloat16, then the original's way."""
+def jobs(
+    entry: registry.Entry,
+    device: str,
+    peers: bool,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    quantize: Sequence[str] = (),
+) -> Iterator[Job]:
+    """Everything to measure: ours in float32, the transformer in bfloat16 and quantized, then the original's way."""
     tokenizer: Any = random_model(entry, device)
+    packed: dict[str, Any] = {method: quantized_model(entry, device, method) for method in quantize}
     config = tokenizer.config
     for length in lengths or (_typical_length(config),):
         for batch in batches:
@@ -46,10 +56,20 @@ def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int]
             tokenizer.set_precision("bf16")
             yield Job(f"{entry.name}, bf16", "classify", case, batch, classify, tokenizer, torch.bfloat16)
             tokenizer.set_precision("fp32")
+            for method, model in packed.items():
+                for precision, suffix in (("fp32", ""), ("bf16", ", bf16")):
+                    model.set_precision(precision)
+                    yield Job(f"{entry.name}, {method}{suffix}", "classify", case, batch, partial(model.classify, tokens))
             if peers:
                 dense = f"{entry.name}, dense"
                 yield Job(dense, "embed", case, batch, partial(dense_embedding, tokenizer, files))
                 yield Job(dense, "classify", case, batch, partial(dense_logits, tokenizer, files))
+
+
+def smallest_call(entry: registry.Entry, batches: Sequence[int], lengths: Sequence[int], quantize: Sequence[str]) -> Call:
+    """Classification of the first case, with random bytes."""
+    length = (lengths or (_typical_length(registry.check_config(entry)),))[0]
+    return Call("classify", [file.tolist() for file in random_files([length] * batches[0])], {})
 
 
 def _typical_length(config: Any) -> int:

@@ -11,19 +11,27 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
+from zoo.bench.quantized import Call, outline, quantized_model
 
 UNIT = "image"
-# ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders.
-CASES: dict[str, Any] = {"batches": (1,), "lengths": (16, 256), "steps": 20}
+# ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders; ``quantize``: methods of `zoo.quantize`.
+CASES: dict[str, Any] = {"batches": (1,), "lengths": (16, 256), "steps": 20, "quantize": ()}
 
 
 def jobs(
-    entry: registry.Entry, device: str, peers: bool, batches: Sequence[int], lengths: Sequence[int], steps: int
+    entry: registry.Entry,
+    device: str,
+    peers: bool,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    steps: int,
+    quantize: Sequence[str] = (),
 ) -> Iterator[Job]:
-    """Everything to measure, ours in float32 first, then in bfloat16, then the original's way."""
+    """Everything to measure, ours in float32 first, then the original's way, then in bfloat16 and quantized."""
     tokenizer: Any = random_model(entry, device)
-    options = {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}
-    prefixes = [k for k in lengths if k <= (tokenizer.spec.max_tokens or 0)] if tokenizer.spec.ordered else [None]
+    packed: dict[str, Any] = {method: quantized_model(entry, device, method) for method in quantize}
+    options = _options(tokenizer, steps)
+    prefixes = _prefixes(tokenizer, lengths)
     for batch in batches:
         images = pictures(batch, *(tokenizer.spec.image_size or (256, 256)))
         tokens = tokenizer.encode(images)
@@ -31,9 +39,9 @@ def jobs(
         def encoding(images: Tensor = images, **options: Any) -> Work:
             return lambda: tokenizer.encode(images, **options)
 
-        def decoding(k: int | None, tokens: Any = tokens) -> Work:
+        def decoding(k: int | None, tokens: Any = tokens, model: Any = tokenizer) -> Work:
             prefix = tokens if k is None else tokens.truncate(k)
-            return lambda: tokenizer.decode(prefix, **options)
+            return lambda: model.decode(prefix, **options)
 
         cases = {k: f"{batch}" if k is None else f"{batch} x {k} tokens" for k in prefixes}
         name = entry.name
@@ -63,6 +71,33 @@ def jobs(
         for k, case in cases.items():
             yield Job(reduced, "decode", case, batch, decoding(k), tokenizer, torch.bfloat16)
         tokenizer.set_precision("fp32")
+        for method, model in packed.items():
+            for precision, suffix in (("fp32", ""), ("bf16", ", bf16")):
+                model.set_precision(precision)
+                for k, case in cases.items():
+                    yield Job(f"{name}, {method}{suffix}", "decode", case, batch, decoding(k, model=model))
+
+
+def smallest_call(
+    entry: registry.Entry, batches: Sequence[int], lengths: Sequence[int], steps: int, quantize: Sequence[str]
+) -> Call:
+    """Decoding of the first case, with random ids."""
+    tokenizer = outline(entry)
+    length = _prefixes(tokenizer, lengths)[0] or tokenizer.spec.max_tokens
+    assert length is not None
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(tokenizer.spec.vocab_size, (batches[0], length), generator=generator)
+    return Call("decode", ids.tolist(), _options(tokenizer, steps))
+
+
+def _options(tokenizer: Any, steps: int) -> dict[str, Any]:
+    """Options of `decode`."""
+    return {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}
+
+
+def _prefixes(tokenizer: Any, lengths: Sequence[int]) -> list[int | None]:
+    """Lengths of the prefixes to decode; the whole where there is no order."""
+    return [k for k in lengths if k <= (tokenizer.spec.max_tokens or 0)] if tokenizer.spec.ordered else [None]
 
 
 def pictures(batch: int, height: int, width: int) -> Tensor:

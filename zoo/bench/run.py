@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from zoo import registry
 from zoo.bench.measure import device_name, matmul_rate, measure
+from zoo.bench.quantized import footprints
 from zoo.errors import InputError
 from zoo.media import replacing
+from zoo.quantize.methods import method_named
 
 # The module with the jobs of each modality; another modality is another line here.
 MODALITIES = {
@@ -47,14 +51,14 @@ def run(
         peers: measure what others make of the same task as well.
         json_path: write the result there.
         cases: what else the modality varies: ``seconds`` of audio; ``lengths`` in tokens and ``steps`` of image decoders,
-            and ``lengths`` in cells of a mesh's grid.
+            and ``lengths`` in cells of a mesh's grid; ``quantize``, methods of `zoo.quantize` to measure the packed model of.
 
     Returns:
         The measurements with the machine they were taken on.
 
     Raises:
         RegistryError: no such name.
-        InputError: there is no benchmark for its modality, or it does not vary one of the ``cases``.
+        InputError: there is no benchmark for its modality, it does not vary one of the ``cases``, or there is no such method.
     """
     entry = registry.get(name)
     if entry.modality not in MODALITIES:
@@ -63,15 +67,18 @@ def run(
     chosen = {key: value for key, value in {"batches": batches, **cases}.items() if value is not None}
     if unknown := sorted(chosen.keys() - benchmark.CASES.keys()):
         raise InputError(f"the benchmark for {entry.modality} does not vary {', '.join(unknown)}")
+    for method in chosen.get("quantize", ()):
+        method_named(method)
     if threads:
         torch.set_num_threads(threads)
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     results = []
+    settings = benchmark.CASES | chosen
     with torch.inference_mode():
-        for job in benchmark.jobs(entry, device, peers, **(benchmark.CASES | chosen)):
+        for job in benchmark.jobs(entry, device, peers, **settings):
             if job.work is not None:
                 results.append(measure(job, rates, repetitions, device))
-    content = {
+    content: dict[str, Any] = {
         "name": name,
         "unit": benchmark.UNIT,
         "machine": {
@@ -82,6 +89,9 @@ def run(
         },
         "measurements": [vars(result) for result in results],
     }
+    if chosen.get("quantize"):
+        call = benchmark.smallest_call(entry, **settings)
+        content["models"] = [vars(found) for found in footprints(entry, device, chosen["quantize"], call)]
     if json_path is not None:
         with replacing(json_path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -90,9 +100,6 @@ def run(
 
 def print_table(content: dict[str, Any]) -> None:
     """The measurements as tables; the last column is a model's CPU time over that of ours in float32."""
-    from rich.console import Console
-    from rich.table import Table
-
     machine, measurements = content["machine"], content["measurements"]
     ours = {(m["direction"], m["case"]): m["cpu"] for m in measurements if m["contender"] == content["name"]}
     console = Console()
@@ -114,3 +121,15 @@ def print_table(content: dict[str, Any]) -> None:
                 f"{m['cpu'] / ours[direction, m['case']]:.2f}",
             )
         console.print(table)
+    if "models" in content:
+        print_models(console, content["models"])
+
+
+def print_models(console: Console, models: Sequence[dict[str, Any]]) -> None:
+    """What models take on disk and in memory."""
+    table = Table(title="loading and one call in a process of its own")
+    for column in ("model", "weights, MB", "file, MB", "peak memory, MB"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for found in models:
+        table.add_row(found["contender"], *(f"{found[f'{what}_bytes'] / 1e6:.1f}" for what in ("weight", "file", "peak")))
+    console.print(table)

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.nn.derived import Derived
 from zoo.nn.precision import exact_float32
 
 Screening = Literal["float32", "bfloat16", "float16x3"]
@@ -174,9 +175,7 @@ def nearest(x: Float[Tensor, "*shape dim"], codebook: PreparedCodebook) -> Int[T
 
 
 class CodebookSearch:
-    """`nearest` in a tensor that training or loading may change: it is prepared again when it was written to or replaced.
-
-    Writing through ``tensor.data`` is not noticed, as autograd does not notice it either.
+    """`nearest` in a tensor that training or loading may change: it is prepared again as `zoo.nn.derived` says.
 
     Args:
         unit_widths: as for `prepare`.
@@ -184,7 +183,7 @@ class CodebookSearch:
 
     def __init__(self, unit_widths: Sequence[int] = ()) -> None:
         self.unit_widths = tuple(unit_widths)
-        self._kept: tuple[tuple[Any, ...], Tensor, PreparedCodebook] | None = None
+        self._prepared: Derived[PreparedCodebook] = Derived()
 
     def __call__(self, x: Float[Tensor, "*shape dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*shape"]:
         """Index of the code nearest to each query."""
@@ -192,19 +191,7 @@ class CodebookSearch:
 
     def prepared(self, codebook: Float[Tensor, "codes dim"]) -> PreparedCodebook:
         """The codebook as `prepare` makes it."""
-        uncounted = codebook.is_inference()
-        version = None if uncounted else codebook._version
-        state = (codebook.data_ptr(), codebook.shape, codebook.stride(), codebook.dtype, codebook.device, version)
-        kept = self._kept
-        if kept is None or kept[0] != state or (uncounted and not torch.equal(kept[1], codebook)):
-            # The tensor itself is kept so that no later one can get its address; one whose writes are not counted is copied.
-            source = codebook.clone() if uncounted else codebook.detach()
-            kept = (state, source, prepare(codebook, unit_widths=self.unit_widths))
-            self._kept = kept
-        return kept[2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"unit_widths": self.unit_widths, "_kept": None}
+        return self._prepared.of([codebook], lambda: prepare(codebook, unit_widths=self.unit_widths))
 
 
 def unit(x: Float[Tensor, "*shape dim"], widths: Sequence[int]) -> Float[Tensor, "*shape dim"]:

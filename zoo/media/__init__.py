@@ -1,6 +1,15 @@
 """Read and write media. Files, arrays and tensors go in; float tensors come out."""
 
-from zoo.media.audio import AUDIO_EXTENSIONS, Audio, Resampler, read_audio, resample, resampled_length, write_audio
+from zoo.media.audio import (
+    AUDIO_EXTENSIONS,
+    Audio,
+    Resampler,
+    read_audio,
+    resample,
+    resampled_length,
+    restore_audio,
+    write_audio,
+)
 from zoo.media.files import expand_paths, replacing, write_bytes
 from zoo.media.image import (
     FITS,
@@ -48,6 +57,7 @@ __all__ = [
     "require_shape_packages",
     "resample",
     "resampled_length",
+    "restore_audio",
     "restore_image",
     "write_audio",
     "write_bytes",

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -231,6 +231,33 @@ def resample(waveform: Float[Tensor, "channels samples"], rate: int, new_rate: i
     block = _BLOCK_SECONDS * rate
     parts = [resampler.push(part) for part in waveform.cpu().split(block, dim=1)]
     return torch.cat([*parts, resampler.finish()], dim=1).to(waveform.device)
+
+
+def restore_audio(
+    waveform: Float[Tensor, "channels samples"],
+    rate: int,
+    meta: Mapping[str, Any],
+    *,
+    trim: bool = True,
+    sample_rate: int | str | None = None,
+) -> Float[Tensor, "channels _"]:
+    """Bring decoded audio to the length of the recording that was encoded, and to the rate that is asked for.
+
+    Args:
+        waveform: at ``rate``.
+        meta: of the item: the ``samples`` and ``sample_rate`` of the recording; nothing where they are not known.
+        trim: cut to the recording's length.
+        sample_rate: resample to this; ``"original"`` gives the recording's rate, and its number of samples if ``trim``.
+    """
+    samples, original_rate = meta.get("samples"), meta.get("sample_rate", rate)
+    if trim and samples is not None:
+        waveform = waveform[:, : resampled_length(samples, original_rate, rate)]
+    wanted = original_rate if sample_rate == "original" else sample_rate or rate
+    if wanted != rate:
+        waveform = resample(waveform, rate, int(wanted))
+        if trim and samples is not None and wanted == original_rate:
+            waveform = waveform[:, :samples]
+    return waveform
 
 
 def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels samples"], sample_rate: int) -> Path:

@@ -12,13 +12,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.quantize.conversion import LayerReport, quantize
+    from zoo.quantize.conversion import quantize
+    from zoo.quantize.learned import LearningConfig
     from zoo.quantize.methods import names
     from zoo.quantize.packed import load, save
     from zoo.quantize.policy import Policy, plan
+    from zoo.quantize.report import LayerReport
 
 _HOMES = {
-    "LayerReport": "zoo.quantize.conversion",
+    "LayerReport": "zoo.quantize.report",
+    "LearningConfig": "zoo.quantize.learned",
     "Policy": "zoo.quantize.policy",
     "load": "zoo.quantize.packed",
     "names": "zoo.quantize.methods",
@@ -27,7 +30,7 @@ _HOMES = {
     "save": "zoo.quantize.packed",
 }
 
-__all__ = ["LayerReport", "Policy", "load", "names", "plan", "quantize", "save"]
+__all__ = ["LayerReport", "LearningConfig", "Policy", "load", "names", "plan", "quantize", "save"]
 
 
 def __getattr__(name: str) -> Any:

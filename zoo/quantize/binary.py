@@ -9,7 +9,7 @@ reaches the output. With ``official=True`` they repeat BiBench's code, so that i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
@@ -76,6 +76,9 @@ class _Trained(BinaryLayer):
 
     def _product(self, x: Float[Tensor, "*shape"], weight: Float[Tensor, " outputs *kernel"]) -> Float[Tensor, "*result"]:
         raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, method={self.method}"
 
     def update(self, epoch: int, max_epochs: int) -> None:
         """Set what the method schedules, before epoch ``epoch`` of 0 ... ``max_epochs - 1``.
@@ -153,21 +156,32 @@ class BinaryLinear(_Trained, nn.Linear):
     def _product(self, x: Float[Tensor, "*shape"], weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "*result"]:
         return F.linear(x, weight)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, method={self.method}"
-
 
 class _Convolution(_Trained):
-    """What the two convolutions share."""
+    """What the two convolutions share; PyTorch's own class comes behind this one."""
 
     in_channels: int
-    groups: int
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-    def _begin(self, base: type[Any], sizes: Sequence[Any], settings: dict[str, Any], method: str, official: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        method: str,
+        official: bool = False,
+    ) -> None:
         bare = official and operator_named(method).official_conv_is_bare
         if bare:
-            settings |= {"dilation": 1, "groups": 1, "bias": False, "padding_mode": "zeros"}
-        base.__init__(self, *sizes, **settings)
+            dilation, groups, bias, padding_mode = 1, 1, False, "zeros"
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         if bare:
             nn.init.uniform_(self.weight, 0, _OFFICIAL_WEIGHTS_BELOW)
         self._adopt(method, official)
@@ -181,6 +195,9 @@ class _Convolution(_Trained):
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
         return {name: getattr(layer, name) for name in names}
 
+    def _product(self, x: Float[Tensor, "*shape"], weight: Float[Tensor, " outputs *kernel"]) -> Float[Tensor, "*result"]:
+        return self._conv_forward(x, weight, None)
+
 
 class BinaryConv1d(_Convolution, nn.Conv1d):
     """A convolution of signs over ``[batch, channels, time]``; the arguments are those of ``nn.Conv1d``.
@@ -190,61 +207,11 @@ class BinaryConv1d(_Convolution, nn.Conv1d):
 
     spatial: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: str | int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        method: str,
-        official: bool = False,
-    ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding)
-        settings = {"dilation": dilation, "groups": groups, "bias": bias, "padding_mode": padding_mode}
-        self._begin(nn.Conv1d, sizes, settings, method, official)
-
-    def _product(self, x: Float[Tensor, "*shape"], weight: Float[Tensor, " outputs *kernel"]) -> Float[Tensor, "*result"]:
-        return self._conv_forward(x, weight, None)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, method={self.method}"
-
 
 class BinaryConv2d(_Convolution, nn.Conv2d):
     """A convolution of signs over ``[batch, channels, rows, columns]``; as `BinaryConv1d`, with ``nn.Conv2d``'s arguments."""
 
     spatial: ClassVar[int] = 2
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: str | int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        method: str,
-        official: bool = False,
-    ) -> None:
-        sizes = (in_channels, out_channels, kernel_size, stride, padding)
-        settings = {"dilation": dilation, "groups": groups, "bias": bias, "padding_mode": padding_mode}
-        self._begin(nn.Conv2d, sizes, settings, method, official)
-
-    def _product(self, x: Float[Tensor, "*shape"], weight: Float[Tensor, " outputs *kernel"]) -> Float[Tensor, "*result"]:
-        return self._conv_forward(x, weight, None)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, method={self.method}"
 
 
 _BINARY: dict[type[nn.Module], type[BinaryLinear | BinaryConv1d | BinaryConv2d]] = {

@@ -83,7 +83,8 @@ def quantize_nvfp4(
     blocks = _in_blocks(x, block)
     if tensor_scale is None:
         largest = x.abs().amax() if x.numel() else x.new_zeros(())
-        tensor_scale = torch.where(largest > 0, largest / (_E4M3.max * _E2M1.max), 1.0)
+        smallest = torch.finfo(torch.float32).tiny
+        tensor_scale = torch.where(largest > 0, (largest / (_E4M3.max * _E2M1.max)).clamp(min=smallest), 1.0)
     tensor_scale = torch.as_tensor(tensor_scale, dtype=torch.float32, device=x.device)
     scale = (blocks.abs().amax(-1) / _E2M1.max / tensor_scale).clamp(_E4M3.min_normal, _E4M3.max)
     scale_codes = encode(scale, _E4M3)

@@ -59,9 +59,13 @@ class Observed:
 
 
 def default_run(model: nn.Module, batch: Any) -> object:
-    """Run a model on a batch: a tokenizer reconstructs it, any other module is called with it, its items or its keywords."""
+    """Run a model on a batch: a tokenizer reconstructs it, any other module is called with it, its items or its keywords.
+
+    A tokenizer that classifies does so: its network takes no part in reconstruction.
+    """
     if isinstance(model, Tokenizer):
-        return model.reconstruct(batch)
+        classify = getattr(model, "classify", None)
+        return model.reconstruct(batch) if classify is None else classify(model.encode(batch))
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple) else model(batch)
@@ -89,7 +93,7 @@ def observe(
         progress: show a progress bar over the batches.
 
     Raises:
-        InputError: there are no batches, or a layer met a number that is not finite.
+        InputError: there are no batches, no layer was used, or a layer met a number that is not finite.
     """
     listed = batches if isinstance(batches, Sequence) else list(batches)
     if not len(listed):
@@ -102,6 +106,8 @@ def observe(
                 for batch in listed:
                     run(model, batch)
                     advance(1)
+    if not observed:
+        raise InputError("no layer that is quantized was used while calibrating: run= says what to do with a batch")
     return observed
 
 

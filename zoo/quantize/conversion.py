@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,44 +13,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.nn.precision import exact_float32
 from zoo.quantize.calibration import Observed, Run, default_run, observe
 from zoo.quantize.formats import format_named
-from zoo.quantize.layers import FloatLayer, Granularity, choose_grid, matrix_of
-from zoo.quantize.learned import LearningConfig, learn
+from zoo.quantize.journal import Journal, inputs_digest, weights_digest
+from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid, matrix_of
+from zoo.quantize.learned import Learned, LearningConfig, learn
 from zoo.quantize.methods import Method
 from zoo.quantize.packed import QuantizedLayer, replace_layer
 from zoo.quantize.policy import Choice, Policy, packed_class, plan
+from zoo.quantize.reconstruction import Reconstruction, Unit
+from zoo.quantize.report import LayerReport
 from zoo.quantize.search import search
 from zoo.tokenizer import progress_bar
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of a layer.
-
-    Attributes:
-        name: of the layer.
-        method: how it is quantized; ``None`` if it stayed.
-        reason: why it stayed, or differs from the others.
-        format: of its weights; empty if it stayed.
-        clip: median of the clipping values over the largest magnitudes; ``None`` in block formats.
-        weight_sqnr: signal over squared rounding error of the weights, in dB.
-        zeros: share of weights that are exactly zero.
-        activations: format of its inputs; empty if they stay.
-        output_error: mean squared error of the outputs on the calibration inputs with nearest and with learned rounding.
-    """
-
-    name: str
-    method: str | None
-    reason: str = ""
-    format: str = ""
-    clip: float | None = None
-    weight_sqnr: float | None = None
-    zeros: float | None = None
-    activations: str = ""
-    output_error: tuple[float, float] | None = None
 
 
 def quantize(
@@ -63,6 +42,7 @@ def quantize(
     rounding: str | None = None,
     learning: LearningConfig | None = None,
     run: Run = default_run,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
     on_layer: Callable[[LayerReport], object] = lambda report: None,
 ) -> ModuleT:
@@ -79,8 +59,11 @@ def quantize(
         activations: ``"static"``: inputs of layers in 8 bits, with a scale from ``calibrate``; ``"dynamic"``: with a scale for
             each row; ``"none"``. By default ``"static"`` where there are inputs to calibrate with.
         rounding: ``"nearest"``, or ``"learned"`` from ``calibrate``. By default learned for 4 bits where there are inputs.
-        learning: how long to learn.
-        run: what to do with a batch; by default a tokenizer reconstructs it and a module is called with it.
+        learning: how long to learn, and whether the layers of a block are learned together.
+        run: what to do with a batch; by default a tokenizer reconstructs it, or classifies it if it can, and a module is called
+            with it.
+        resume: a folder that finished layers are kept in; the same call with the same folder goes on from there and gives the
+            same result, bit for bit.
         progress: show a progress bar.
         on_layer: called with what became of each layer.
 
@@ -89,7 +72,8 @@ def quantize(
 
     Raises:
         InputError: there is no such method, no layer to quantize, or nothing to calibrate with; the model is quantized already;
-            a weight or an input of a layer is not finite. The model is as it was then.
+            a weight or an input of a layer is not finite; ``resume`` belongs to something else. The model is as it was then.
+        CorruptWeightsError: a file in ``resume`` is damaged.
     """
     policy = policy or Policy()
     if skip:
@@ -97,27 +81,56 @@ def quantize(
     choices = plan(model, method, policy)
     settings = _Settings.of(calibrate is not None, granularity, activations, rounding, learning)
     chosen = {choice.name: choice.layer for choice in choices if choice.method is not None}
-    observed: dict[str, Observed] = {}
-    if calibrate is not None:
-        products = any(choice.method is not None and settings.learns(choice.method) for choice in choices)
-        observed = observe(model, chosen, calibrate, run=run, products=products, progress=progress)
-    packed: dict[str, QuantizedLayer] = {}
-    with progress_bar(method, len(chosen), progress, unit="layer") as advance, torch.no_grad():
-        for choice in choices:
-            if choice.method is None:
-                on_layer(LayerReport(choice.name, None, choice.reason))
-                continue
-            try:
-                packed[choice.name], report = _pack(choice, settings, observed.get(choice.name))
-            except InputError as error:
-                raise InputError(f"{choice.name or 'the layer'}: {error.reason}") from error
-            on_layer(report)
-            advance(1)
+    with (
+        exact_float32(next(parameter.device for layer in chosen.values() for parameter in layer.parameters())),
+        torch.no_grad(),
+    ):
+        observed: Mapping[str, Observed] = {}
+        reconstruction = None
+        if calibrate is not None:
+            batches = calibrate if isinstance(calibrate, Sequence) else list(calibrate)
+            learned = [choice.name for choice in choices if choice.method is not None and settings.learns(choice.method)]
+            if settings.learning.blocks and learned and batches:
+                reconstruction = Reconstruction(model, chosen, learned, batches, run, settings.learning)
+            observed = _observe(model, chosen, learned, reconstruction, batches, run, progress)
+        journal = None
+        if resume is not None:
+            described = {"method": method, "policy": asdict(policy), **asdict(settings)}
+            identity = {"model": weights_digest(model), "method or other settings": described}
+            journal = Journal(resume, identity | {"set of calibration inputs": inputs_digest(observed)})
+        packed: dict[str, QuantizedLayer] = {}
+        with progress_bar(method, len(chosen), progress, unit="layer") as advance:
+            for step in _steps(choices, reconstruction):
+                for choice, layer, report in _finish(step, settings, observed, reconstruction, journal):
+                    if layer is not None:
+                        packed[choice.name] = layer
+                        advance(1)
+                    on_layer(report)
     if "" in packed:
         return packed[""]  # type: ignore[return-value]
     for name, layer in packed.items():
         replace_layer(model, name, layer)
     return model
+
+
+def _observe(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    learned: Sequence[str],
+    reconstruction: Reconstruction | None,
+    batches: Sequence[Any],
+    run: Run,
+    progress: bool,
+) -> dict[str, Observed]:
+    """What the layers meet, with products for those that are learned from them."""
+    if reconstruction is None:
+        return observe(model, layers, batches, run=run, products=bool(learned), progress=progress)
+    observed = observe(model, layers, batches, run=run, progress=progress)
+    in_units = {name for unit in reconstruction.units for name in unit.layers}
+    # Layers that code multiplies with the weights of, instead of calling them.
+    if others := {name: layers[name] for name in learned if name not in in_units and name in observed}:
+        observed |= observe(model, others, batches, run=run, products=True, progress=progress)
+    return observed
 
 
 @dataclass(frozen=True)
@@ -157,40 +170,137 @@ class _Settings:
         return self.rounding == "learned" or (self.rounding is None and method.bits <= 4)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Layers that are packed at a time: one, or those of a unit that is learned together."""
+
+    choices: tuple[Choice, ...]
+    unit: Unit | None = None
+
+
+def _steps(choices: Sequence[Choice], reconstruction: Reconstruction | None) -> Iterator[_Step]:
+    """All layers in the order of the model; then what is learned unit by unit, in the order in which that works."""
+    units = [] if reconstruction is None else reconstruction.units
+    in_units = {name for unit in units for name in unit.layers}
+    named = {choice.name: choice for choice in choices}
+    yield from (_Step((choice,)) for choice in choices if choice.name not in in_units)
+    yield from (_Step(tuple(named[name] for name in unit.layers), unit) for unit in units)
+
+
+def _finish(
+    step: _Step,
+    settings: _Settings,
+    observed: Mapping[str, Observed],
+    reconstruction: Reconstruction | None,
+    journal: Journal | None,
+) -> list[tuple[Choice, QuantizedLayer | None, LayerReport]]:
+    """The layers of a step: as they were finished before, or packed now."""
+    [first, *_] = step.choices
+    if first.method is None:
+        return [(first, None, LayerReport(first.name, None, first.reason))]
+    stored = [] if journal is None else [journal.finished(choice.name, choice.layer) for choice in step.choices]
+    done = [finished for finished in stored if finished is not None]
+    if len(done) < len(step.choices):
+        done = _pack_together(step, settings, observed, reconstruction)
+        for choice, finished in zip(step.choices, done, strict=True):
+            if journal is not None:
+                journal.store(choice.name, *finished)
+    for choice, (packed, _) in zip(step.choices, done, strict=True):
+        if reconstruction is not None:
+            reconstruction.put(choice.name, packed.dequantized())
+    return [(choice, *finished) for choice, finished in zip(step.choices, done, strict=True)]
+
+
+def _pack_together(
+    step: _Step, settings: _Settings, observed: Mapping[str, Observed], reconstruction: Reconstruction | None
+) -> list[tuple[QuantizedLayer, LayerReport]]:
+    if step.unit is None:
+        [choice] = step.choices
+        with _naming(choice):
+            return [_pack(choice, settings, observed.get(choice.name))]
+    assert reconstruction is not None
+    grids: dict[str, Grid] = {}
+    for choice in step.choices:
+        assert choice.method is not None
+        with _naming(choice):
+            grids[choice.name] = choose_grid(_weight(choice), choice.method, settings.granularity)
+    learned = reconstruction.learn(step.unit, grids)
+    block = step.unit.name if len(step.choices) > 1 else ""
+    return [
+        _pack_on_grid(choice, settings, observed.get(choice.name), grids[choice.name], learned[choice.name], block)
+        for choice in step.choices
+    ]
+
+
+@contextmanager
+def _naming(choice: Choice) -> Iterator[None]:
+    """Put a layer's name into an `InputError` raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{choice.name or 'the layer'}: {error.reason}") from error
+
+
+def _weight(choice: Choice) -> Float[Tensor, "rows columns"]:
+    weight = matrix_of(choice.layer)
+    if not bool(weight.isfinite().all()):
+        raise InputError("a weight is not finite")
+    return weight
+
+
 def _pack(choice: Choice, settings: _Settings, observed: Observed | None) -> tuple[QuantizedLayer, LayerReport]:
+    """Pack a layer by itself."""
     method, layer = choice.method, choice.layer
     assert method is not None
     cls = packed_class(method)
-    weight = matrix_of(layer)
-    if not bool(weight.isfinite().all()):
-        raise InputError("a weight is not finite")
+    weight = _weight(choice)
     if not issubclass(cls, FloatLayer):
         packed = cls.from_float(layer, method)
         return packed, LayerReport(choice.name, method.name, choice.reason, format=method.name)
-    clip = errors = None
     if method.block is not None:
         floating = cls.packed(layer, method, settings.granularity)
-    else:
-        grid = choose_grid(weight, method, settings.granularity)
-        largest = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
-        clip = float((grid.maxval.amax(1) / largest).median())
-        rounded = weight
-        if settings.learns(method) and observed is not None and observed.products is not None:
-            learned = learn(weight, observed.gram, grid.format, grid.spread(weight.shape[1]), settings.learning)
-            rounded, errors = learned.weight, (learned.nearest_error, learned.error)
-        floating = cls.on_grid(layer, method, grid, rounded)
-    _quantize_inputs(floating, method, settings.activations, observed)
-    difference = floating.dequantized().flatten(1) - weight
-    return floating, LayerReport(
+        _quantize_inputs(floating, method, settings.activations, observed)
+        return floating, _report(choice, floating)
+    grid = choose_grid(weight, method, settings.granularity)
+    learned = None
+    if settings.learns(method) and observed is not None and observed.products is not None:
+        learned = learn(weight, observed.gram, grid.format, grid.spread(weight.shape[1]), settings.learning)
+    return _pack_on_grid(choice, settings, observed, grid, learned)
+
+
+def _pack_on_grid(
+    choice: Choice,
+    settings: _Settings,
+    observed: Observed | None,
+    grid: Grid,
+    learned: Learned | None,
+    block: str = "",
+) -> tuple[QuantizedLayer, LayerReport]:
+    """Pack a layer's learned weight, or the nearest one."""
+    assert choice.method is not None
+    weight = matrix_of(choice.layer)
+    floating = FloatLayer.on_grid(choice.layer, choice.method, grid, weight if learned is None else learned.weight)
+    _quantize_inputs(floating, choice.method, settings.activations, observed)
+    largest = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    return floating, replace(
+        _report(choice, floating),
+        clip=float((grid.maxval.amax(1) / largest).median()),
+        output_error=None if learned is None else (learned.nearest_error, learned.error),
+        block=block,
+    )
+
+
+def _report(choice: Choice, floating: FloatLayer) -> LayerReport:
+    assert choice.method is not None
+    weight, rounded = matrix_of(choice.layer), floating.dequantized().flatten(1)
+    return LayerReport(
         name=choice.name,
-        method=method.name,
+        method=choice.method.name,
         reason=choice.reason,
         format=floating.format.name,
-        clip=clip,
-        weight_sqnr=_decibel(weight, difference),
-        zeros=float((floating.dequantized() == 0).float().mean()),
+        weight_sqnr=_decibel(weight, rounded - weight),
+        zeros=float((rounded == 0).float().mean()),
         activations="" if floating.activations is None else floating.activations.name,
-        output_error=errors,
     )
 
 

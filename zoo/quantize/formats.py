@@ -44,17 +44,26 @@ class FloatFormat:
     min_normal: float = field(init=False, repr=False, compare=False)
     #: Distance of the subnormal values.
     smallest_step: float = field(init=False, repr=False, compare=False)
+    #: The code of NaN, where the format has one: all bits but the sign.
+    nan_code: int = field(init=False, repr=False, compare=False)
+    #: The bit of the sign, where there is one.
+    sign_bit: int = field(init=False, repr=False, compare=False)
+    #: Difference of the biases of float32 and of this format, in the place of float32's exponent field.
+    exponent_offset: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 2 <= self.bits <= 8:
             raise InputError(f"no format has {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits")
         reserved = {"finite": 0, "fn": 1, "ieee": 1 << self.mantissa_bits}[self.specials]
-        # Plain attributes, because a compiler that traces the rounding takes them for constants.
+        # Plain attributes, because a compiler that traces the rounding takes them as they are, and stumbles over shifts.
         set_once = functools.partial(object.__setattr__, self)
         set_once("max_code", (1 << (self.exponent_bits + self.mantissa_bits)) - 1 - reserved)
         set_once("min_normal", 2.0 ** (1 - self.bias))
         set_once("smallest_step", 2.0 ** (1 - self.bias - self.mantissa_bits))
         set_once("max", self.magnitude(self.max_code))
+        set_once("nan_code", (1 << (self.exponent_bits + self.mantissa_bits)) - 1)
+        set_once("sign_bit", 1 << (self.bits - 1))
+        set_once("exponent_offset", (127 - self.bias) << 23)
 
     @property
     def bits(self) -> int:

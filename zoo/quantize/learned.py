@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.errors import InputError
 from zoo.quantize.formats import FloatFormat
 from zoo.quantize.rounding import fake_quantize, round_to
 
@@ -30,6 +31,12 @@ class LearningConfig:
         regularization: weight of the regularizer.
         beta: its exponent, from the first to the last step that it acts in.
         warmup: share of the steps before it acts.
+        blocks: ``True`` learns the layers of a block together, see `zoo.quantize.reconstruction`; names of blocks, such as
+            ``"decoder.blocks.*"``, do so for these. By default each layer is learned alone, on inputs of the original model.
+        calls: calls of a block that it is learned on, evenly spaced over the calibration.
+
+    Raises:
+        InputError: ``iterations`` is negative or ``calls`` is not positive.
     """
 
     iterations: int = 1000
@@ -37,6 +44,21 @@ class LearningConfig:
     regularization: float = 0.01
     beta: tuple[float, float] = (20.0, 2.0)
     warmup: float = 0.2
+    blocks: bool | tuple[str, ...] = False
+    calls: int = 16
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.calls < 1:
+            raise InputError(f"learning takes 0 or more iterations on 1 or more calls, not {self.iterations} on {self.calls}")
+
+
+def beta_at(step: int, config: LearningConfig) -> float | None:
+    """Exponent of the regularizer at a step; ``None`` while it does not act."""
+    warmup = int(config.warmup * config.iterations)
+    if step < warmup:
+        return None
+    first, last = config.beta
+    return first + (last - first) * (step - warmup) / max(1, config.iterations - warmup)
 
 
 @dataclass(frozen=True)
@@ -145,13 +167,10 @@ def learn(
     nearest = fake_quantize(weight, format, maxval)
     alpha = inverse_rectified_sigmoid(cell.rest).requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=config.lr)
-    warmup = int(config.warmup * config.iterations)
     with torch.enable_grad():
         for step in range(config.iterations):
             loss = output_error(cell.at(rectified_sigmoid(alpha)) - weight, gram)
-            if step >= warmup:
-                progress = (step - warmup) / max(1, config.iterations - warmup)
-                beta = config.beta[0] + (config.beta[1] - config.beta[0]) * progress
+            if (beta := beta_at(step, config)) is not None:
                 loss = loss + config.regularization * regularizer(alpha, beta)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -16,7 +16,6 @@ from zoo.errors import InputError
 from zoo.quantize.formats import FloatFormat, values
 
 # Of float32.
-_BIAS = 127
 _MANTISSA_BITS = 23
 _EXPONENT = 0x7F800000
 
@@ -43,9 +42,9 @@ def round_to(x: Float[Tensor, "*shape"], format: FloatFormat) -> Float[Tensor, "
 def _round_to_power(x: Float[Tensor, "*shape"], format: FloatFormat) -> Float[Tensor, "*shape"]:
     """Nearest power of two, ties to the even exponent field; magnitudes only. Significands have no parity without mantissa."""
     magnitude = x.abs()
-    bits = magnitude.view(torch.int32) - ((_BIAS - format.bias) << _MANTISSA_BITS)
+    bits = magnitude.view(torch.int32) - format.exponent_offset
     field = (bits + ((1 << (_MANTISSA_BITS - 1)) - 1) + ((bits >> _MANTISSA_BITS) & 1)) >> _MANTISSA_BITS
-    power = ((field + (_BIAS - format.bias)) << _MANTISSA_BITS).view(torch.float32)
+    power = ((field << _MANTISSA_BITS) + format.exponent_offset).view(torch.float32)
     below = (magnitude * (1 / format.smallest_step)).round() * format.smallest_step
     # Not a number compares as false and has to come out as it is.
     return torch.where(magnitude >= format.min_normal, power, below)
@@ -64,13 +63,13 @@ def encode(x: Float[Tensor, "*shape"], format: FloatFormat) -> UInt8[Tensor, "*s
     magnitude = rounded.abs()
     code = (magnitude * (1 / format.smallest_step)).to(torch.int32)
     if format.exponent_bits:
-        shifted = magnitude.view(torch.int32) - ((_BIAS - format.bias) << _MANTISSA_BITS)
+        shifted = magnitude.view(torch.int32) - format.exponent_offset
         normal = shifted >> (_MANTISSA_BITS - format.mantissa_bits)
         code = torch.where(magnitude < format.min_normal, code, normal)
     if format.specials != "finite":
-        code = torch.where(invalid, (1 << (format.exponent_bits + format.mantissa_bits)) - 1, code)
+        code = torch.where(invalid, format.nan_code, code)
     if format.signed:
-        code = code | ((rounded.view(torch.int32) < 0).to(torch.int32) << (format.bits - 1))
+        code = code | (rounded.view(torch.int32) < 0).to(torch.int32) * format.sign_bit
     return code.to(torch.uint8)
 
 

@@ -2,12 +2,13 @@
 
 The method tries 111 clipping values for every split into exponent and mantissa (Kuzmin et al. 2022, "FP8 Quantization: The
 Power of the Exponent", which arXiv 2408.06995 searches with). A grid's cells are intervals of the sorted numbers, so prefix
-sums of the numbers and their squares give the error of a candidate without touching the numbers again.
+sums of the numbers and their squares give the error of a candidate without touching the numbers again. Where a grid has nearly
+as many cells as there are numbers, they are rounded to each candidate instead, which then is quicker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.quantize.formats import FloatFormat, finite, levels
+from zoo.quantize.rounding import round_to
 
 CANDIDATES = 111
 LOWEST, HIGHEST = 0.1, 1.2
-# Borders looked up at a time.
-_MOST_BORDERS = 1 << 22
+# Borders looked up, or numbers rounded, at a time: what the second-level cache holds.
+_MOST_AT_ONCE = 1 << 18
+# Looking up a border takes as long as rounding so many numbers.
+_ROUNDED_PER_BORDER = 12
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,17 @@ def search(
         if grid is None:
             largest = rows.abs().amax(1)
             fractions = torch.linspace(LOWEST, HIGHEST, candidates, device=rows.device)
-            grid = fractions[:, None] * largest
+            grid = (fractions[:, None] * largest).clamp(max=torch.finfo(torch.float32).max)
             error = torch.zeros(len(formats), *grid.shape, dtype=torch.float64, device=rows.device)
         assert error is not None
-        numbers = {signed: _Sorted.of(rows, signed) for signed in {format.signed for format in formats}}
+        ordered: dict[bool, _Sorted] = {}
         for index, format in enumerate(formats):
-            error[index] += _errors(numbers[format.signed], format, grid)
+            if rows.shape[1] <= _ROUNDED_PER_BORDER * (format.max_code + 1):
+                error[index] += _errors_by_rounding(rows, format, grid)
+                continue
+            if format.signed not in ordered:
+                ordered[format.signed] = _Sorted.of(rows, format.signed)
+            error[index] += _errors_by_cells(ordered[format.signed], format, grid)
     if grid is None or error is None:
         raise InputError("there are no numbers to search a format for")
     preferred = error.amin(1).argmin(0)
@@ -119,16 +128,41 @@ class _Sorted:
         squares = torch.nn.functional.pad(wide.square().cumsum(1), (1, 0))
         return cls(ordered, sums, squares)
 
+    def split(self, channels: int) -> Iterator[_Sorted]:
+        """So many channels at a time."""
+        parts = (tensor.split(channels) for tensor in (self.magnitude, self.sums, self.squares))
+        return (_Sorted(*tensors) for tensors in zip(*parts, strict=True))
 
-def _errors(
+
+def _errors_by_rounding(
+    rows: Float[Tensor, "channels numbers"], format: FloatFormat, grid: Float[Tensor, "candidates channels"]
+) -> Float[Tensor, "candidates channels"]:
+    """Mean squared errors of the candidates, by rounding to each of them."""
+    tile = max(1, _MOST_AT_ONCE // rows.shape[1])
+    parts = zip(rows.split(tile), (grid / format.max).split(tile, 1), strict=True)
+    return torch.cat([_squares(part, format, scales) for part, scales in parts], 1) / rows.shape[1]
+
+
+def _squares(
+    rows: Float[Tensor, "channels numbers"], format: FloatFormat, scales: Float[Tensor, "candidates channels"]
+) -> Float[Tensor, "candidates channels"]:
+    """Sums of squared errors."""
+    sums = []
+    for scale in scales[..., None]:
+        rounded = round_to(torch.where(scale > 0, rows / scale, 0.0), format) * scale
+        # Squares of float32 have no room in it.
+        sums.append(torch.linalg.vector_norm(rounded - rows, dim=1, dtype=torch.float64).square())
+    return torch.stack(sums)
+
+
+def _errors_by_cells(
     numbers: _Sorted, format: FloatFormat, grid: Float[Tensor, "candidates channels"]
 ) -> Float[Tensor, "candidates channels"]:
-    """Mean squared errors of the candidates."""
-    count = numbers.magnitude.shape[1]
+    """Mean squared errors of the candidates, from the sums over the cells of each."""
     values = torch.tensor(levels(format), dtype=torch.float64, device=grid.device)
-    scale = grid.double() / format.max
-    chunk = max(1, _MOST_BORDERS // (grid.shape[1] * len(values)))
-    return torch.cat([_cells(numbers, values, part) for part in scale.split(chunk)]) / count
+    tile = max(1, _MOST_AT_ONCE // (len(grid) * len(values)))
+    parts = zip(numbers.split(tile), (grid.double() / format.max).split(tile, 1), strict=True)
+    return torch.cat([_cells(part, values, scales) for part, scales in parts], 1) / numbers.magnitude.shape[1]
 
 
 def _cells(

@@ -1,0 +1,128 @@
+"""The commands about the catalogue: what there is, and getting it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo import registry
+from zoo.cli.console import note, print_json
+from zoo.cli.options import Json, Parts, Places, parts_of, places_of
+from zoo.errors import RegistryError
+
+
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="shell pattern")] = "*",
+    modality: Annotated[str | None, typer.Option(help="audio, image, ...")] = None,
+    family: Annotated[str | None, typer.Option(help="codec family")] = None,
+    embedded: Annotated[bool | None, typer.Option(help="only models that come with the package, or only the others")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="also configurations whose weights were never published")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the models of the catalogue."""
+    matching = partial(registry.names, pattern, modality=modality, family=family, embedded=embedded)
+    chosen = [registry.get(name) for name in matching(published=None if everything else True)]
+    if as_json:
+        print_json([entry.model_dump() for entry in chosen])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True, min_width=max((len(entry.name) for entry in chosen), default=4))
+    for column in ("modality", "weights", "description"):
+        table.add_column(column, no_wrap=True)
+    for entry in chosen:
+        elsewhere = {"embedded": "in the package", "none": "not published", "local": "fetched by hand"}
+        place = elsewhere.get(entry.weights.source, entry.weights.repo or "")
+        table.add_row(entry.name, entry.modality, place, entry.description)
+    Console().print(table)
+    if hidden := 0 if everything else len(matching(published=False)):
+        note(f"and {hidden} configurations whose weights were never published: zoo list --all")
+
+
+def info(name: Annotated[str, typer.Argument(help="a name in the catalogue")], as_json: Json = False) -> None:
+    """Show one model: sizes, weights, licences, published figures."""
+    entry = registry.get(name)
+    if as_json:
+        print_json(entry.model_dump())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    weights = entry.weights
+    where = {
+        "embedded": f"in the package: {weights.file}",
+        "hub": f"{weights.repo} / {weights.file} @ {weights.revision}",
+        "local": f"{weights.file}: {weights.note}",
+        "none": f"never published{f': {weights.note}' if weights.note else ''}",
+    }[weights.source]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("name", entry.name)
+    table.add_row("", entry.description)
+    table.add_row("family", f"{entry.family} ({entry.modality})")
+    table.add_row("config", ", ".join(f"{key} {value}" for key, value in entry.config.items()))
+    table.add_row("weights", where)
+    for mirror in weights.mirrors:
+        table.add_row("", f"also hf-hub:{mirror.repo} ({mirror.note})" if mirror.note else f"also hf-hub:{mirror.repo}")
+    for piece, described in weights.pieces.items():
+        place = f"{described.repo} / {described.file or ', '.join(described.components)}" if described.repo else described.file
+        table.add_row("", f"and {piece}: {place}{f' ({described.note})' if described.note else ''}")
+    table.add_row("licence", f"code {entry.licence.code}, weights {entry.licence.weights}")
+    if entry.licence.note:
+        table.add_row("", entry.licence.note)
+    if entry.licence.non_commercial:
+        table.add_row("", "[yellow]the weights must not be used commercially[/yellow]")
+    if entry.paper:
+        table.add_row("paper", f"{entry.paper.title}, {entry.paper.url}")
+    for figure in entry.reported:
+        table.add_row("reported", f"{figure.metric} {figure.value:g} on {figure.data} ({figure.source})")
+    table.add_row("card", f"zoo cards {entry.family}")
+    Console().print(table)
+
+
+def cards(family: Annotated[str | None, typer.Argument(help="codec family; all of them if left out")] = None) -> None:
+    """Show model cards."""
+    from importlib import resources
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    found = {Path(card.name).stem: card for card in resources.files("zoo.cards").iterdir() if card.name.endswith(".md")}
+    if family is None:
+        for known in sorted(found):
+            print(known)
+        return
+    if family not in found:
+        raise RegistryError(f"there is no card called {family!r}; there are {', '.join(sorted(found))}")
+    Console().print(Markdown(found[family].read_text(encoding="utf-8")))
+
+
+def pull(
+    names: Annotated[list[str], typer.Argument(help="names in the catalogue")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    parts: Parts = None,
+) -> None:
+    """Download weights, for use without a network."""
+    from zoo import hub
+
+    for name in names:
+        print(hub.pull(name, parts=parts_of(parts), revision=revision))
+
+
+def convert(
+    names: Annotated[list[str], typer.Argument(help="names in the catalogue")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+    parts: Parts = None,
+    places: Places = None,
+) -> None:
+    """Write cleaned safetensors beside the cache, which later loads use: smaller, quicker, no pickle."""
+    from zoo import hub
+
+    for name in names:
+        print(hub.convert(name, parts=parts_of(parts), files=places_of(places), revision=revision))

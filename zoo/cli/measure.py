@@ -1,0 +1,119 @@
+"""The commands that measure: quality on a data set, and speed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.console import finish, print_json
+from zoo.cli.options import Device, Fit, Guidance, Json, Name, Seed, Steps
+
+
+def evaluate(
+    name: Name,
+    data: Annotated[list[str], typer.Option(help="folder, file or glob pattern; may be given several times")],
+    out: Annotated[Path, typer.Option(help="folder of the report")],
+    limit: Annotated[int | None, typer.Option(help="stop after that many items")] = None,
+    metrics: Annotated[str | None, typer.Option(help="comma-separated; all that can run by default")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a metric's weights, NAME to fetch them; may be given several times")
+    ] = None,
+    prefixes: Annotated[
+        str | None, typer.Option(help="ordered tokenizers: comma-separated token counts, or all; 1,2,4,… by default")
+    ] = None,
+    fit: Fit = None,
+    posterior: Annotated[str | None, typer.Option(help="mode or sample of an encoder's latents")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option(help="go on from an interrupted run")] = True,
+    as_json: Json = False,
+) -> None:
+    """Reconstruct a data set, measure, and write report.html."""
+    from zoo.eval import reconstruct as evaluation
+    from zoo.eval import report
+    from zoo.eval.options import given, network_sources, token_counts
+
+    summary = evaluation.run(
+        name,
+        data,
+        out,
+        limit=limit,
+        metrics=metrics.split(",") if metrics else None,
+        networks=network_sources(network or ()),
+        encode=given(fit=fit, posterior=posterior),
+        decode=given(steps=steps, guidance=guidance, seed=seed),
+        prefixes=token_counts(prefixes),
+        device=device,
+        resume=resume,
+        progress=sys.stderr.isatty(),
+        command=shlex.join(["zoo", *sys.argv[1:]]),
+    )
+    if as_json:
+        print_json(summary)
+    else:
+        report.print_summary(summary, out)
+    finish(summary["errors"])
+
+
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="a name in the catalogue, nothing is downloaded; or codebook, compress, quantize")
+    ],
+    seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of a sampling decoder; 20 by default")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
+    threads: Annotated[int | None, typer.Option(help="threads of PyTorch")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    peers: Annotated[bool, typer.Option(help="measure others as well: transformers' codecs, the original's way")] = True,
+    quantize: Annotated[list[str] | None, typer.Option(help="methods of zoo.quantize to measure the packed model of")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="compress: methods and cache policies; all by default")] = None,
+    keep: Annotated[
+        list[float] | None, typer.Option(help="compress: shares of tokens; 0.5, 0.22, 0.11, 0.05 by default")
+    ] = None,
+    size: Annotated[str, typer.Option(help="compress: of the model; small, 1b or 7b")] = "small",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
+    plot: Annotated[Path | None, typer.Option(help="compress: write a plot, .png or .svg")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and memory against peers and against the arithmetic."""
+    from zoo.bench import print_table as show
+
+    common: dict[str, Any] = {"threads": threads, "device": device, "json_path": out}
+    if name == "codebook":
+        from zoo.bench import codebook
+
+        content = codebook.run(peers=peers, **common)
+    elif name == "quantize":
+        from zoo.bench import quantize
+
+        settings: dict[str, Any] = {"batches": batch} if batch else {}
+        content = quantize.run(peers=peers, **settings, **common)
+    elif name == "compress":
+        from zoo.bench import compress
+
+        content = compress.run(
+            size=size,
+            methods=method or None,
+            keeps=keep or compress.KEEPS,
+            batch=batch[0] if batch else 1,
+            steps=steps or compress.STEPS,
+            plot_path=plot,
+            **common,
+        )
+        show = compress.print_tables
+    else:
+        from zoo import bench as benchmark
+
+        cases: dict[str, Any] = {"seconds": seconds or None, "lengths": tokens or None, "steps": steps, "quantize": quantize or None}
+        content = benchmark.run(name, batches=batch or None, peers=peers, **cases, **common)
+    if as_json:
+        print_json(content)
+    else:
+        show(content)

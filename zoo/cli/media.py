@@ -1,0 +1,237 @@
+"""The commands that turn media into tokens or latents and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.console import finish, note, print_json, print_rows, progress_bar
+from zoo.cli.files import default_format, encoded_batches, per_file_targets, read_batch, sources_of, write_media
+from zoo.cli.options import (
+    BatchSize,
+    Device,
+    Fit,
+    Guidance,
+    Interpolation,
+    Json,
+    MaxPixels,
+    Name,
+    Parts,
+    Places,
+    Precision,
+    Prefix,
+    Prompt,
+    Seed,
+    Size,
+    SkipErrors,
+    Steps,
+    accepted,
+    parts_of,
+    places_of,
+    sample_rate_of,
+)
+from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from zoo.latents import Latents
+    from zoo.tokenizer import Tokenizer
+    from zoo.tokens import Tokens
+
+
+def encode(
+    name: Name,
+    files: Annotated[list[str], typer.Argument(help="files, folders, glob patterns, or - for one file on standard input")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="a file (.zt; .safetensors of latents), or with --per-file a folder")
+    ],
+    per_file: Annotated[bool, typer.Option(help="one file per input; those that exist already are kept")] = False,
+    overwrite: Annotated[bool, typer.Option(help="with --per-file: encode again what exists already")] = False,
+    prefix: Prefix = None,
+    fit: Fit = None,
+    interpolation: Interpolation = None,
+    max_pixels: MaxPixels = None,
+    batch_size: BatchSize = 8,
+    skip_errors: SkipErrors = False,
+    parts: Parts = None,
+    places: Places = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Media files to tokens, or to the latents of a continuous tokenizer."""
+    tokenizer = _load(name, device, parts=parts, places=places)
+    options = accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+    sources = sources_of(tokenizer, files)
+    suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
+    if not per_file and out.suffix != suffix and out.suffix in (".zt", ".safetensors"):
+        raise InputError(f"{tokenizer.name} writes {suffix} files, not {out.suffix}")
+    targets = per_file_targets(sources, out, suffix) if per_file else {}
+    if per_file and not overwrite:
+        sources = [source for source in sources if not targets[source].exists()]
+    done: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    batches: list[Any] = []
+    for names, encoded in encoded_batches(tokenizer, sources, batch_size, failed if skip_errors else None, options):
+        for source, item in zip(names, encoded, strict=True):
+            if per_file:
+                item.save(targets[source])
+            done.append({"file": source} | _amount(item))
+        batches += [] if per_file else [encoded]
+    if batches:
+        type(batches[0]).cat(batches).save(out)
+    if as_json:
+        print_json({"out": str(out), "items": done, "failed": failed})
+    elif done:
+        unit = list(done[0])[-1]
+        note(f"{len(done)} items, {sum(item[unit] for item in done)} {unit}: {out}")
+    finish(failed)
+
+
+def decode(
+    files: Annotated[list[str], typer.Argument(help=".zt files, .safetensors files of latents, or - for standard input")],
+    out: Annotated[str, typer.Option("-o", "--out", help="a folder, a media file for a single item, or - for standard output")],
+    tokenizer: Annotated[str | None, typer.Option(help="load this instead of the tokenizer that the file names")] = None,
+    format: Annotated[str | None, typer.Option(help="extension of the files; wav for sound, png for images")] = None,
+    sample_rate: Annotated[
+        str | None, typer.Option(help="sound: resample to this rate; 'original' for each item's own")
+    ] = None,
+    size: Size = "model",
+    prefix: Prefix = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    prompt: Prompt = None,
+    max_pixels: MaxPixels = None,
+    parts: Parts = None,
+    places: Places = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens or latents back to media files."""
+    batches = {file: read_batch(file) for file in files}
+    loaded: dict[str, Tokenizer[Any]] = {}
+    total = sum(map(len, batches.values()))
+    sizes = {"sample_rate": sample_rate_of(sample_rate), "size": None if size == "model" else size}
+    written = []
+    with progress_bar("decode", total) as advance:
+        for file, batch in batches.items():
+            name = tokenizer or batch.tokenizer
+            if name not in loaded:
+                loaded[name] = _load(name, device, precision, parts, places)
+            decoder = loaded[name]
+            sampling = {"steps": steps, "guidance": guidance, "seed": seed}
+            options = accepted(decoder.decode, prompt=prompt, max_pixels=max_pixels, **sampling, **sizes)
+            extension = format or default_format(decoder)
+            stem = "decoded" if file == "-" else Path(file).stem
+            for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
+                item_name = stem if len(batch) == 1 else f"{stem}-{index:04d}"
+                names_file = out == "-" or (total == 1 and Path(out).suffix)
+                target = out if names_file else str(Path(out) / f"{item_name}.{extension}")
+                write_media(decoder, item, target, extension, options)
+                written.append(target)
+                advance(1)
+    if as_json:
+        print_json({"items": written})
+    elif out != "-":
+        note(f"{len(written)} files: {out}")
+
+
+def reconstruct(
+    name: Name,
+    files: Annotated[list[str], typer.Argument(help="files, folders or glob patterns")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the results")],
+    size: Size = "original",
+    prefix: Prefix = None,
+    fit: Fit = None,
+    interpolation: Interpolation = None,
+    max_pixels: MaxPixels = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    prompt: Prompt = None,
+    batch_size: BatchSize = 8,
+    skip_errors: SkipErrors = False,
+    places: Places = None,
+    device: Device = None,
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Encode and decode again, to hear or see what is kept, at the size that the media had; speech in its own voice."""
+    tokenizer = _load(name, device, precision, places=places)
+    encoding = accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": None if size == "model" else size}
+    decoding = accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)
+    if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:
+        decoding["max_pixels"] = max_pixels
+    sources = sources_of(tokenizer, files)
+    extension = default_format(tokenizer)
+    targets = per_file_targets(sources, out, f".{extension}")
+    failed: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    for names, encoded in encoded_batches(tokenizer, sources, batch_size, failed if skip_errors else None, encoding):
+        for source, item in zip(names, encoded, strict=True):
+            target = str(targets[source])
+            write_media(tokenizer, item, target, extension, _own_voice(tokenizer, source) | decoding)
+            rows.append({"file": source} | _figures(tokenizer, item) | {"out": target})
+    if as_json:
+        print_json({"items": rows, "failed": failed})
+    else:
+        print_rows(rows)
+    finish(failed)
+
+
+def _load(
+    name: str,
+    device: str | None,
+    precision: str | None = None,
+    parts: Sequence[str] | None = None,
+    places: Sequence[str] | None = None,
+) -> Tokenizer[Any]:
+    from zoo import hub
+
+    return hub.load(name, device=device, precision=precision, parts=parts_of(parts), files=places_of(places))
+
+
+def _prefix(tokenizer: Tokenizer[Any], batch: Any, length: int) -> Tokens:
+    """The first tokens of every item."""
+    if not tokenizer.spec.ordered:
+        raise InputError(
+            f"the tokens of {tokenizer.name} are not ordered from coarse to fine: --tokens has no meaning for them"
+        )
+    for index, available in enumerate(batch.lengths.tolist()):
+        if length > available:
+            raise InputError(f"--tokens {length} is more than the {available} tokens that there are", index)
+    return batch.truncate(length)
+
+
+def _own_voice(tokenizer: Any, source: str) -> dict[str, Any]:
+    """The voice of a recording where its tokens do not hold one, as an option of decoding."""
+    if source == "-" or tokenizer.spec.modality != "speech" or tokenizer.spec.continuous:
+        return {}
+    return {"prompt": tokenizer.encode_with_voices(Path(source))[1][0]}
+
+
+def _amount(item: Tokens | Latents) -> dict[str, int]:
+    """How much one encoded item is: tokens, or numbers in its latents."""
+    from zoo.tokens import Tokens
+
+    return {"tokens": int(item.lengths[0])} if isinstance(item, Tokens) else {"values": item.values[0].numel()}
+
+
+def _figures(tokenizer: Tokenizer[Any], item: Tokens | Latents) -> dict[str, Any]:
+    """Size of the media, amount and rate of one encoded item."""
+    spec, meta, amount = tokenizer.spec, item.meta[0] if item.meta else {}, _amount(item)
+    bits = amount.get("tokens", 0) * spec.bits_per_token
+    if spec.modality == "image":
+        # Tokens describe the picture that the model sees: what a crop cuts away has no bits.
+        height, width = spec.image_size or (meta["height"], meta["width"])
+        rate = {"bits_per_pixel": round(bits / (width * height), 4)}
+        return {"width": meta["width"], "height": meta["height"]} | amount | ({} if spec.continuous else rate)
+    if "samples" not in meta:
+        return amount | {"bits": bits}
+    seconds = meta["samples"] / meta["sample_rate"]
+    return {"seconds": round(seconds, 3)} | amount | {"bits_per_second": round(bits / seconds, 1)}

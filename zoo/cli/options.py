@@ -1,0 +1,70 @@
+"""Options that several commands share, and the values that their texts stand for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from zoo.errors import InputError
+
+Name = Annotated[str, typer.Argument(help="a name in the catalogue, hf-hub:org/repo or local-dir:path")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16, for decoding")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+BatchSize = Annotated[int, typer.Option(min=1, help="items per batch")]
+SkipErrors = Annotated[bool, typer.Option(help="go on past items that cannot be read; exit code 1 at the end")]
+Fit = Annotated[str | None, typer.Option(help="images: crop, stretch, pad or none")]
+Interpolation = Annotated[str | None, typer.Option(help="images: how they are resized; bilinear or bicubic")]
+Parts = Annotated[
+    list[str] | None, typer.Option("--parts", help="load only these parts of a model: names between commas, or none")
+]
+Places = Annotated[
+    list[str] | None,
+    typer.Option("--file", metavar="NAME=PLACE", help="where a piece of a model is: a file, a folder or hf-hub:org/repo"),
+]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse larger ones, read or restored")]
+Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: only the first so many of each item")]
+Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
+Guidance = Annotated[float | None, typer.Option(help="guidance scale of a decoder that samples")]
+Seed = Annotated[int | None, typer.Option(help="noise of a decoder that samples")]
+Prompt = Annotated[
+    str | None, typer.Option(help="speech: whose voice; a voice's name in the checkpoint, a saved voice or a recording")
+]
+
+
+def parts_of(given: Sequence[str] | None) -> list[str] | None:
+    """Names of parts, which may also stand between commas; ``none`` for what is always there only."""
+    if not given:
+        return None
+    names = [name for text in given for name in text.split(",")]
+    return [] if names == ["none"] else names
+
+
+def places_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Where pieces of a model are, by their names."""
+    places = dict(text.partition("=")[::2] for text in given or ())
+    if incomplete := [name for name, place in places.items() if not name or not place]:
+        raise InputError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
+    return places
+
+
+def sample_rate_of(text: str | None) -> int | str | None:
+    """Samples per second, or ``"original"``."""
+    if text is None or text == "original":
+        return text
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"--sample-rate must be a number or 'original', not {text!r}")
+    return int(text)
+
+
+def accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
+    """The options that were given, all of which a tokenizer's method must take."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in inspect.signature(method).parameters:
+            raise InputError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
+    return chosen
