@@ -35,8 +35,8 @@ from zoo.tokens import Tokens
 
 NEAREST = ("fp8", "fp8-e4m3", "int8", "fp6", "fp6-e2m3", "int6", "fp4", "fp4-e2m1", "fp4-e3m0", "int4", "mxfp4", "nvfp4")
 UNSEARCHED = ("fp8-e4m3", "int8", "fp4-e2m1", "int4")
-CALIBRATED = ("fp8", "fp8-e4m3", "int8", "fp4-e2m1", "int4")
-LEARNED = ("fp4-e2m1", "int4")
+CALIBRATED = ("fp8", "fp8-e4m3", "int8", "fp4", "fp4-e2m1", "int4")
+LEARNED = ("fp4", "fp4-e2m1", "int4")
 
 
 def run(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo.eval.photographs import write_photographs
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "eval" / "samples"
 
@@ -29,6 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import soundfile
 
     soundfile.write("a.wav", *soundfile.read(SAMPLES / "speech-4.flac"))
+    write_photographs(tmp_path / "photographs")
+    shutil.copy(tmp_path / "photographs" / "coffee.png", "photo.png")
     return tmp_path
 
 

@@ -251,8 +251,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("blocks", [False, True], ids=["layers", "blocks"])
-@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize(("count", "blocks"), [(3, False), (1, True), (7, True)], ids=["layers", "blocks", "within a block"])
 def test_a_resumed_quantization_gives_the_same_bits(tmp_path: Path, count: int, blocks: bool) -> None:
     settings: dict[str, Any] = {"calibrate": BATCHES, "learning": LearningConfig(iterations=12, blocks=blocks)}
     expected: list[LayerReport] = []

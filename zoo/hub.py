@@ -315,9 +315,7 @@ def _from_file(path: Path, request: _Request) -> AnyTokenizer:
     if not path.exists():
         raise WeightsError(f"there is no {path}")
     if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path} is neither a folder nor a .safetensors file; load_upstream opens other kinds"
-        )
+        raise WeightsError(f"{path} is neither a folder nor a .safetensors file; load_upstream opens other kinds")
     with opening_safetensors(path) as file:
         own = "zoo" in (file.metadata() or {})
     return _from_saved_file(path, request, None) if own else _from_foreign(path, f"local-dir:{path}", {}, request)

@@ -4,26 +4,24 @@
     python -m zoo.weights.recipes.flextok --out weights/flextok-tiny.safetensors --minutes 8 --device cuda
 
 Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. The pictures are
-those of `image_data`; no photograph is used. It starts from the closed forms of `flextok_start`. Then two stages:
+those of `image_data`; no photograph is used. It starts from the closed forms of `flextok_start`. Then three stages:
 
 1. Encoder, quantizer and flow, jointly on cached latents, by the flow's loss alone with nested dropout. Most of the noise
    levels are t = 1: there the velocity is the noise minus the mean of the latents, which a single step of sampling gives.
    Latents are nearly linear in pixels, so pictures are mirrored, lit and coloured differently as latents.
-2. The autoencoder's decoder, on what the flow makes of 1 to 64 tokens in one step, and on clean latents.
+2. The same at lower rates, where errors at t = 1 count by their logarithm: pictures of low contrast, whose errors are small,
+   get the weight that PSNR gives them.
+3. The autoencoder's decoder, on what the flow makes of 1 to 64 tokens in one step, and on clean latents.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +30,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.codecs.flextok.flow import noise_levels, prefix_ladder
-from zoo.hub import write_saved_file
-from zoo.media import replacing
 from zoo.nn.vae import VAE
+from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import least_squares
 from zoo.weights.recipes.flextok_start import initialise, initialise_autoencoder, prefix_condition
 from zoo.weights.recipes.trainer import Images, Pictures, as_images, make_pictures
@@ -77,11 +73,13 @@ class Recipe:
 
     Attributes:
         pictures: size of the training set.
-        flow_steps, tune_steps: lengths of the two schedules in optimiser steps.
-        flow_minutes, tune_minutes: times after which they have to be at their ends, however many steps were done.
+        flow_steps, balance_steps, tune_steps: lengths of the three schedules in optimiser steps.
+        flow_minutes, balance_minutes, tune_minutes: times after which they have to be at their ends, however many steps were
+            done.
         flow_batch, flow_lengths: pictures per step of the flow for each of so many prefix lengths, of 1, 2, 4, … in turn.
         tune_batch, crop: crops per step of the autoencoder, and their side in pixels.
         flow_rate, flow_other_rate, tune_rate: highest learning rates; of the flow for matrices of blocks and for the rest.
+        balance_share: highest learning rates of the second stage, as a share of the first one's.
         warmup: steps of rising learning rate.
         averaging: share of the running average of the weights that remains after a step, in each stage.
         null: share of the items below t = 1 that are trained without condition.
@@ -91,8 +89,10 @@ class Recipe:
 
     pictures: int = 16_000
     flow_steps: int = 6_000
-    tune_steps: int = 2_000
+    balance_steps: int = 2_000
+    tune_steps: int = 1_000
     flow_minutes: float | None = None
+    balance_minutes: float | None = None
     tune_minutes: float | None = None
     flow_batch: int = 24
     flow_lengths: int = 2
@@ -100,9 +100,10 @@ class Recipe:
     crop: int = 64
     flow_rate: float = 2e-3
     flow_other_rate: float = 5e-4
-    tune_rate: float = 5e-4
+    balance_share: float = 0.35
+    tune_rate: float = 1e-4
     warmup: int = 50
-    averaging: tuple[float, float] = (0.995, 0.97)
+    averaging: tuple[float, float, float] = (0.995, 0.995, 0.99)
     null: float = 0.3
     pure_noise: float = 0.85
     threads: int = 2
@@ -110,14 +111,16 @@ class Recipe:
 
 
 #: For a GPU, which takes more pictures at a time, through all prefix lengths in every step.
-ON_GPU = Recipe(flow_batch=128, flow_lengths=7, tune_batch=128, flow_steps=20_000, tune_steps=5_000, threads=1)
+ON_GPU = Recipe(
+    flow_batch=128, flow_lengths=7, tune_batch=128, flow_steps=20_000, balance_steps=4_000, tune_steps=4_000, threads=1
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------- stages
 
 
-class Stage(ABC):
-    """One schedule of training, in a state that can be saved at any step.
+class Stage(trainer.Stage):
+    """One schedule of training, each step of it by several threads.
 
     Args:
         recipe: of the whole training.
@@ -128,6 +131,7 @@ class Stage(ABC):
     """
 
     name: str
+    dtype = torch.bfloat16
 
     def __init__(
         self,
@@ -138,16 +142,14 @@ class Stage(ABC):
         averaging: float,
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        self.recipe, self.module, self.steps, self.minutes = recipe, module, steps, minutes
+        self.recipe, self.module = recipe, module
         self.device = next(module.parameters()).device
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(averaging))
-        self.optimizers = list(optimizers)
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.rng = torch.Generator().manual_seed(recipe.seed)
         self.pool = ThreadPoolExecutor(recipe.threads)
-        self.step = 0
-        self.elapsed = 0.0
+        parts = {"module": module, "average": self.average}
+        rng = torch.Generator().manual_seed(recipe.seed)
+        super().__init__(self.name, steps, minutes, optimizers, parts, rng)
 
     @abstractmethod
     def shards(self) -> list[Shard]:
@@ -157,19 +159,8 @@ class Stage(ABC):
         """Put the running average in the place of the module's weights."""
         self.module.load_state_dict(self.average.module.state_dict())
 
-    @property
-    def progress(self) -> float:
-        """Share of the schedule that is done, by steps or by time, whichever is further."""
-        by_time = 0.0 if self.minutes is None else self.elapsed / (60 * self.minutes)
-        return min(1.0, max(self.step / self.steps, by_time))
-
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the terms of the loss."""
-        started = time.monotonic()
-        share = min(1.0, (self.step + 1) / self.recipe.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress))
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * share
+    def update(self) -> dict[str, float]:
+        self.set_rates(self.recipe.warmup)
         shards = self.shards()
         # Each thread computes whole shards. Layers this small gain nothing from being split between threads themselves.
         results = list(self.pool.map(self._gradients, shards))
@@ -180,37 +171,15 @@ class Stage(ABC):
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.module)
-        self.step += 1
-        self.elapsed += time.monotonic() - started
         return terms
 
     def _gradients(self, shard: Shard) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         # On a CPU, the fused attention takes longer backwards than its two products.
         backends = [SDPBackend.MATH] if self.device.type == "cpu" else list(SDPBackend.__members__.values())[1:]
         with sdpa_kernel(backends):
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 loss, terms = shard()
             return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True), terms
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
-        return {
-            "module": self.module.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": self.rng.get_state(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another stage of the same recipe was."""
-        self.module.load_state_dict(state["module"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.rng.set_state(state["rng"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
 
     def rows(self, count: int, total: int) -> list[int]:
         """Random indices."""
@@ -311,10 +280,16 @@ class FlowStage(Stage):
 
     def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
         trained = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
-        chosen = optimizers(trained, recipe.flow_rate, recipe.flow_other_rate)
-        super().__init__(recipe, trained, recipe.flow_steps, recipe.flow_minutes, recipe.averaging[0], chosen)
+        steps, minutes, averaging, share = self.schedule(recipe)
+        chosen = optimizers(trained, share * recipe.flow_rate, share * recipe.flow_other_rate)
+        super().__init__(recipe, trained, steps, minutes, averaging, chosen)
         self.model, self.latents = model, latents
         self.augment = LatentAugmentation(model.vae, pictures[:START_PICTURES])
+
+    @staticmethod
+    def schedule(recipe: Recipe) -> tuple[int, float | None, float, float]:
+        """Steps, minutes, running average, and share of the flow's learning rates."""
+        return recipe.flow_steps, recipe.flow_minutes, recipe.averaging[0], 1.0
 
     def shards(self) -> list[Shard]:
         lengths = [0, *prefix_ladder(self.model.config.registers)]
@@ -352,8 +327,28 @@ class FlowStage(Stage):
         codes = model.fsq(model.encoder(latents, count))
         condition = prefix_condition(model.decoder, codes, null)
         velocity = model.decoder(level * noise + (1 - level) * latents, model.decoder.timestep(t), condition)
-        loss = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
-        return loss.mean(), {name: loss[t == 1].mean().item(), "flow": loss[t < 1].mean().item()}
+        errors = (velocity.float() - (noise - latents)).square().mean(dim=(1, 2, 3))
+        return self.weighed(errors, t).mean(), {name: errors[t == 1].mean().item(), "flow": errors[t < 1].mean().item()}
+
+    def weighed(self, errors: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """What is minimised of each item's mean square error."""
+        return errors
+
+
+class BalanceStage(FlowStage):
+    """The same, with the logarithms of errors at t = 1."""
+
+    name = "balance"
+
+    #: About what the autoencoder loses itself, on the scale of the latents.
+    FLOOR = 0.02
+
+    @staticmethod
+    def schedule(recipe: Recipe) -> tuple[int, float | None, float, float]:
+        return recipe.balance_steps, recipe.balance_minutes, recipe.averaging[1], recipe.balance_share
+
+    def weighed(self, errors: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return torch.where(t == 1, (errors + self.FLOOR).log(), errors)
 
 
 def optimizers(module: nn.Module, rate: float, other_rate: float) -> list[torch.optim.Optimizer]:
@@ -361,21 +356,20 @@ def optimizers(module: nn.Module, rate: float, other_rate: float) -> list[torch.
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [parameter for name, parameter in named if ".blocks." in name and parameter.ndim == 2]
     others = [parameter for name, parameter in named if not (".blocks." in name and parameter.ndim == 2)]
-    return [
-        torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, other_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+    return trainer.muon_and_adamw(matrices, others, rate, other_rate)
 
 
 class TuneStage(Stage):
     """The autoencoder's decoder on crops of latents: half of them clean, half as one step of the flow gives them."""
 
     name = "decoder"
+    # The layers that it starts from subtract constants that are large beside what is left.
+    dtype = torch.float32
 
     def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
         decoder = model.vae.decoder
         optimizer = torch.optim.AdamW(decoder.parameters(), recipe.tune_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        super().__init__(recipe, decoder, recipe.tune_steps, recipe.tune_minutes, recipe.averaging[1], [optimizer])
+        super().__init__(recipe, decoder, recipe.tune_steps, recipe.tune_minutes, recipe.averaging[2], [optimizer])
         self.model, self.pictures, self.latents = model, pictures, latents
 
     def shards(self) -> list[Shard]:
@@ -426,94 +420,46 @@ def window(values: Latents, corner: Sequence[int], side: int) -> Float[Tensor, "
 
 # -------------------------------------------------------------------------------------------------------------- training
 
-STAGES: tuple[Callable[[Recipe, FlexTok, Pictures, Latents], Stage], ...] = (FlowStage, TuneStage)
+STAGES: tuple[Callable[[Recipe, FlexTok, Pictures, Latents], Stage], ...] = (FlowStage, BalanceStage, TuneStage)
 #: What each of them gets of the minutes; the rest is for making and encoding the pictures.
-SHARES = (0.65, 0.15)
+SHARES = (0.6, 0.17, 0.08)
 
 
-def export(model: FlexTok) -> FlexTok:
-    """The model as it will be shipped: weights rounded to half precision, and the fingerprint of these."""
-    shipped = FlexTok(model.config, name=model.name)
-    shipped.load_state_dict({key: tensor.half().float() for key, tensor in model.state_dict().items()})
-    shipped.eval().requires_grad_(False)
-    shipped.fingerprint = shipped.compute_fingerprint()
-    return shipped
-
-
-class Training:
-    """The three stages in a row, in a state that can be saved at any step.
+class Training(trainer.Training[FlexTok]):
+    """The three stages in a row.
 
     Args:
         recipe: of the whole training.
         pictures: what it is trained on.
         config: of the model.
+        device: where to train.
     """
+
+    stages = len(STAGES)
+    stage: Stage
 
     def __init__(
         self, recipe: Recipe, pictures: Pictures, config: FlexTokConfig = TINY, device: torch.device | str = "cpu"
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.pictures = recipe, pictures
-        self.model = FlexTok(config, name="flextok-tiny")
+        self.pictures = pictures
+        model = FlexTok(config, name="flextok-tiny")
         start = np.ascontiguousarray(pictures[:START_PICTURES])
-        initialise_autoencoder(self.model.vae, as_images(start))
-        self.latents = encode_all(self.model.vae, pictures)
-        initialise(self.model, self.latents[: len(start)].float(), torch.Generator().manual_seed(recipe.seed))
-        self.model.to(device)
-        self._enter(0)
+        initialise_autoencoder(model.vae, as_images(start))
+        self.latents = encode_all(model.vae, pictures)
+        initialise(model, self.latents[: len(start)].float(), torch.Generator().manual_seed(recipe.seed))
+        super().__init__(recipe, model.to(device))
 
-    def _enter(self, index: int) -> None:
-        self.index = index
-        # What a stage starts from: its checkpoints hold it beside the stage's own state.
-        self.start = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
-        self.stage = STAGES[index](self.recipe, self.model, self.pictures, self.latents)
-
-    def advance(self) -> bool:
-        """Close a stage whose schedule is over and enter the next; false behind the last."""
-        self.stage.finish()
-        if self.index + 1 == len(STAGES):
-            return False
-        self._enter(self.index + 1)
-        return True
+    def make_stage(self, index: int) -> Stage:
+        return STAGES[index](self.recipe, self.model, self.pictures, self.latents)
 
     def snapshot(self) -> FlexTok:
-        """The model as it would be shipped now, with the running averages in place."""
-        copied = FlexTok(self.model.config, name=self.model.name)
+        """With the running averages in place."""
         state = self.model.state_dict()
         averages = dict(zip(map(id, self.stage.module.parameters()), self.stage.average.module.parameters(), strict=True))
         for key, parameter in self.model.named_parameters():
             state[key] = averages.get(id(parameter), parameter).detach()
-        copied.load_state_dict(state)
-        return export(copied)
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
-        state = {
-            "recipe": asdict(self.recipe),
-            "index": self.index,
-            "start": self.start,
-            "stage": self.stage.state_dict(),
-        }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
-
-        Raises:
-            ValueError: it was made by another recipe.
-        """
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
-        self.model.load_state_dict(state["start"])
-        self._enter(state["index"])
-        self.stage.load_state_dict(state["stage"])
-
-
-def write(model: FlexTok, path: Path) -> None:
-    """Write the file that is shipped."""
-    write_saved_file(model, path, dtype=torch.float16)
+        return trainer.shipped(self.model, state)
 
 
 def train(
@@ -521,51 +467,22 @@ def train(
 ) -> FlexTok:
     """Train, or go on training, until the last schedule ends; every so many seconds ``out`` and a checkpoint are written."""
     path = out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy")
-    pictures = make_pictures(path, recipe.pictures, recipe.seed)
-    training = Training(recipe, pictures, config, device)
-    checkpoint = out.with_suffix(".checkpoint.pt")
-    if checkpoint.exists():
-        training.restore(checkpoint)
-    while True:
-        run_stage(training, out, checkpoint, every)
-        if not training.advance():
-            break
-        training.save(checkpoint)
-    model = export(training.model)
-    write(model, out)
-    checkpoint.unlink(missing_ok=True)
-    return model
 
+    def begin() -> Training:
+        return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config, device)
 
-def run_stage(training: Training, out: Path, checkpoint: Path, every: float) -> None:
-    """Train to the end of a stage's schedule."""
-    stage = training.stage
-    averages: dict[str, float] = {}
-    saved = time.monotonic()
-    with tqdm(total=stage.steps, initial=stage.step, unit="step", desc=stage.name, mininterval=10) as bar:
-        while stage.progress < 1:
-            for name, value in stage.train_step().items():
-                averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
-                training.save(checkpoint)
-                write(training.snapshot(), out)
-                saved = time.monotonic()
+    return trainer.run(recipe, out, begin, every)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser = trainer.recipe_parser(__doc__, Recipe.seed)
     parser.add_argument("--device", default="cpu", help="where to train")
     options = parser.parse_args(arguments)
     recipe = replace(Recipe() if options.device == "cpu" else ON_GPU, seed=options.seed)
     if options.minutes is not None:
-        flow, tune = (share * options.minutes for share in SHARES)
-        recipe = replace(recipe, flow_minutes=flow, tune_minutes=tune)
+        flow, balance, tune = (share * options.minutes for share in SHARES)
+        recipe = replace(recipe, flow_minutes=flow, balance_minutes=balance, tune_minutes=tune)
     torch.set_num_threads(1)  # the recipe's own threads do better
     train(recipe, options.out, device=options.device)
 

@@ -91,10 +91,10 @@ def bench(
 
         content = codebook.run(peers=peers, **common)
     elif name == "quantize":
-        from zoo.bench import quantize
+        from zoo.bench import quantize as products
 
         settings: dict[str, Any] = {"batches": batch} if batch else {}
-        content = quantize.run(peers=peers, **settings, **common)
+        content = products.run(peers=peers, **settings, **common)
     elif name == "compress":
         from zoo.bench import compress
 
@@ -111,7 +111,8 @@ def bench(
     else:
         from zoo import bench as benchmark
 
-        cases: dict[str, Any] = {"seconds": seconds or None, "lengths": tokens or None, "steps": steps, "quantize": quantize or None}
+        cases: dict[str, Any] = {"seconds": seconds or None, "lengths": tokens or None, "steps": steps}
+        cases["quantize"] = quantize or None
         content = benchmark.run(name, batches=batch or None, peers=peers, **cases, **common)
     if as_json:
         print_json(content)
