@@ -442,7 +442,9 @@ def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, addres
         return
     for exact, rough in zip(numbers(tokenizer, tokens), numbers(reduced, tokens), strict=True):
         assert exact.shape == rough.shape
-        assert (exact - rough).square().mean() <= 0.1 * exact.square().mean() + 1e-4
+        # Of images, 30 dB of their range: a grey one has hardly any power to compare with.
+        image = tokenizer.spec.modality == "image" and not tokenizer.spec.continuous
+        assert (exact - rough).square().mean() <= (4e-3 if image else 0.1 * exact.square().mean() + 1e-4)
 
 
 COMPILED = """

@@ -360,10 +360,13 @@ def optimizers(module: nn.Module, rate: float, other_rate: float) -> list[torch.
 
 
 class TuneStage(Stage):
-    """The autoencoder's decoder on crops of latents: half of them clean, half as one step of the flow gives them."""
+    """The autoencoder's decoder on crops of latents: half of them clean, half as one step of the flow gives them.
+
+    Every other shard is decoded in bfloat16: the layers that it starts from subtract constants that are large beside what is
+    left, and would not bear reduced precision otherwise.
+    """
 
     name = "decoder"
-    # The layers that it starts from subtract constants that are large beside what is left.
     dtype = torch.float32
 
     def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
@@ -375,14 +378,15 @@ class TuneStage(Stage):
     def shards(self) -> list[Shard]:
         lengths = list(prefix_ladder(self.model.config.registers))
         shards: list[Shard] = []
-        for _ in range(self.recipe.tune_batch // SHARD):
+        for number in range(self.recipe.tune_batch // SHARD):
             rows, count = self.rows(SHARD, len(self.latents)), lengths[self.rows(1, len(lengths))[0]]
             latents = self.latents[rows].float()
             noise = torch.randn(SHARD // 2, *latents.shape[1:], generator=self.rng)
             room = latents.shape[2] - self.recipe.crop // self.model.config.vae.factor + 1
             corner = self.rows(2, room)
             images = as_images(self.pictures[rows]).to(self.device)
-            shards.append(partial(self.losses, images, latents.to(self.device), count, noise.to(self.device), corner))
+            draws = images, latents.to(self.device), count, noise.to(self.device), corner
+            shards.append(partial(self.losses, *draws, reduced=number % 2 == 1))
         return shards
 
     def losses(
@@ -392,11 +396,13 @@ class TuneStage(Stage):
         count: int,
         noise: Float[Tensor, "estimates channels rows columns"],
         corner: list[int],
+        reduced: bool,
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Clean latents have to give sharp pictures, estimates those with the least squared error."""
         factor, clean = self.model.config.vae.factor, len(latents) - len(noise)
         latents = torch.cat([latents[:clean], self.estimates(latents[clean:], count, noise)])
-        estimate = pixels(self.model.vae, window(latents, corner, self.recipe.crop // factor))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+            estimate = pixels(self.model.vae, window(latents, corner, self.recipe.crop // factor))
         targets = window(images, [factor * first for first in corner], self.recipe.crop)
         clear = picture_loss(estimate[:clean], targets[:clean])
         coarse = F.mse_loss(estimate[clean:], targets[clean:])
