@@ -44,6 +44,7 @@ def run(
     files: Sequence[str | Path],
     calibration: Sequence[str | Path],
     *,
+    skip: Sequence[str] = (),
     iterations: int = 300,
     progress: bool = False,
     json_path: str | Path | None = None,
@@ -54,6 +55,7 @@ def run(
         name: a tokenizer of the catalogue, for audio, images or bytes.
         files: what to measure on: paths, folders and patterns.
         calibration: other files, for scales of inputs and for learning to round.
+        skip: names of layers to leave as they are, ``*`` standing for anything.
         iterations: steps of learning for each layer or block.
         progress: print every row when it is there.
         json_path: write the result there.
@@ -73,7 +75,7 @@ def run(
     rows = [_row("float32", subject.tokenizer, subject, weights="float32")]
     for label, settings, weights_only_too in variants(subject, batches, iterations):
         reports: list[LayerReport] = []
-        quantized = quantize(zoo.load(name), on_layer=reports.append, **settings)
+        quantized = quantize(zoo.load(name), on_layer=reports.append, skip=skip, **settings)
         rows.append(_row(label, quantized, subject, **_described(settings, reports)))
         if weights_only_too:
             for layer in quantized_layers(quantized).values():
@@ -91,6 +93,7 @@ def run(
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "skip": list(skip),
         "learning": asdict(LearningConfig(iterations=iterations)),
         "rows": rows,
     }
@@ -180,13 +183,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="a tokenizer of the catalogue, for audio, images or bytes")
     parser.add_argument("--data", nargs="+", required=True, help="files to measure on; folders of bytes are classes")
     parser.add_argument("--calibrate", nargs="+", required=True, help="other files")
+    parser.add_argument("--skip", nargs="+", default=[], help="names of layers to leave as they are, * standing for anything")
     parser.add_argument("--iterations", type=int, default=300, help="steps of learning for each layer or block")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
     parser.add_argument("--out", help="write the figures as JSON")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    content = run(given.name, given.data, given.calibrate, iterations=given.iterations, progress=True, json_path=given.out)
+    content = run(
+        given.name,
+        given.data,
+        given.calibrate,
+        skip=given.skip,
+        iterations=given.iterations,
+        progress=True,
+        json_path=given.out,
+    )
     print_table(content)
     return 0
 

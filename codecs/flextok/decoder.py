@@ -29,6 +29,7 @@ from zoo.codecs.flextok.transformer import (
     sinusoidal_positions,
     unpatch,
 )
+from zoo.nn.precision import compute_dtype
 
 # The six vectors of a block's modulation, in the order in which the checkpoint holds them.
 GATE_ATTENTION, GATE_MLP, SHIFT_ATTENTION, SCALE_ATTENTION, SHIFT_MLP, SCALE_MLP = range(6)
@@ -106,7 +107,7 @@ class DecoderBlock(nn.Module):
     ) -> Float[Tensor, "batch _ dim"]:
         """All tokens to all tokens, or to the patches alone where nothing else is needed any more."""
         gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = modulation.unbind(2)
-        h = self._affine(normalise(x), scale_attn, shift_attn, patches).to(self.attn.wq.weight.dtype)
+        h = self._affine(normalise(x), scale_attn, shift_attn, patches).to(compute_dtype(self.attn.wq))
         keys, values = self.attn.keys_values(h)
         if patches_only:
             h, x = h[:, :patches], x[:, :patches]

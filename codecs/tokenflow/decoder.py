@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import convolution_options, middle_block, output_norm, resize, task_layer
+from zoo.nn.precision import compute_dtype
 from zoo.nn.vit import ViTSizes, vit_blocks
 
 Latents = Float[Tensor, "batch channels rows columns"]
@@ -46,7 +47,7 @@ class PixelDecoder(nn.Module):
 
     def forward(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
-        latents = latents.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
+        latents = latents.to(compute_dtype(self.conv_in), memory_format=torch.channels_last)
         x = self.levels(self.mid(self.conv_in(self.post_quant_conv(latents))))
         images = self.conv_out(F.silu(self.norm_out(x))).float().contiguous()
         return resize(images, self.image_size)
@@ -82,7 +83,7 @@ class SemanticDecoder(nn.Module):
 
     def forward(self, latents: Latents) -> Float[Tensor, "batch patches features"]:
         """Features of the patches, row by row, as float32."""
-        x = self.patches(latents.flatten(2).transpose(1, 2).to(self.patches.weight.dtype))
+        x = self.patches(latents.flatten(2).transpose(1, 2).to(compute_dtype(self.patches)))
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1) + self.positions
         features: Tensor = self.to_features(self.norm(self.blocks(x)[:, 1:]))
         return features.float()

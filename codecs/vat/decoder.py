@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
-from zoo.nn.precision import Float32Module, exact_float32
+from zoo.nn.precision import Float32Module, compute_dtype, exact_float32
 
 Planes = Float[Tensor, "batch 3 channels side side"]
 Maps = tuple[Float[Tensor, "first second hidden"], ...]
@@ -53,7 +53,7 @@ class TriplaneDecoder(nn.Module):
 
     def plane_tokens(self, latents: Float[Tensor, "batch latents dim"]) -> Float[Tensor, "batch tokens width"]:
         """Tokens of the three planes, plane by plane and row by row, normalised."""
-        x = self.latent_proj(latents.to(self.latent_proj.weight.dtype)) + self.latent_position
+        x = self.latent_proj(latents.to(compute_dtype(self.latent_proj))) + self.latent_position
         x = torch.cat([x, self.plane_queries.expand(len(x), -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import HiFiGANSizes, ISTFTSizes
 from zoo.nn.istft import InverseSTFT
-from zoo.nn.precision import Float32Module
+from zoo.nn.precision import Float32Module, compute_dtype
 
 # A signal is stored as an image of height 1, channels last: in bfloat16 a CPU convolves it so at two to three times the rate.
 Signal = Float[Tensor, "batch channels 1 time"]
@@ -116,7 +116,7 @@ class HiFiGAN(nn.Module):
     ) -> Float[Tensor, "batch samples"]:
         """``samples = frames * hop_length``, nominally in [-1, 1]; unspecified where an item is not ``inside``."""
         within = None if inside is None else inside[:, None, None]
-        x = self.lin_pre(vectors.to(self.lin_pre.weight.dtype)).transpose(1, 2).unsqueeze(2)
+        x = self.lin_pre(vectors.to(compute_dtype(self.lin_pre))).transpose(1, 2).unsqueeze(2)
         x = _convolve(self.conv_pre, x if within is None else x * within)
         for up, blocks in zip(self.ups, self.stages, strict=True):
             x = _raise_rate(up, _activate(x, within))
@@ -181,7 +181,7 @@ class ISTFTVocoder(nn.Module):
         """``samples = frames * hop_length``, nominally in [-1, 1]; silent where an item is not ``inside``."""
         within = None if inside is None else inside[..., None]
         counts = [vectors.shape[1]] * len(vectors) if inside is None else inside.sum(1).tolist()
-        x = vectors.to(self.head.weight.dtype)
+        x = vectors.to(compute_dtype(self.head))
         x = self.norm(self.conv((x if within is None else x * within).transpose(1, 2)).transpose(1, 2))
         for block in self.blocks:
             x = block(x, within)

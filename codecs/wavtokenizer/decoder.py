@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.codecs.wavtokenizer.config import GROUPS, WavTokenizerConfig
 from zoo.nn.conv import conv1d
 from zoo.nn.istft import InverseSTFT
-from zoo.nn.precision import Float32Module
+from zoo.nn.precision import Float32Module, compute_dtype
 
 # Fixed in the original code for every checkpoint.
 EPS = 1e-6
@@ -110,7 +110,7 @@ class ResidualBlock(nn.Module):
             if norm is self.norm2:
                 active = self.dropout(active)
             after = window.shape[1] - before - (stop - start)
-            active = F.pad(active.to(conv.weight.dtype), (0, 0, 1 - before, 1 - after))
+            active = F.pad(active.to(compute_dtype(conv)), (0, 0, 1 - before, 1 - after))
             blocks.append(conv1d(active, conv.weight, conv.bias).float())
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         spans = list(blocks_of(x.shape[1], min(self.BLOCK, max(16, self.SCORES // x.shape[1]))))
 
         def normalised(start: int, stop: int) -> Tensor:
-            return torch.addcmul(shift, x[:, start:stop], scale).to(self.qkv.weight.dtype)
+            return torch.addcmul(shift, x[:, start:stop], scale).to(compute_dtype(self.qkv))
 
         keys_values = torch.cat([F.linear(normalised(a, b), kv_weight, kv_bias) for a, b in spans], dim=1)
         keys, values = keys_values.chunk(2, dim=2)
@@ -182,7 +182,7 @@ class ConvNeXtBlock(nn.Module):
         padded = F.pad(x if mask is None else x * mask, (0, 0, self.HALO, self.HALO))
         assert self.dwconv.bias is not None
         mixed = conv1d(padded, self.dwconv.weight.float(), self.dwconv.bias.float(), groups=x.shape[2])
-        hidden = self.norm(mixed, bandwidth_id).to(self.pwconv1.weight.dtype)
+        hidden = self.norm(mixed, bandwidth_id).to(compute_dtype(self.pwconv1))
         return torch.addcmul(x, self.gamma.float(), self.pwconv2(F.gelu(self.pwconv1(hidden))).float())
 
 
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
         self, latents: Float[Tensor, "batch frames latent"], mask: Mask | None
     ) -> tuple[Float[Tensor, "batch frames channels"], tuple[Tensor, Tensor]]:
         """The part in which every frame depends on the whole sequence; also the coefficients of its last group norm."""
-        padded = F.pad(latents.to(self.embed.weight.dtype), (0, 0, self.HALO, self.HALO))
+        padded = F.pad(latents.to(compute_dtype(self.embed)), (0, 0, self.HALO, self.HALO))
         x = conv1d(
             padded if mask is None else padded * F.pad(mask, (0, 0, self.HALO, self.HALO)), self.embed.weight, self.embed.bias
         ).float()
@@ -256,7 +256,7 @@ class Head(nn.Module):
         self.out = nn.Linear(config.dim, self.istft.n_fft + 2)
 
     def spectrum(self, x: Float[Tensor, "batch frames channels"], mask: Mask | None) -> Complex[Tensor, "batch frames bins"]:
-        log_magnitude, phase = self.out(x.to(self.out.weight.dtype)).float().chunk(2, dim=2)
+        log_magnitude, phase = self.out(x.to(compute_dtype(self.out))).float().chunk(2, dim=2)
         magnitude = log_magnitude.exp().clamp(max=MAGNITUDE_LIMIT)
         if mask is not None:
             magnitude = magnitude * mask

@@ -136,7 +136,7 @@ def _both_ways(packed: FloatLayer) -> dict[str, tuple[int, Product]]:
     return ways
 
 
-# Weights that share a scale and a zero point in the integers of 4 bits of PyTorch and torchao; torchao's own choice.
+# Most weights that share a scale and a zero point in the integers of 4 bits of PyTorch and torchao; torchao's own choice.
 _GROUP = 128
 
 
@@ -151,7 +151,8 @@ def _of_pytorch(weight: Tensor, device: str) -> Iterator[tuple[str, tuple[int, P
         "torch int8 weights",
         (integers.numel() + 2 * len(scale), lambda x: torch._weight_int8pack_mm(x.bfloat16(), integers, half_scale)),
     )
-    groups = weight.view(len(weight), -1, _GROUP)
+    size = min(_GROUP, weight.shape[1])
+    groups = weight.view(len(weight), -1, size)
     low, high = groups.aminmax(dim=2)
     step = (high - low) / 15
     digits = ((groups - low[..., None]) / step[..., None]).round().to(torch.int32).view_as(weight)
@@ -161,7 +162,7 @@ def _of_pytorch(weight: Tensor, device: str) -> Iterator[tuple[str, tuple[int, P
         "torch int4 weights",
         (
             packed.numel() + 2 * scales.numel(),
-            lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, _GROUP, scales),
+            lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, size, scales),
         ),
     )
 

@@ -50,6 +50,12 @@ def exact_float32(device: torch.device) -> Iterator[None]:
                     switch.fp32_precision = value
 
 
+def compute_dtype(layer: nn.Module) -> torch.dtype:
+    """The type that a layer computes in; of one with packed weights without decoding them."""
+    own: torch.dtype = layer.compute_dtype if hasattr(layer, "compute_dtype") else layer.weight.dtype
+    return own
+
+
 class Float32Module(nn.Module):
     """A module whose parameters never go below float32: ``.to(torch.bfloat16)`` moves it but leaves its precision alone.
 

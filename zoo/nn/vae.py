@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import KeysError
-from zoo.nn.precision import Float32Module
+from zoo.nn.precision import Float32Module, compute_dtype
 
 # diffusers renamed the projections of the attention in the middle; older files store them as 1x1 convolutions too.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -70,7 +70,7 @@ class VAEDecoder(nn.Module):
 
     def forward(self, latents: Float[Tensor, "batch latent rows columns"]) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
-        latents = latents.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
+        latents = latents.to(compute_dtype(self.post_quant_conv), memory_format=torch.channels_last)
         images: Tensor = self.network(self.post_quant_conv(latents))
         return images.float().contiguous()
 
