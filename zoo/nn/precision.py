@@ -52,7 +52,8 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 def compute_dtype(layer: nn.Module) -> torch.dtype:
     """The type that a layer computes in; of one with packed weights without decoding them."""
-    own: torch.dtype = layer.compute_dtype if hasattr(layer, "compute_dtype") else layer.weight.dtype
+    own = layer.compute_dtype if hasattr(layer, "compute_dtype") else layer.weight.dtype
+    assert isinstance(own, torch.dtype)
     return own
 
 
