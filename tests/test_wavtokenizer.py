@@ -18,6 +18,7 @@ from hash_weights import wavtokenizer_state
 from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import media, registry
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig, decoder
+from zoo.nn.conv import reflect_pad
 
 CASES = Path(__file__).parent / "golden" / "wavtokenizer"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -459,3 +460,14 @@ def test_upstream_round_trip_through_our_names() -> None:
     again = zoo.load_upstream("wavtokenizer", None, upstream_state(tokenizer))
     assert again.fingerprint == tokenizer.fingerprint
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_what_follows_a_short_item_does_not_reach_it(length: int) -> None:
+    """Rows behind an item's end are whatever the memory held, a NaN as well."""
+    x = torch.randn(1, length, 3, generator=torch.Generator().manual_seed(0))
+    behind = torch.full((1, 6, 3), torch.nan)
+    with torch.inference_mode():
+        alone = reflect_pad(x, 4, 3, activate=True)
+        padded = reflect_pad(torch.cat([x, behind], dim=1), 4, 3, lengths=torch.tensor([length]), activate=True)
+    assert torch.equal(padded[:, : alone.shape[1]], alone)

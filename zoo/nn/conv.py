@@ -97,7 +97,8 @@ def _rows_or_zero(
     """Pick rows per item; a row outside the item is zero."""
     inside = (rows >= 0) & (rows < lengths[:, None])
     index = rows.clamp(0, x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[2])
-    return x.gather(1, index) * inside[..., None]
+    # Not a product: rows behind an item's end may hold anything, a NaN as well.
+    return x.gather(1, index).masked_fill(~inside[..., None], 0)
 
 
 class ReflectConv1d(nn.Module):
