@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -94,7 +95,7 @@ class Recordings(Subject):
 
     def _distance(self, references: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         rate = self.tokenizer.spec.sample_rate
-        return mean(log_mel_l1(reference, audio, rate) for reference, audio in zip(references, found, strict=True))
+        return fmean(log_mel_l1(reference, audio, rate) for reference, audio in zip(references, found, strict=True))
 
 
 class Pictures(Subject):
@@ -119,7 +120,7 @@ class Pictures(Subject):
     def _psnr(self, references: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         spec = self.tokenizer.spec
         pairs = zip(references, found, strict=True)
-        return mean(
+        return fmean(
             images.measure(images.psnr, spec, reference.clamp(-1, 1), images.comparable(image, reference))
             for reference, image in pairs
         )
@@ -170,9 +171,3 @@ def signal_to_noise(wanted: Iterable[Tensor], found: Iterable[Tensor]) -> float:
     signal = sum(float(reference.square().sum()) for reference, _ in pairs)
     noise = sum(float((item - reference).square().sum()) for reference, item in pairs)
     return 10 * float(torch.tensor(signal / noise).log10()) if noise else float("inf")
-
-
-def mean(values: Iterator[float]) -> float:
-    """Arithmetic mean."""
-    listed = list(values)
-    return sum(listed) / len(listed)

@@ -181,11 +181,6 @@ class Stage(trainer.Stage):
                 loss, terms = shard()
             return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True), terms
 
-    def rows(self, count: int, total: int) -> list[int]:
-        """Random indices."""
-        drawn: list[int] = torch.randint(total, (count,), generator=self.rng).tolist()
-        return drawn
-
 
 # Orthonormal axes of colour: grey, red to blue, green to magenta.
 OPPONENTS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]])
@@ -298,14 +293,14 @@ class FlowStage(Stage):
             place = turn % (len(lengths) - 1)
             shorter, length = lengths[place : place + 2]
             # Lengths between the powers of two get a quarter of the steps.
-            count = length if self.rows(1, 4)[0] else shorter + 1 + self.rows(1, length - shorter)[0]
+            count = length if trainer.rows(1, 4, self.rng)[0] else shorter + 1 + trainer.rows(1, length - shorter, self.rng)[0]
             shards.append(partial(self.losses, f"k{length}", count, *self.draws()))
         return shards
 
     def draws(self) -> tuple[Latents, Latents, Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """Latents, noise, noise levels and which items get no condition."""
         batch = self.recipe.flow_batch
-        latents = self.augment(self.latents[self.rows(batch, len(self.latents))].float(), self.rng)
+        latents = self.augment(self.latents[trainer.rows(batch, len(self.latents), self.rng)].float(), self.rng)
         pure, uniform = round(batch * self.recipe.pure_noise), torch.rand(batch, generator=self.rng)
         t = noise_levels(uniform, self.model.config)
         t[:pure] = 1.0
@@ -379,11 +374,11 @@ class TuneStage(Stage):
         lengths = list(prefix_ladder(self.model.config.registers))
         shards: list[Shard] = []
         for number in range(self.recipe.tune_batch // SHARD):
-            rows, count = self.rows(SHARD, len(self.latents)), lengths[self.rows(1, len(lengths))[0]]
+            rows, count = trainer.rows(SHARD, len(self.latents), self.rng), lengths[trainer.rows(1, len(lengths), self.rng)[0]]
             latents = self.latents[rows].float()
             noise = torch.randn(SHARD // 2, *latents.shape[1:], generator=self.rng)
             room = latents.shape[2] - self.recipe.crop // self.model.config.vae.factor + 1
-            corner = self.rows(2, room)
+            corner = trainer.rows(2, room, self.rng)
             images = as_images(self.pictures[rows]).to(self.device)
             draws = images, latents.to(self.device), count, noise.to(self.device), corner
             shards.append(partial(self.losses, *draws, reduced=number % 2 == 1))

@@ -271,8 +271,8 @@ class Training(ABC, Generic[ModelT]):
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue from the content of a checkpoint."""
-        # Starts of weights and dropout draw from the global generator, whose state earlier releases did not save.
-        start_random, random = state.get("random", [torch.get_rng_state()] * 2)
+        # Starts of weights and dropout draw from the global generator.
+        start_random, random = state["random"]
         self.model.load_state_dict(state["start"])
         torch.set_rng_state(start_random)
         self._begin(state["index"])
