@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.eval import consistency, probe
+from zoo.eval import consistency, precision, probe
 from zoo.eval.images import psnr, ssim
 from zoo.eval.photographs import write_photographs
 from zoo.eval.thumbnail import thumbnail
@@ -62,6 +62,19 @@ def test_its_tokens_depend_on_the_picture(flextok: zoo.Tokenizer, tmp_path: Path
     swapped = flextok.decode(tokens.ids.roll(1, dims=0))
     for image, other in zip(flextok.decode(tokens), swapped, strict=True):
         assert (image - other).abs().mean() > 0.05
+
+
+def test_reduced_precision_is_measured(flextok: zoo.Tokenizer, tmp_path: Path) -> None:
+    [path, *_] = write_photographs(tmp_path)
+    found = precision.run("flextok-tiny", [path])
+    ids = flextok.encode(path).ids
+    assert found["ids_changed"] == (flextok.encode(path, precision="bf16").ids != ids).float().mean().item()
+    original = (prepare_image(path, flextok.spec.image_size).pixels + 1) / 2
+    decoded = (flextok.decode(ids)[0].clamp(-1, 1) + 1) / 2
+    assert found["psnr"] == pytest.approx(psnr(original, decoded), abs=1e-3)
+    assert found["psnr"] > max(found["psnr_decoded_in_bf16"], found["psnr_encoded_in_bf16"]) - 0.2
+    with pytest.raises(zoo.InputError, match="no image tokenizer"):
+        precision.run("wavtokenizer-tiny", [path])
 
 
 def test_photographs_beat_thumbnails_of_the_same_bits(tokenflow: zoo.Tokenizer, tmp_path: Path) -> None:
