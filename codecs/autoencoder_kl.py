@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.checkpoint import renamed, require_agreement
-from zoo.errors import InputError, MismatchError, WeightsError
+from zoo.checkpoint import Checkpoint, renamed, require_agreement
+from zoo.errors import InputError, MismatchError, WeightsError, listing
 from zoo.latents import Latents
 from zoo.nn import vae
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, listing, naming_item, progress_bar, require_complete
+from zoo.tokenizer import Tokenizer, as_items, naming_item, progress_bar
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,64 @@ class AutoencoderKLConfig:
         return vae.VAESizes(self.widths, self.layers_per_block, self.groups, self.latent_channels)
 
 
+# ---- checkpoints of diffusers
+
+#: What diffusers assumes where a configuration names no scaling factor.
+DIFFUSERS_SCALING_FACTOR = 0.18215
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether these are the keys of diffusers' ``AutoencoderKL``."""
+    return {"encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight"} <= set(keys)
+
+
+def upstream_config(raw: Mapping[str, Any]) -> AutoencoderKLConfig | None:
+    """Read diffusers' ``config.json``.
+
+    Raises:
+        WeightsError: it describes another kind of autoencoder.
+    """
+    if raw.get("_class_name") != "AutoencoderKL":
+        return None
+    checks = {
+        "down_block_types": set(raw.get("down_block_types", ())) <= {"DownEncoderBlock2D"},
+        "up_block_types": set(raw.get("up_block_types", ())) <= {"UpDecoderBlock2D"},
+        "act_fn": raw.get("act_fn", "silu") == "silu",
+        "in_channels": raw.get("in_channels", 3) == raw.get("out_channels", 3) == 3,
+        "use_quant_conv": raw.get("use_quant_conv", True) and raw.get("use_post_quant_conv", True),
+        "mid_block_add_attention": raw.get("mid_block_add_attention", True),
+        "latents_mean": raw.get("latents_mean") is None and raw.get("latents_std") is None,
+    }
+    if wrong := [f"{name} {raw.get(name)}" for name, holds in checks.items() if not holds]:
+        raise WeightsError(f"this AutoencoderKL has settings that are not supported: {listing(wrong)}")
+    try:
+        return AutoencoderKLConfig(
+            widths=tuple(raw["block_out_channels"]),
+            layers_per_block=raw["layers_per_block"],
+            groups=raw.get("norm_num_groups", 32),
+            latent_channels=raw["latent_channels"],
+            scaling_factor=raw.get("scaling_factor") or DIFFUSERS_SCALING_FACTOR,
+            shift_factor=raw.get("shift_factor") or 0.0,
+        )
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"the AutoencoderKL configuration cannot be used: {error!r}") from error
+
+
+def convert(state: Mapping[str, Tensor], config: AutoencoderKLConfig | None) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
+    """Diffusers' tensors in our names, and the sizes that their shapes imply.
+
+    Raises:
+        KeysError: there is no name for one, or the shapes contradict each other or ``config``.
+    """
+    own = renamed(state, vae.our_key, "AutoencoderKL")
+    named = {f"vae.{name}": vae.our_tensor(name, tensor) for name, tensor in own.items()}
+    base = config or AutoencoderKLConfig(scaling_factor=DIFFUSERS_SCALING_FACTOR)
+    sizes = vae.infer_sizes(named, base.groups, "vae.")
+    found = replace(base, widths=sizes.widths, layers_per_block=sizes.layers_per_block, latent_channels=sizes.latent_channels)
+    require_agreement(found, config)
+    return found, named
+
+
 class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
     """Images of any size to grids of latents, one for every 8 x 8 pixels in the usual case, and back to images of their size.
 
@@ -57,6 +115,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
     Config = AutoencoderKLConfig
     family = "autoencoder_kl"
     modality = "image"
+    checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config)
     identity = ("vae.encoder.quant_conv.weight", "vae.encoder.quant_conv.bias")
 
     def __init__(self, config: AutoencoderKLConfig | None = None, *, name: str = "autoencoder_kl") -> None:
@@ -189,65 +248,5 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
         self.vae.encoder.compile(dynamic=True)
         self.vae.decoder.compile(dynamic=True)
 
-    # ---- checkpoints of diffusers
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return {"encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight"} <= set(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return True
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> AutoencoderKLConfig | None:
-        """Read diffusers' ``config.json``.
-
-        Raises:
-            WeightsError: it describes another kind of autoencoder.
-        """
-        if raw.get("_class_name") != "AutoencoderKL":
-            return None
-        checks = {
-            "down_block_types": set(raw.get("down_block_types", ())) <= {"DownEncoderBlock2D"},
-            "up_block_types": set(raw.get("up_block_types", ())) <= {"UpDecoderBlock2D"},
-            "act_fn": raw.get("act_fn", "silu") == "silu",
-            "in_channels": raw.get("in_channels", 3) == raw.get("out_channels", 3) == 3,
-            "use_quant_conv": raw.get("use_quant_conv", True) and raw.get("use_post_quant_conv", True),
-            "mid_block_add_attention": raw.get("mid_block_add_attention", True),
-            "latents_mean": raw.get("latents_mean") is None and raw.get("latents_std") is None,
-        }
-        if wrong := [f"{name} {raw.get(name)}" for name, holds in checks.items() if not holds]:
-            raise WeightsError(f"this AutoencoderKL has settings that are not supported: {listing(wrong)}")
-        try:
-            return AutoencoderKLConfig(
-                widths=tuple(raw["block_out_channels"]),
-                layers_per_block=raw["layers_per_block"],
-                groups=raw.get("norm_num_groups", 32),
-                latent_channels=raw["latent_channels"],
-                scaling_factor=raw.get("scaling_factor") or DIFFUSERS_SCALING_FACTOR,
-                shift_factor=raw.get("shift_factor") or 0.0,
-            )
-        except (KeyError, TypeError) as error:
-            raise WeightsError(f"the AutoencoderKL configuration cannot be used: {error!r}") from error
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: AutoencoderKLConfig | None
-    ) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
-        own = renamed(state, vae.our_key, "AutoencoderKL")
-        named = {f"vae.{name}": vae.our_tensor(name, tensor) for name, tensor in own.items()}
-        base = config or AutoencoderKLConfig(scaling_factor=DIFFUSERS_SCALING_FACTOR)
-        sizes = vae.infer_sizes(named, base.groups, "vae.")
-        found = replace(
-            base, widths=sizes.widths, layers_per_block=sizes.layers_per_block, latent_channels=sizes.latent_channels
-        )
-        require_agreement(found, config)
-        require_complete(cls, found, named)
-        return found, named
-
-
-#: What diffusers assumes where a configuration names no scaling factor.
-DIFFUSERS_SCALING_FACTOR = 0.18215
 
 TOKENIZER = AutoencoderKL

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import zoo
 from zoo import registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from zoo.nn import vae
 
@@ -124,7 +125,7 @@ def test_manifest_maps_both_ways(name: str) -> None:
     manifests = [json.loads(path.read_text()) for path in MANIFESTS.glob("flextok-vae_*.json")]
     [manifest] = [m for m in manifests if (m["checkpoint"], m["file"]) == (entry.weights.repo, entry.weights.file)]
     official = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
-    config, named = AutoencoderKL.convert_checkpoint(official, registry.check_config(entry))
+    config, named = as_ours(AutoencoderKL, official, registry.check_config(entry))
     assert config == AutoencoderKLConfig(latent_channels=entry.config["latent_channels"])
     assert len(named) == len(official) == len({vae.our_key(key) for key in official})
     assert sum(tensor.numel() for tensor in named.values()) == manifest["num_parameters"]

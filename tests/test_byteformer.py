@@ -29,6 +29,7 @@ from zoo import registry
 from zoo.bench import bytes as bench
 from zoo.bench import peak_memory
 from zoo.bench.measure import measure
+from zoo.checkpoint import as_ours
 from zoo.codecs.byteformer import ByteFormer, ByteFormerConfig, encodings, transforms
 from zoo.codecs.byteformer.checkpoint import our_key, upstream_config
 
@@ -321,9 +322,9 @@ def test_manifests_both_ways(file: str) -> None:
     [entry] = [entry for entry in entries() if entry.weights.file == file]
     state = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
     expected = registry.check_config(entry)
-    config, named = ByteFormer.convert_checkpoint(state, expected)
+    config, named = as_ours(ByteFormer, state, expected)
     assert config == expected and len(named) == len(state) == 169
-    assert ByteFormer.recognises(state)
+    assert ByteFormer.checkpoint.recognises(state)
     with torch.device("meta"):
         own = ByteFormer(config).state_dict()
     assert {key: tensor.shape for key, tensor in own.items()} == {key: tensor.shape for key, tensor in named.items()}
@@ -332,7 +333,7 @@ def test_manifests_both_ways(file: str) -> None:
     sizes = {"file", "quality", "sample_type", "keep", "noise", "shuffle", "permuted"}
     bare = replace(config, **{name: getattr(ByteFormerConfig(), name) for name in sizes})
     assert upstream_config(manifest["config"]) == bare
-    assert replace(ByteFormer.convert_checkpoint(state, None)[0], windows=bare.windows) == bare
+    assert replace(as_ours(ByteFormer, state, None)[0], windows=bare.windows) == bare
 
 
 def test_a_training_run_s_configuration() -> None:

@@ -17,6 +17,7 @@ import zoo
 from small_models import SMALL_FLEXTOK, small_flextok
 from zoo import registry
 from zoo.bench import peak_memory
+from zoo.checkpoint import as_ours
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.codecs.flextok.checkpoint import our_key
 from zoo.codecs.flextok.encoder import Encoder, EncoderBlock
@@ -179,12 +180,12 @@ def test_manifest_maps_both_ways(name: str) -> None:
     manifests = [json.loads(path.read_text()) for path in MANIFESTS.glob("flextok-*.json")]
     [manifest] = [m for m in manifests if (m["checkpoint"], m["file"]) == (entry.weights.repo, entry.weights.file)]
     official = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
-    config, named = FlexTok.convert_checkpoint(official, registry.check_config(entry))
+    config, named = as_ours(FlexTok, official, registry.check_config(entry))
     assert config == registry.check_config(entry)
     # Strict both ways: convert_checkpoint compares with the model's own state dict, and the renaming is one to one.
     assert len(named) == len(official) == len({our_key(key) for key in official})
     assert sum(tensor.numel() for tensor in named.values()) == manifest["num_parameters"]
-    assert FlexTok.convert_checkpoint(official, None)[0] == config
+    assert as_ours(FlexTok, official, None)[0] == config
 
 
 def test_missing_and_unexpected_tensors_are_named(tok: FlexTok) -> None:
@@ -218,10 +219,10 @@ def test_configuration_in_the_metadata(tok: FlexTok, tmp_path: Path) -> None:
     """The official files carry the tree in their header, every entry as a Python literal."""
     with safe_open(CASE / "weights.safetensors", "pt") as file:
         metadata = file.metadata()
-    tree = FlexTok.upstream_metadata(metadata)
+    tree = FlexTok.checkpoint.metadata(metadata)
     assert tree is not None
     # The header says nothing about the autoencoder, as the official one does not.
-    assert FlexTok.upstream_config(tree) == replace(
+    assert FlexTok.checkpoint.config(tree) == replace(
         tok.config, vae_widths=(128, 256, 512, 512), vae_layers_per_block=2, vae_groups=32
     )
     autoencoder = json.loads((CASE / "config.json").read_text())["vae_autoencoder_kl"]

@@ -43,7 +43,7 @@ def test_an_entry_whose_configuration_is_in_the_repository(
     published: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree = json.loads((CASE / "config.json").read_text())
-    config = asdict(FlexTok.upstream_config(tree)) | {"max_timestep": 1000.0}
+    config = asdict(FlexTok.checkpoint.config(tree)) | {"max_timestep": 1000.0}
     entry = {
         "name": "official",
         "family": "flextok",

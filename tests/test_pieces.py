@@ -77,7 +77,7 @@ def published(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     main = {key: tensor for key, tensor in state.items() if not key.startswith("visual_encoder.")}
     server.repo(TOKENIZER).commit({"quantizer.pt": pickled(main | {"temp": torch.zeros(())})})
     server.repo(PIPELINE).commit(pipeline_files())
-    config = asdict(Seed.upstream_config(json.loads((CASES / "v2_tiny_a" / "config.json").read_text())))
+    config = asdict(Seed.checkpoint.config(json.loads((CASES / "v2_tiny_a" / "config.json").read_text())))
     del config["diffusion"]
     config |= {"steps": 6}
     entry = {

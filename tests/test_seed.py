@@ -21,6 +21,7 @@ from torch import Tensor
 import zoo
 from full_size import write_random_safetensors
 from zoo import registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.seed import Seed, SeedConfig
 from zoo.codecs.seed.checkpoint import wanted
 from zoo.codecs.seed.diffusion import empty_prompt_states
@@ -227,7 +228,7 @@ def official(entry: str) -> dict[str, Tensor]:
 def test_official_checkpoints_fit_both_ways(entry: str) -> None:
     expected = registry.check_config(registry.get(entry))
     state = {key: tensor for key, tensor in official(entry).items() if wanted(key)}
-    found, named = Seed.convert_checkpoint(state, expected)
+    found, named = as_ours(Seed, state, expected)
     assert found == replace(expected, parts=expected.parts if entry == "seed-2" else ("encoder",))
     # The specification's counts of the tokenizer, and of the UNet and the half of the autoencoder that decodes.
     numbers = 1_154_069_952 if entry == "seed-1" else 1_149_998_528 + 870_173_124 + 49_490_199 + 2 * 1024 + 77 * 1024
@@ -240,13 +241,13 @@ def test_assembled_models_fit(name: str) -> None:
     state = {key: tensor for key, tensor in on_meta(shapes).items() if wanted(key)}
     dropped = shapes.keys() - state.keys()
     assert all(key.endswith("position_ids") for key in dropped)
-    found, named = Seed.convert_checkpoint(state, None)
+    found, named = as_ours(Seed, state, None)
     assert len(named) == len(state), "every tensor is used"
     assert found.head == {"v2-model": "mlp", "v2-reverse_qformer-variant": "qformer", "v1-model": "text"}[name]
 
 
 def test_missing_unexpected_and_misshapen_tensors() -> None:
-    config = Seed.upstream_config(json.loads((CASES / "v2_tiny_a" / "config.json").read_text()))
+    config = Seed.checkpoint.config(json.loads((CASES / "v2_tiny_a" / "config.json").read_text()))
     state = load_file(CASES / "v2_tiny_a" / "weights.safetensors")
     for change, reason in (
         ({"blocks_image.1.mlp.fc2.bias": None}, "missing: embedding.mixer.blocks.1.mlp.fc2.bias"),
@@ -258,7 +259,7 @@ def test_missing_unexpected_and_misshapen_tensors() -> None:
     ):
         changed = {key: tensor for key, tensor in (state | change).items() if tensor is not None and wanted(key)}
         with pytest.raises(zoo.KeysError, match=reason):
-            Seed.convert_checkpoint(changed, config)
+            as_ours(Seed, changed, config)
 
 
 def test_a_model_of_another_shape_than_the_official_ones() -> None:

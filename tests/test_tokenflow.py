@@ -24,6 +24,7 @@ from torch import Tensor
 import zoo
 from full_size import write_random_safetensors
 from zoo import registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig, training
 from zoo.codecs.tokenflow.config import PARTS
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
@@ -341,24 +342,24 @@ def test_manifest_maps_both_ways(name: str) -> None:
     entry = registry.get(name)
     manifest = manifest_of(entry)
     official = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
-    assert TokenFlow.recognises(official)
-    wanted = {key: tensor for key, tensor in official.items() if TokenFlow.wanted(key)}
+    assert TokenFlow.checkpoint.recognises(official)
+    wanted = {key: tensor for key, tensor in official.items() if TokenFlow.checkpoint.wanted(key)}
     dropped = {"quantize.codebook_used", "scaling_layer.shift", "scaling_layer.scale"}
     pooling = ("encoder_vqkd.vision_model.post_layernorm.", "encoder_vqkd.vision_model.head.")
     assert all(key in dropped or key.startswith(pooling) for key in official.keys() - wanted.keys())
     config = registry.check_config(entry)
-    found, state = TokenFlow.convert_checkpoint(wanted, config)
+    found, state = as_ours(TokenFlow, wanted, config)
     assert found == config
     with torch.device("meta"):
         ours = TokenFlow(config).state_dict()
     assert {key: tensor.shape for key, tensor in state.items()} == {key: tensor.shape for key, tensor in ours.items()}
     if entry.name != "tokenflow-b-224":
-        assert TokenFlow.upstream_config(manifest["config"]) == config
-        assert TokenFlow.convert_checkpoint(wanted, None)[0] == config
+        assert TokenFlow.checkpoint.config(manifest["config"]) == config
+        assert as_ours(TokenFlow, wanted, None)[0] == config
     if config.teacher == "siglip":
         # Newer versions of transformers have one level less in their names; the last layer is not needed.
         renamed = {key.replace("vision_model.", ""): tensor for key, tensor in wanted.items()}
-        assert TokenFlow.convert_checkpoint(renamed, config)[1].keys() == state.keys()
+        assert as_ours(TokenFlow, renamed, config)[1].keys() == state.keys()
         assert not any(key.startswith("encoder.semantic.blocks.26.") for key in state)
 
 
@@ -601,7 +602,7 @@ def test_parts_work_by_themselves(tmp_path: Path) -> None:
         decoder.semantic(encoded())
     state = load_file(CASES / CLIP / "weights.safetensors")
     chosen = replace(model().config, parts=("decoder",))
-    found, converted = TokenFlow.convert_checkpoint({k: v for k, v in state.items() if TokenFlow.wanted(k)}, chosen)
+    found, converted = as_ours(TokenFlow, {k: v for k, v in state.items() if TokenFlow.checkpoint.wanted(k)}, chosen)
     assert found == chosen and converted.keys() == decoder.state_dict().keys()
 
 

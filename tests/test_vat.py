@@ -20,6 +20,7 @@ from torch import Tensor
 import zoo
 from small_models_vat import SMALL_VAT, small_vat
 from zoo import media, registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.vat import VAT, VATConfig, training
 from zoo.codecs.vat.checkpoint import our_key
 from zoo.codecs.vat.decoder import Field, Query, sample_planes, upsampler
@@ -613,15 +614,15 @@ def manifest(name: str) -> dict[str, object]:
 def test_manifest_maps_both_ways(name: str) -> None:
     recorded_manifest = manifest(name)
     official = {key: torch.empty(shape, device="meta") for key, shape in recorded_manifest["tensors"].items()}
-    expected = VAT.upstream_config(recorded_manifest["config"])
-    config, named = VAT.convert_checkpoint(official, expected)
+    expected = VAT.checkpoint.config(recorded_manifest["config"])
+    config, named = as_ours(VAT, official, expected)
     assert config == expected
     if name in ENTRIES:
         assert config == registry.check_config(registry.get(name))
     assert len(named) == len(official) == len({our_key(key) for key in official})
     assert sum(tensor.numel() for tensor in named.values()) == recorded_manifest["num_parameters"]
-    assert VAT.convert_checkpoint(official, None)[0] == replace(expected, num_points=VATConfig().num_points)
-    assert VAT.recognises(official)
+    assert as_ours(VAT, official, None)[0] == replace(expected, num_points=VATConfig().num_points)
+    assert VAT.checkpoint.recognises(official)
 
 
 def test_missing_and_unexpected_tensors_are_named() -> None:
@@ -647,7 +648,7 @@ def test_missing_and_unexpected_tensors_are_named() -> None:
 )
 def test_impossible_sizes_are_refused(change: dict[str, object], reason: str) -> None:
     with pytest.raises(zoo.WeightsError, match=reason):
-        VAT.upstream_config(dict(settings(CASE)) | change)
+        VAT.checkpoint.config(dict(settings(CASE)) | change)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

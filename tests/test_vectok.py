@@ -18,6 +18,7 @@ from torch import Tensor
 import zoo
 from small_models_vectok import SMALL_LOGMEL_VECTOK, SMALL_VECTOK, noise, small_vectok
 from zoo import media, registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.vectok import (
     BPE,
     HiFiGANSizes,
@@ -259,11 +260,11 @@ def test_manifest_maps_both_ways(name: str) -> None:
     """Every tensor of the official file is used or knowingly dropped, and every tensor of ours is filled."""
     manifest = json.loads((MANIFESTS / f"{name}.json").read_text())
     state = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
-    config = VecTok.upstream_config(manifest["config"])
-    found, converted = VecTok.convert_checkpoint({k: t for k, t in state.items() if VecTok.wanted(k)}, config)
+    config = VecTok.checkpoint.config(manifest["config"])
+    found, converted = as_ours(VecTok, {k: t for k, t in state.items() if VecTok.checkpoint.wanted(k)}, config)
     assert found.parts == OFFICIAL[name] == config.parts
     assert manifest["num_parameters"] == sum(torch.Size(shape).numel() for shape in manifest["tensors"].values())
-    dropped = {key for key in state if not VecTok.wanted(key) and not key.endswith("num_batches_tracked")}
+    dropped = {key for key in state if not VecTok.checkpoint.wanted(key) and not key.endswith("num_batches_tracked")}
     assert dropped <= {"mask_emb", "encoder.layer_norm.weight", "encoder.layer_norm.bias"}
     with torch.device("meta"):
         assert {key: t.shape for key, t in VecTok(found).state_dict().items()} == {k: t.shape for k, t in converted.items()}
@@ -277,16 +278,16 @@ def test_entries_have_the_official_sizes(name: str) -> None:
     for manifest, parts in OFFICIAL.items():
         if set(parts) <= set(config.parts):
             tensors |= json.loads((MANIFESTS / f"{manifest}.json").read_text())["tensors"]
-    state = {key: torch.empty(shape, device="meta") for key, shape in tensors.items() if VecTok.wanted(key)}
+    state = {key: torch.empty(shape, device="meta") for key, shape in tensors.items() if VecTok.checkpoint.wanted(key)}
     if config.has_units:
         state["pairs"] = torch.empty(config.merges, 2, dtype=torch.int64, device="meta")
-    found, converted = VecTok.convert_checkpoint(state, config)
+    found, converted = as_ours(VecTok, state, config)
     assert found == config
     assert sum(key.endswith("norm1.weight") for key in converted) == 6
     with pytest.raises(zoo.KeysError, match="unexpected"):
-        VecTok.convert_checkpoint(state | {"quantizer.vars": torch.empty(1)}, config)
+        as_ours(VecTok, state | {"quantizer.vars": torch.empty(1)}, config)
     with pytest.raises(zoo.KeysError, match=r"missing: .*conv_post"):
-        VecTok.convert_checkpoint({k: t for k, t in state.items() if k != "conv_post.bias"}, config)
+        as_ours(VecTok, {k: t for k, t in state.items() if k != "conv_post.bias"}, config)
 
 
 def test_loading_what_was_never_published_explains() -> None:
@@ -326,8 +327,8 @@ def test_transformers_layout_gives_the_same() -> None:
 
 def test_components_are_recognised() -> None:
     for case in ("wavlm-l7-d64", "knnvc-c64-k4", "inverse-d64"):
-        assert VecTok.recognises(load_file(CASES / case / "weights.safetensors").keys())
-    assert not VecTok.recognises({"head.out.weight", "quantize.embedding.weight"})
+        assert VecTok.checkpoint.recognises(load_file(CASES / case / "weights.safetensors").keys())
+    assert not VecTok.checkpoint.recognises({"head.out.weight", "quantize.embedding.weight"})
 
 
 def test_settings_of_another_wavlm_are_refused() -> None:

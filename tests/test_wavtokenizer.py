@@ -17,6 +17,7 @@ import zoo
 from hash_weights import wavtokenizer_state
 from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import media, registry
+from zoo.checkpoint import as_ours
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig, decoder
 from zoo.nn.conv import reflect_pad
 
@@ -160,12 +161,12 @@ def test_manifest_maps_both_ways(name: str) -> None:
     official |= {
         f"{prefix}x": torch.empty(1, device="meta") for prefix in manifest["other_state_dict_prefixes_in_training_class"]
     }
-    wanted = {key: tensor for key, tensor in official.items() if WavTokenizer.wanted(key)}
+    wanted = {key: tensor for key, tensor in official.items() if WavTokenizer.checkpoint.wanted(key)}
     statistics = {key for key in wanted if key.endswith("inited")}
     # 227 tensors count the codebook's two running statistics and the Hann window, which are not read.
     assert len(wanted) == manifest["inference_tensors"] - 3
     config = registry.check_config(entry)
-    found, state = WavTokenizer.convert_checkpoint({k: t for k, t in wanted.items() if k not in statistics}, config)
+    found, state = as_ours(WavTokenizer, {k: t for k, t in wanted.items() if k not in statistics}, config)
     assert found == config
     with torch.device("meta"):
         ours = WavTokenizer(config).state_dict()

@@ -1,16 +1,84 @@
-"""Official checkpoints to ours: names, the sizes that shapes tell, and what these have to agree with."""
+"""Official checkpoints to ours: names, the sizes that shapes tell, and what these have to agree with.
+
+A family says in one `Checkpoint` how upstream's files are read; the functions below are what such mappings share.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from zoo.errors import KeysError
-from zoo.tokenizer import listing
+from zoo.errors import KeysError, listing
+
+if TYPE_CHECKING:
+    from zoo.tokenizer import Tokenizer
+
+
+def every_tensor(key: str) -> bool:
+    """Every entry of a checkpoint is read: nothing in it is left out deliberately."""
+    return True
+
+
+def no_configuration(raw: Mapping[str, Any]) -> None:
+    """No upstream configuration is known: the sizes follow from the tensors."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How upstream's checkpoints of a family are read.
+
+    Attributes:
+        recognises: whether a set of keys is that of such a checkpoint.
+        convert: upstream's tensors and a configuration (or ``None``) to the configuration that the shapes imply and the tensors
+            in our names. Raises `KeysError` where they contradict each other.
+        config: upstream's own configuration to the family's ``Config``; ``None`` if it leaves the sizes to the checkpoint.
+            Raises `WeightsError` where it cannot be used.
+        wanted: whether an upstream tensor is needed; all others are dropped deliberately.
+        metadata: upstream's own configuration where the metadata of a safetensors file holds it; ``None`` if it does not.
+    """
+
+    recognises: Callable[[Collection[str]], bool]
+    convert: Callable[[Mapping[str, Tensor], Any], tuple[Any, dict[str, Tensor]]]
+    config: Callable[[Mapping[str, Any]], Any] = no_configuration
+    wanted: Callable[[str], bool] = every_tensor
+    metadata: Callable[[Mapping[str, str]], Mapping[str, Any] | None] = no_configuration
+
+
+def as_ours(cls: type[Tokenizer[Any]], state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
+    """Upstream's tensors in a family's own names, complete, and the configuration that their shapes imply.
+
+    Raises:
+        KeysError: tensors are missing or unexpected, or their shapes contradict each other or ``config``.
+    """
+    found, named = cls.checkpoint.convert(state, config)
+    require_complete(cls, found, named)
+    return found, named
+
+
+def require_complete(cls: type[Tokenizer[Any]], config: Any, state: Mapping[str, Tensor]) -> None:
+    """Check that a state dict in our names is exactly what a model of this configuration needs.
+
+    Raises:
+        KeysError: tensors are missing or unexpected, or have other shapes.
+    """
+    with torch.device("meta"):
+        expected = cls(config, name=cls.family).state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise KeysError(f"missing: {listing(missing)}")
+    if surplus := sorted(state.keys() - expected.keys()):
+        raise KeysError(f"unexpected: {listing(surplus)}")
+    wrong = [
+        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if state[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise KeysError(f"wrong shapes: {listing(wrong)}")
 
 
 def renamed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ZooError(Exception):
     """Base of all errors raised by the zoo."""
@@ -85,3 +87,9 @@ class CorruptWeightsError(WeightsError):
 
 class MissingExtraError(ZooError, ImportError):
     """An optional dependency is not installed; the message names the ``pip install`` that brings it."""
+
+
+def listing(names: Sequence[str], shown: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

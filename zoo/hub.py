@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo import registry
+from zoo.checkpoint import as_ours
 from zoo.download import cache_root, download, translating_hub_errors, verify
 from zoo.errors import (
     CorruptWeightsError,
@@ -31,6 +32,7 @@ from zoo.errors import (
     KeysError,
     NotOnHubError,
     WeightsError,
+    listing,
 )
 from zoo.media import replacing
 from zoo.pieces import (
@@ -47,7 +49,7 @@ from zoo.pieces import (
 from zoo.quantize.packed import descriptions, exact_keys, format_metadata, restore
 from zoo.registry import MAIN, Entry
 from zoo.state_dict import opening_safetensors, read_state, safetensors_keys
-from zoo.tokenizer import Tokenizer, listing
+from zoo.tokenizer import Tokenizer
 
 _log = logging.getLogger("zoo")
 
@@ -170,9 +172,9 @@ def load_upstream(
     request = _Request(Sources(download))
     if not isinstance(weights, Mapping):
         return _from_upstream_file(cls, raw, Path(weights), name, request)
-    upstream = None if raw is None else cls.upstream_config(raw)
-    state = {key: tensor for key, tensor in weights.items() if cls.wanted(key)}
-    return _build(cls, *cls.convert_checkpoint(state, upstream), name=name, request=request)
+    upstream = None if raw is None else cls.checkpoint.config(raw)
+    state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
+    return _build(cls, *as_ours(cls, state, upstream), name=name, request=request)
 
 
 def _from_upstream_file(
@@ -186,14 +188,14 @@ def _from_upstream_file(
     """An upstream checkpoint with upstream's configuration: the given one, that in the file's metadata, or ``expected``."""
     if raw is None and path.suffix == ".safetensors":
         with opening_safetensors(path) as file:
-            raw = cls.upstream_metadata(file.metadata() or {})
-    config = None if raw is None else cls.upstream_config(raw)
+            raw = cls.checkpoint.metadata(file.metadata() or {})
+    config = None if raw is None else cls.checkpoint.config(raw)
     if config is not None and expected is not None and config != expected:
         found, known = asdict(config), asdict(expected)
         differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
         _log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
-    converted = cls.convert_checkpoint(read_state(path, cls.wanted), config or expected)
-    return _build(cls, *converted, name=name, request=request)
+    found, state = as_ours(cls, read_state(path, cls.checkpoint.wanted), config or expected)
+    return _build(cls, found, state, name=name, request=request)
 
 
 def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> Mapping[str, Any] | None:
@@ -261,17 +263,16 @@ def _from_pieces(cls: type[AnyTokenizer], entry: Entry, config: Any, request: _R
         for files in found.values():
             if files.weights:
                 state = _read_prefixed(cls, files.weights, files.prefix) | state
-    converted = cls.convert_checkpoint(state, config)
-    # What was not taken over must not stay in memory while the rest is cast.
-    del state
-    if absent := sorted(set(parts_of(config)) - set(parts_of(converted[0]))):
+    # What is not taken over must not stay in memory while the rest is cast: the name is bound anew.
+    found, state = as_ours(cls, state, config)
+    if absent := sorted(set(parts_of(config)) - set(parts_of(found))):
         raise KeysError(f"{entry.name}: the files hold no {listing(absent)}")
-    return _build(cls, *converted, name=entry.name, request=request)
+    return _build(cls, found, state, name=entry.name, request=request)
 
 
 def _read_prefixed(cls: type[AnyTokenizer], path: Path, prefix: str) -> dict[str, Tensor]:
     """The wanted tensors of a file, with the names that they have in the assembled model."""
-    state = read_state(path, lambda key: cls.wanted(prefix + key))
+    state = read_state(path, lambda key: cls.checkpoint.wanted(prefix + key))
     return {prefix + key: tensor for key, tensor in state.items()}
 
 
@@ -340,7 +341,7 @@ def _from_foreign(path: Path, name: str, config: Mapping[str, Any], request: _Re
     keys = set(safetensors_keys(path))
     for family in dict.fromkeys(entry.family for entry in registry.entries().values()):
         cls = registry.family_class(family)
-        if cls.recognises(keys):
+        if cls.checkpoint.recognises(keys):
             return _from_upstream_file(cls, config or None, path, name, request)
     raise WeightsError(f"{name}: no family recognises this checkpoint; load_upstream takes one whose family you know")
 

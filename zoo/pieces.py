@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.download import verify
-from zoo.errors import InputError, NotOnHubError, WeightsError
+from zoo.errors import InputError, NotOnHubError, WeightsError, listing
 from zoo.registry import MAIN, Entry, Piece
-from zoo.tokenizer import listing
 
 WEIGHTS_FILE = "model.safetensors"
 DIFFUSERS_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

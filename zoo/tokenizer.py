@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import InputError, KeysError, MismatchError
+from zoo.checkpoint import Checkpoint, no_configuration
+from zoo.errors import InputError, MismatchError
 from zoo.spec import Spec
 from zoo.tokens import Meta, Tokens
 
@@ -25,8 +27,8 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     """A loaded tokenizer.
 
-    A family implements `encode`, `decode`, `embed` and `spec`, names its frozen ``Config`` and says how official checkpoints
-    map to its own state dict.
+    A family implements `encode`, `decode`, `embed` and `spec`, names its frozen ``Config``, and says in ``checkpoint`` how
+    official files map to its own state dict.
 
     Attributes:
         config: sizes and settings of the model.
@@ -37,8 +39,27 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     Config: ClassVar[type]
     family: ClassVar[str]
     modality: ClassVar[str]
+    #: How upstream's checkpoints of the family are read.
+    checkpoint: ClassVar[Checkpoint]
     #: State dict entries that tell checkpoints apart and are stored as upstream stored them.
     identity: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "checkpoint" not in cls.__dict__ and "convert_checkpoint" in cls.__dict__:
+            warnings.warn(
+                f"{cls.__name__}: the class methods recognises, wanted, upstream_config and convert_checkpoint are deprecated: "
+                "set `checkpoint` to a zoo.Checkpoint of such functions",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.checkpoint = Checkpoint(
+                recognises=cls.recognises,  # type: ignore[attr-defined]
+                convert=cls.convert_checkpoint,  # type: ignore[attr-defined]
+                config=cls.upstream_config,  # type: ignore[attr-defined]
+                wanted=cls.wanted,  # type: ignore[attr-defined]
+                metadata=getattr(cls, "upstream_metadata", no_configuration),
+            )
 
     def __init__(self, config: ConfigT, name: str) -> None:
         super().__init__()
@@ -64,35 +85,6 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     @abstractmethod
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The vectors that a language model would be fed; zero where an item has ended."""
-
-    @classmethod
-    @abstractmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        """Whether these are the keys of an upstream checkpoint of this family."""
-
-    @classmethod
-    @abstractmethod
-    def wanted(cls, key: str) -> bool:
-        """Whether an entry of an upstream checkpoint is read at all; the others are dropped knowingly."""
-
-    @classmethod
-    @abstractmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> Any | None:
-        """The ``Config`` that upstream's own configuration describes; ``None`` if it leaves the sizes to the checkpoint."""
-
-    @classmethod
-    def upstream_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
-        """Upstream's own configuration where the metadata of a safetensors file holds it; ``None`` if it does not."""
-        return None
-
-    @classmethod
-    @abstractmethod
-    def convert_checkpoint(cls, state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
-        """Upstream's tensors in our names, and the configuration that their shapes imply.
-
-        Raises:
-            KeysError: tensors are missing or unexpected, or their shapes contradict each other or ``config``.
-        """
 
     # ---- what all families share
 
@@ -188,33 +180,6 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
                 outside = low if low < 0 else high
                 raise InputError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
         return tokens
-
-
-def require_complete(cls: type[Tokenizer[Any]], config: Any, state: Mapping[str, Tensor]) -> None:
-    """Check that a state dict in our names is exactly what a model of this configuration needs.
-
-    Raises:
-        KeysError: tensors are missing or unexpected, or have other shapes.
-    """
-    with torch.device("meta"):
-        expected = cls(config, name=cls.family).state_dict()
-    if missing := sorted(expected.keys() - state.keys()):
-        raise KeysError(f"missing: {listing(missing)}")
-    if surplus := sorted(state.keys() - expected.keys()):
-        raise KeysError(f"unexpected: {listing(surplus)}")
-    wrong = [
-        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if state[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise KeysError(f"wrong shapes: {listing(wrong)}")
-
-
-def listing(names: Sequence[str], shown: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _bare_sequences(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:

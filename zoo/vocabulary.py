@@ -14,10 +14,9 @@ from jaxtyping import Int
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from zoo.errors import FormatError, InputError, MismatchError
+from zoo.errors import FormatError, InputError, MismatchError, listing
 from zoo.media import replacing
 from zoo.spec import Spec
-from zoo.tokenizer import listing
 from zoo.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.byteformer.config import ByteFormerConfig
 from zoo.codecs.byteformer.embedding import sinusoidal_positions
-from zoo.errors import KeysError, WeightsError
-from zoo.tokenizer import listing
+from zoo.errors import KeysError, WeightsError, listing
 
 _POSITIONS = "pos_embed.pos_embed.pos_embed"
 _NAMES = {
@@ -202,3 +201,6 @@ def _infer_config(named: Mapping[str, Tensor], config: ByteFormerConfig | None) 
         )
     except ValueError as error:
         raise KeysError(f"the sizes of this checkpoint do not fit together: {error}") from error
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config)

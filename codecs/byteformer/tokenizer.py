@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from zoo.codecs.byteformer import checkpoint, encodings, transforms
+from zoo.codecs.byteformer import encodings, transforms
+from zoo.codecs.byteformer.checkpoint import CHECKPOINT
 from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
 from zoo.codecs.byteformer.embedding import ByteEmbedding
 from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
 from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, _bare_sequences, as_items, naming_item, progress_bar, require_complete
+from zoo.tokenizer import Tokenizer, _bare_sequences, as_items, naming_item, progress_bar
 from zoo.tokens import Tokens
 
 _log = logging.getLogger("zoo")
@@ -58,6 +59,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
     Config = ByteFormerConfig
     family = "byteformer"
     modality = "bytes"
+    checkpoint = CHECKPOINT
     identity = ("embedding.bytes", "embedding.reduction")
 
     # Tokens behind the convolution that go through the transformer at a time, unless one file has more. Memory and speed only.
@@ -332,33 +334,13 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
             total += count
         yield slice(first, len(counts))
 
-    # ---- speed and official checkpoints
+    # ---- speed
 
     def compile_modules(self) -> None:
         """Compile the feed-forward layers; the first calls are slow. Attention works on windows of changing number."""
         for module in self.transformer.modules():
             if isinstance(module, FeedForward):
                 module.compile(dynamic=True)
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return True
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> ByteFormerConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: ByteFormerConfig | None
-    ) -> tuple[ByteFormerConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named
 
 
 @functools.cache

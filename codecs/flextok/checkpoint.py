@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import hidden_dim
 from zoo.errors import KeysError, WeightsError
@@ -288,3 +288,8 @@ def _infer_config(named: Mapping[str, Tensor], base: FlexTokConfig) -> FlexTokCo
         decoder_depth=depth("decoder"),
         mlp_ratio=ratio,
     )
+
+
+CHECKPOINT = Checkpoint(
+    recognises=recognises, convert=convert, config=upstream_config, wanted=wanted, metadata=tree_of_metadata
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.flextok import checkpoint
+from zoo.codecs.flextok.checkpoint import CHECKPOINT
 from zoo.codecs.flextok.config import GUIDANCE_METHODS, FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
@@ -20,7 +20,7 @@ from zoo.nn.fsq import FSQ
 from zoo.nn.precision import exact_float32
 from zoo.nn.vae import VAE
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
 from zoo.tokens import Tokens
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -39,6 +39,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
     Config = FlexTokConfig
     family = "flextok"
     modality = "image"
+    checkpoint = CHECKPOINT
     identity = ("encoder.registers", "encoder.to_codes.weight", "encoder.to_codes.bias")
 
     # Images at a time. On a CPU, encoding one by one costs nothing and makes ids independent of the batch to the last bit.
@@ -360,29 +361,3 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         for block in self.decoder.blocks:
             block.compile(dynamic=True)
         self.vae.decoder.compile(dynamic=True)
-
-    # ---- official checkpoints
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return checkpoint.wanted(key)
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> FlexTokConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def upstream_metadata(cls, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
-        return checkpoint.tree_of_metadata(metadata)
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: FlexTokConfig | None
-    ) -> tuple[FlexTokConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named

@@ -14,12 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoint import layer_numbers, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, layer_numbers, require_agreement, shape_of
 from zoo.codecs.seed.config import PARTS, SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, empty_prompt_states, solver_name
-from zoo.errors import KeysError, WeightsError
+from zoo.errors import KeysError, WeightsError, listing
 from zoo.nn import vae
-from zoo.tokenizer import listing
 
 _VISION = "visual_encoder."
 _TEXT_ENCODER = "text_encoder."
@@ -314,3 +313,6 @@ def _infer_encoder(named: Mapping[str, Tensor], base: SeedConfig) -> dict[str, A
         "qformer_mlp_dim": shape_of(named, f"{qformer}network.encoder.layer.0.intermediate_query.dense.weight")[0],
         "cross_attention_every": every,
     }
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, wanted=wanted)

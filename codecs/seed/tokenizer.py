@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.seed import checkpoint
+from zoo.codecs.seed.checkpoint import CHECKPOINT
 from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
@@ -20,7 +20,7 @@ from zoo.codecs.seed.encoder import Encoder
 from zoo.errors import InputError, WeightsError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
 from zoo.tokens import Tokens
 
 AnyTokens = Tokens | Tensor | Sequence[Tensor]
@@ -64,6 +64,7 @@ class Seed(Tokenizer[SeedConfig]):
     Config = SeedConfig
     family = "seed"
     modality = "image"
+    checkpoint = CHECKPOINT
     identity = ("codebook.codes",)
 
     # Images at a time. On a CPU, encoding one by one costs little and makes ids independent of the batch to the last bit.
@@ -458,26 +459,6 @@ class Seed(Tokenizer[SeedConfig]):
         if "decoder" in self.config.parts:
             self.decoder.unet.compile()
             self.decoder.vae.compile()
-
-    # ---- official checkpoints
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return checkpoint.wanted(key)
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> SeedConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(cls, state: Mapping[str, Tensor], config: SeedConfig | None) -> tuple[SeedConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named
 
 
 def _restore(image: Float[Tensor, "3 height width"], meta: Mapping[str, Any]) -> Float[Tensor, "3 _ _"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.errors import KeysError, WeightsError
 from zoo.nn.vit import fuse_qkv_bias
@@ -309,3 +309,6 @@ def _resize_positions(
     grid = patches.float().T.unflatten(1, (side, side))[None]
     resized = F.interpolate(grid, scale_factor=(config.grid + 0.1) / side, mode="bicubic")
     return torch.cat([first.float(), resized[0].flatten(1).T])
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, wanted=wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.tokenflow import checkpoint, training
+from zoo.codecs.tokenflow import training
+from zoo.codecs.tokenflow.checkpoint import CHECKPOINT
 from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
@@ -19,7 +20,7 @@ from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
 from zoo.errors import InputError, WeightsError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
 from zoo.tokens import Meta, Tokens
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -38,6 +39,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
     Config = TokenFlowConfig
     family = "tokenflow"
     modality = "image"
+    checkpoint = CHECKPOINT
     identity = ("quantizer.semantic", "quantizer.pixels")
 
     # Images at a time. On a CPU, one by one costs nothing and makes results independent of the batch to the last bit.
@@ -321,25 +323,3 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             self.decoder.compile(dynamic=True)
         if "semantic_decoder" in self.config.parts:
             self.semantic_decoder.compile(dynamic=True)
-
-    # ---- official checkpoints
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return checkpoint.wanted(key)
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> TokenFlowConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: TokenFlowConfig | None
-    ) -> tuple[TokenFlowConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoint import layer_numbers, renamed, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.vat.config import SCHEDULE, VATConfig
 from zoo.errors import KeysError, WeightsError
 
@@ -121,3 +121,6 @@ def _infer_config(named: Mapping[str, Tensor], config: VATConfig | None) -> VATC
 def _norm_groups(channels: Sequence[int]) -> int:
     """Groups of the published models' norms: those of the large ones if the channels can be split so."""
     return 32 if all(count % 32 == 0 for count in channels) else 8
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config)

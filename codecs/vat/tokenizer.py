@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.vat import checkpoint, training
+from zoo.codecs.vat import training
+from zoo.codecs.vat.checkpoint import CHECKPOINT
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.decoder import Field, Planes, Query, TriplaneDecoder
 from zoo.codecs.vat.encoder import Encoder
@@ -20,7 +21,7 @@ from zoo.codecs.vat.surface import extract
 from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar, require_complete
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
 from zoo.tokens import Meta, Tokens
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class VAT(Tokenizer[VATConfig]):
     Config = VATConfig
     family = "vat"
     modality = "shape"
+    checkpoint = CHECKPOINT
     identity = ("quantizer.codebook", "quantizer.gain")
 
     # Shapes at a time. On a CPU, one by one costs nothing and makes results independent of the batch to the last bit.
@@ -292,23 +294,3 @@ class VAT(Tokenizer[VATConfig]):
         for block in self.decoder.blocks:
             block.compile(dynamic=True)
         self.decoder.upsampler.compile(dynamic=True)
-
-    # ---- checkpoints of the reference design
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return True
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> VATConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(cls, state: Mapping[str, Tensor], config: VATConfig | None) -> tuple[VATConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named

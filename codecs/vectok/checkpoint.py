@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.checkpoint import Checkpoint
 from zoo.codecs.vectok.config import PARTS, HiFiGANSizes, InverseSizes, VecTokConfig, WavLMSizes
 from zoo.codecs.vectok.units import BPE
-from zoo.errors import KeysError, WeightsError
-from zoo.tokenizer import listing
+from zoo.errors import KeysError, WeightsError, listing
 
 # A tensor of each part that tells whether it is there, in our names.
 _TELLTALES = {
@@ -308,3 +308,6 @@ def _with_units(config: VecTokConfig, named: dict[str, Tensor]) -> VecTokConfig:
         return replace(config, num_units=num_units)
     vocab_size = BPE(num_units, pairs.tolist()).vocab_size
     return replace(config, num_units=num_units, merges=len(pairs), vocab_size=vocab_size)
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, wanted=wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo import media
-from zoo.codecs.vectok import checkpoint
 from zoo.codecs.vectok.analysis import Analyser
+from zoo.codecs.vectok.checkpoint import CHECKPOINT
 from zoo.codecs.vectok.config import HiFiGANSizes, LogMelSizes, VecTokConfig
 from zoo.codecs.vectok.inverse import InverseKMeans
 from zoo.codecs.vectok.logmel import LogMelVectors
@@ -29,7 +29,7 @@ from zoo.errors import InputError, MismatchError, WeightsError
 from zoo.latents import Latents
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, naming_item, require_complete
+from zoo.tokenizer import Tokenizer, as_items, naming_item
 from zoo.tokens import Tokens
 
 Prompt = Any
@@ -63,6 +63,7 @@ class VecTok(Tokenizer[VecTokConfig]):
     Config = VecTokConfig
     family = "vectok"
     modality = "speech"
+    checkpoint = CHECKPOINT
     identity = ("units.centroids", "units.pairs")
 
     # Vectors of the windows that long recordings are encoded and decoded in, and of each margin that is dropped again.
@@ -572,25 +573,3 @@ class VecTok(Tokenizer[VecTokConfig]):
             modules += [self.vocoder] if isinstance(self.vocoder, HiFiGAN) else list(self.vocoder.blocks)
         for module in modules:
             module.compile(dynamic=True)
-
-    # ---- public checkpoints
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return checkpoint.wanted(key)
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> VecTokConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: VecTokConfig | None
-    ) -> tuple[VecTokConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import renamed, require_agreement, shape_of
+from zoo.checkpoint import Checkpoint, renamed, require_agreement, shape_of
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.errors import KeysError, WeightsError
 
@@ -170,3 +170,6 @@ def _infer_config(named: Mapping[str, Tensor]) -> WavTokenizerConfig:
         num_layers=len(layers),
         num_bandwidths=shape("backbone.norm.scale")[0],
     )
+
+
+CHECKPOINT = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, wanted=wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo import media
-from zoo.codecs.wavtokenizer import checkpoint
+from zoo.codecs.wavtokenizer.checkpoint import CHECKPOINT
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
@@ -18,7 +18,7 @@ from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
 from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar, require_complete
+from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar
 from zoo.tokens import Tokens
 
 
@@ -33,6 +33,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
     Config = WavTokenizerConfig
     family = "wavtokenizer"
     modality = "audio"
+    checkpoint = CHECKPOINT
     identity = ("codebook.embed",)
 
     # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
@@ -241,29 +242,9 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
         ids = self._check(tokens).ids.to(self.device)
         return self.codebook(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
-    # ---- speed and official checkpoints
+    # ---- speed
 
     def compile_modules(self) -> None:
         """Compile the decoder's blocks; the first calls are slow. The encoder writes into its buffers by hand instead."""
         for module in (*self.backbone.pos_net, *self.backbone.convnext):
             module.compile(dynamic=True)
-
-    @classmethod
-    def recognises(cls, keys: Collection[str]) -> bool:
-        return checkpoint.recognises(keys)
-
-    @classmethod
-    def wanted(cls, key: str) -> bool:
-        return checkpoint.wanted(key)
-
-    @classmethod
-    def upstream_config(cls, raw: Mapping[str, Any]) -> WavTokenizerConfig | None:
-        return checkpoint.upstream_config(raw)
-
-    @classmethod
-    def convert_checkpoint(
-        cls, state: Mapping[str, Tensor], config: WavTokenizerConfig | None
-    ) -> tuple[WavTokenizerConfig, dict[str, Tensor]]:
-        found, named = checkpoint.convert(state, config)
-        require_complete(cls, found, named)
-        return found, named

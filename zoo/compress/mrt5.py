@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import InputError, KeysError
-from zoo.tokenizer import listing
+from zoo.errors import InputError, KeysError, listing
 
 Hidden = Float[Tensor, "batch length dim"]
 Gate = Float[Tensor, "batch length"]
