@@ -17,12 +17,13 @@ from torch import Tensor
 
 from zoo import media
 from zoo.checkpoint import Checkpoint, renamed, require_agreement
-from zoo.errors import InputError, MismatchError, WeightsError, listing
+from zoo.errors import InputError, MismatchError, WeightsError, listing, naming_item
 from zoo.latents import Latents
 from zoo.nn import vae
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, naming_item, progress_bar
+from zoo.tokenizer import Tokenizer, as_items
 
 
 @dataclass(frozen=True)

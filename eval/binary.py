@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 from zoo import registry
 from zoo.bench.binary import milliseconds
-from zoo.bench.measure import device_name
 from zoo.errors import InputError
 from zoo.eval.binary_subjects import SUBJECTS, Subject
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize import binary
 from zoo.quantize.binary_operators import OPERATORS, BinaryLayer
 
@@ -158,8 +158,7 @@ def run(
         for method in tqdm(pending, desc=name, unit="method"):
             content["methods"][method] = _evaluate(subject, method, steps)
             if json_path is not None:
-                with replacing(json_path) as temporary:
-                    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                write_json(json_path, content)
     return content
 
 

@@ -9,7 +9,6 @@ object of five to eight, so that a method which drops that object's tokens loses
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections import Counter
@@ -24,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import compress
-from zoo.bench.measure import device_name
 from zoo.errors import InputError
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import replacing, write_json
 from zoo.weights.recipes import vlm, vlm_data
 
 KEEPS = (0.5, 0.22, 0.11, 0.05)
@@ -164,8 +163,7 @@ def run(
         "command": command,
     }
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     if plot_path is not None:
         plot(content, plot_path)
     return content

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.bench import device_name
+from zoo.machine import device_name
 from zoo.media import replacing
 from zoo.weights.recipes import image_data
 

@@ -22,9 +22,10 @@ import torch
 
 import zoo
 from zoo import hub, media
-from zoo.bench import device_name
 from zoo.errors import InputError
 from zoo.eval.quantize_subjects import SUBJECTS, Subject
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize.conversion import quantize
 from zoo.quantize.layers import Granularity
 from zoo.quantize.learned import LearningConfig
@@ -98,8 +99,7 @@ def run(
         "rows": rows,
     }
     if json_path is not None:
-        with media.replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

@@ -10,7 +10,6 @@ decode ``prefixes.parquet``, and one self-contained ``report.html``.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -28,7 +27,7 @@ from zoo.eval.journal import Journal
 from zoo.eval.options import add_options, given, network_sources, token_counts
 from zoo.eval.plan import NetworkSource, Plan, make_plan
 from zoo.eval.summary import summarise, write_tables
-from zoo.media import expand_paths, replacing
+from zoo.media import expand_paths, write_json
 from zoo.tokenizer import Tokenizer
 
 _NEEDED = ("jinja2", "matplotlib", "pyarrow")
@@ -103,8 +102,7 @@ def run(
 
     summary = summarise(plan, rows, journal, command)
     write_tables(rows, summary, out)
-    with replacing(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", summary, indent=2)
     report.write(out / "report.html", plan, rows, summary)
     journal.remove()
     return summary

@@ -14,11 +14,11 @@ import torch
 
 import zoo
 from zoo import registry
-from zoo.bench import device_name
 from zoo.eval.journal import Journal
 from zoo.eval.modality import Row
 from zoo.eval.plan import Plan
 from zoo.eval.tokens import position_entropy, usage_statistics
+from zoo.machine import device_name
 from zoo.media import replacing
 
 #: Figures of the whole set by metric: ``{"ours": …, "baseline": …}``, ``None`` where they are not defined.

@@ -27,9 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zoo
-from zoo.bench import device_name
 from zoo.errors import InputError
 from zoo.eval.audio import log_mel_l1, stoi
+from zoo.machine import device_name
 from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
 
 Speakers = Mapping[str, Sequence[Path]]

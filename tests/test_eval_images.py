@@ -24,10 +24,11 @@ from torch import Tensor
 
 import zoo
 from zoo import media
+from zoo.errors import naming_item
 from zoo.eval import images, networks, photographs, prefixes, reconstruct, report, thumbnail
 from zoo.eval.plan import make_plan
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, naming_item
+from zoo.tokenizer import Tokenizer, as_items
 
 # A tokenizer without weights, whose prefixes decode.
 LEVELS = 256

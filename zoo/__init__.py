@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import (
+    ArgumentError,
     ChecksumError,
     CorruptWeightsError,
     DiskFullError,
@@ -17,11 +18,13 @@ from zoo.errors import (
     GatedRepoError,
     HubError,
     InputError,
+    ItemError,
     KeysError,
     MismatchError,
     MissingExtraError,
     NotOnHubError,
     OfflineError,
+    OutputError,
     RegistryError,
     UnsafePickleError,
     WeightsError,
@@ -63,6 +66,7 @@ _HOMES = {
 _PACKAGES = ("compress", "quantize")
 
 __all__ = [
+    "ArgumentError",
     "ChecksumError",
     "CorruptWeightsError",
     "DiskFullError",
@@ -72,12 +76,14 @@ __all__ = [
     "GatedRepoError",
     "HubError",
     "InputError",
+    "ItemError",
     "KeysError",
     "Latents",
     "MismatchError",
     "MissingExtraError",
     "NotOnHubError",
     "OfflineError",
+    "OutputError",
     "RegistryError",
     "Spec",
     "Tokenizer",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ZooError(Exception):
@@ -10,7 +11,7 @@ class ZooError(Exception):
 
 
 class InputError(ZooError, ValueError):
-    """An input item cannot be used; ``index`` is its position in the batch (``None`` for the call as a whole)."""
+    """Something that was passed cannot be used; ``index`` is an item's position in the batch, ``None`` for the whole call."""
 
     def __init__(self, reason: str, index: int | None = None) -> None:
         self.index = index
@@ -20,6 +21,19 @@ class InputError(ZooError, ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, int | None]]:
         # The default would pickle the formatted message and prefix the index a second time.
         return type(self), (self.reason, self.index)
+
+
+class ItemError(InputError):
+    """One item of a batch cannot be used, whatever the others are; ``index`` is its position. Without it, the rest can be."""
+
+    index: int
+
+    def __init__(self, reason: str, index: int) -> None:
+        super().__init__(reason, index)
+
+
+class ArgumentError(InputError):
+    """An argument of the call is wrong, whatever the items are, so that trying other items is of no use."""
 
 
 class MismatchError(InputError):
@@ -87,6 +101,23 @@ class CorruptWeightsError(WeightsError):
 
 class MissingExtraError(ZooError, ImportError):
     """An optional dependency is not installed; the message names the ``pip install`` that brings it."""
+
+
+class OutputError(ZooError, OSError):
+    """A file cannot be written: the disk is full, the folder is read-only, something else is in the way."""
+
+
+@contextmanager
+def naming_item(index: int) -> Iterator[None]:
+    """Turn an `InputError` raised inside into an `ItemError` of that item; an `ArgumentError` is no item's fault."""
+    try:
+        yield
+    except ArgumentError:
+        raise
+    except MismatchError as error:
+        raise MismatchError(error.reason, index) from error
+    except InputError as error:
+        raise ItemError(error.reason, index) from error
 
 
 def listing(names: Sequence[str], shown: int = 5) -> str:

@@ -34,7 +34,7 @@ from zoo.errors import (
     WeightsError,
     listing,
 )
-from zoo.media import replacing
+from zoo.media import replacing, write_json
 from zoo.pieces import (
     CONFIG_FILE,
     DIFFUSERS_WEIGHTS_FILE,
@@ -572,8 +572,7 @@ def save_pretrained(tokenizer: AnyTokenizer, folder: str | os.PathLike[str]) -> 
     """Write ``model.safetensors``, ``config.json`` and a model card into a folder."""
     folder = Path(folder)
     write_saved_file(tokenizer, folder / WEIGHTS_FILE)
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(saved_config(tokenizer), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, saved_config(tokenizer), indent=2)
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(_model_card(tokenizer), encoding="utf-8")
     return folder

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from zoo.errors import FormatError, InputError, MismatchError
+from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.media import replacing
 
 _KIND = "zoo.Latents"
@@ -82,9 +82,9 @@ class Latents:
             raise InputError("there are no latents to decode")
         for index, values in enumerate(self.values):
             if values.ndim != 1 + len(axes) or values.shape[0] != channels or not values.numel():
-                raise InputError(f"latents must be [{', '.join((str(channels), *axes))}], not {list(values.shape)}", index)
+                raise ItemError(f"latents must be [{', '.join((str(channels), *axes))}], not {list(values.shape)}", index)
             if not torch.isfinite(values).all():
-                raise InputError("the latents hold NaN or infinite values", index)
+                raise ItemError("the latents hold NaN or infinite values", index)
 
     def stack(self) -> Float[Tensor, "batch channels ..."]:
         """All items as one tensor.
@@ -97,7 +97,7 @@ class Latents:
         first = self.values[0].shape
         for index, value in enumerate(self.values):
             if value.shape != first:
-                raise InputError(f"latents {list(value.shape)} cannot be stacked on {list(first)}", index)
+                raise ItemError(f"latents {list(value.shape)} cannot be stacked on {list(first)}", index)
         return torch.stack(self.values)
 
     @staticmethod

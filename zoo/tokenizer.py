@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -15,7 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint, no_configuration
-from zoo.errors import InputError, MismatchError
+from zoo.errors import ArgumentError, InputError, ItemError, MismatchError
+from zoo.errors import listing as listing  # old home of the name; it goes with the next release
+from zoo.errors import naming_item as naming_item  # likewise
+from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Spec
 from zoo.tokens import Meta, Tokens
 
@@ -105,7 +107,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     def set_precision(self, precision: str) -> None:
         """Precision of the decoder's products: ``"fp32"`` or ``"bf16"``. Encoders stay in float32."""
         if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.to(PRECISIONS[precision])
 
     def reset_buffers(self) -> None:
@@ -117,7 +119,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
 
     def compile_modules(self) -> None:
         """Compile the parts that do the work; the first calls are slow. A family names them."""
-        raise ValueError(f"{self.family} has nothing to compile")
+        raise ArgumentError(f"{self.family} has nothing to compile")
 
     def compute_fingerprint(self) -> str:
         """Identity of the weights: a hash over the ``identity`` tensors, equal on every machine and for every dtype stored."""
@@ -174,11 +176,11 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
             raise InputError("there are no tokens to decode")
         for index, ids in enumerate(tokens.unpadded()):
             if not len(ids):
-                raise InputError("the sequence is empty", index)
+                raise ItemError("the sequence is empty", index)
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= spec.vocab_size:
                 outside = low if low < 0 else high
-                raise InputError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
+                raise ItemError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
         return tokens
 
 
@@ -192,10 +194,10 @@ def _bare_sequences(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
     for index, row in enumerate(ids):
         row = torch.as_tensor(row)
         if row.ndim != 1 or row.is_floating_point() or row.dtype == torch.bool:
-            raise InputError(f"ids must be a sequence of integers, not {row.dtype} {list(row.shape)}", index)
+            raise ItemError(f"ids must be a sequence of integers, not {row.dtype} {list(row.shape)}", index)
         end = int((row != -1).sum())
         if (row[end:] != -1).any():
-            raise InputError("padding of -1 stands before the end", index)
+            raise ItemError("padding of -1 stands before the end", index)
         sequences.append(row[:end].to(torch.int64))
     return sequences
 
@@ -216,27 +218,6 @@ def as_items(items: Any, batch_rank: int) -> list[Any]:
     if not listed:
         raise InputError("there is nothing to encode")
     return listed
-
-
-@contextmanager
-def naming_item(index: int) -> Iterator[None]:
-    """Put the item's index into an `InputError` raised inside."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(error.reason, index) from error
-
-
-@contextmanager
-def progress_bar(label: str, total: int, shown: bool, unit: str = "token") -> Iterator[Callable[[int], object]]:
-    """A function that counts work done, behind a progress bar where one is wanted."""
-    if not shown:
-        yield lambda done: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=label, unit=unit) as bar:
-        yield bar.update
 
 
 def groups_of_similar_length(lengths: Sequence[int], budget: int, waste: float = 0.1) -> Iterator[list[int]]:

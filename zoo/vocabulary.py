@@ -14,7 +14,7 @@ from jaxtyping import Int
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from zoo.errors import FormatError, InputError, MismatchError, listing
+from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
 from zoo.media import replacing
 from zoo.spec import Spec
 from zoo.tokens import Tokens
@@ -306,11 +306,11 @@ class Vocabulary:
                 continue
             if isinstance(segment, str):
                 if text is None:
-                    raise InputError("a string needs the text tokenizer: pass text=", index)
+                    raise ItemError("a string needs the text tokenizer: pass text=", index)
                 encoded = text.encode(segment, add_special_tokens=False)
                 segment = getattr(encoded, "ids", encoded)
             if foreign := [number for number in segment if not self._is_text(number)]:
-                raise InputError(f"{foreign[0]} is no id of text", index)
+                raise ItemError(f"{foreign[0]} is no id of text", index)
             pieces.append(torch.tensor(segment, dtype=torch.int64))
         return torch.cat([*pieces, torch.empty(0, dtype=torch.int64)])
 

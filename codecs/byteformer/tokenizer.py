@@ -20,10 +20,11 @@ from zoo.codecs.byteformer.checkpoint import CHECKPOINT
 from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
 from zoo.codecs.byteformer.embedding import ByteEmbedding
 from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
-from zoo.errors import InputError
+from zoo.errors import InputError, ItemError, naming_item
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, _bare_sequences, as_items, naming_item, progress_bar
+from zoo.tokenizer import Tokenizer, _bare_sequences, as_items
 from zoo.tokens import Tokens
 
 _log = logging.getLogger("zoo")
@@ -158,7 +159,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
 
     def _octets(self, index: int, ids: Int[Tensor, " length"]) -> transforms.Bytes:
         if len(ids) and int(ids.max()) >= BYTE_VALUES:
-            raise InputError(f"id {int(ids.max())} stands for padding, not for a byte", index)
+            raise ItemError(f"id {int(ids.max())} stands for padding, not for a byte", index)
         octets = ids.to("cpu", torch.uint8).numpy()
         if self.config.permuted:
             octets = transforms.restore_values(octets)

@@ -15,12 +15,13 @@ from zoo.codecs.flextok.config import GUIDANCE_METHODS, FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.nn.fsq import FSQ
 from zoo.nn.precision import exact_float32
 from zoo.nn.vae import VAE
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
 from zoo.tokens import Tokens
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -105,7 +106,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         if posterior not in ("mode", "sample"):
             raise InputError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
         if precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
         ids: list[Tensor] = []
         with progress_bar("encode", len(prepared) * count, progress) as advance:
@@ -260,7 +261,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         tokens = super()._check(tokens)
         for index, length in enumerate(tokens.lengths.tolist()):
             if length > self.config.registers:
-                raise InputError(f"{length} tokens are more than the model's {self.config.registers}", index)
+                raise ItemError(f"{length} tokens are more than the model's {self.config.registers}", index)
         return tokens
 
     def _sizes_of(self, tokens: Tokens) -> list[tuple[int, int]]:

@@ -17,10 +17,11 @@ from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
 from zoo.codecs.seed.encoder import Encoder
-from zoo.errors import InputError, WeightsError
+from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, naming_item
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
 from zoo.tokens import Tokens
 
 AnyTokens = Tokens | Tensor | Sequence[Tensor]
@@ -161,7 +162,7 @@ class Seed(Tokenizer[SeedConfig]):
 
     def _summaries(self, images: Sequence[media.PreparedImage], precision: str) -> Iterator[States]:
         if precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self._require("encoder", "encoding")
         limit = self._limit(self.ENCODE_BATCH)
         for start in range(0, len(images), limit):
@@ -231,7 +232,7 @@ class Seed(Tokenizer[SeedConfig]):
         tokens = self._check(tokens)
         for index, length in enumerate(tokens.lengths.tolist()):
             if length != self.config.queries:
-                raise InputError(f"an image has {self.config.queries} tokens, not {length}", index)
+                raise ItemError(f"an image has {self.config.queries} tokens, not {length}", index)
         return tokens
 
     # ---- images
@@ -443,7 +444,7 @@ class Seed(Tokenizer[SeedConfig]):
     def set_precision(self, precision: str) -> None:
         """Precision of the products that draw images, ``"fp32"`` or ``"bf16"``. Tokens and embeddings stay as they are."""
         if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if "decoder" in self.config.parts:
             self.decoder.to(PRECISIONS[precision])
 

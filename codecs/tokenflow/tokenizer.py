@@ -17,10 +17,11 @@ from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
-from zoo.errors import InputError, WeightsError
+from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, naming_item
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
 from zoo.tokens import Meta, Tokens
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -103,7 +104,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         """
         self._require("encoder", "encoding")
         if precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
         ids: list[Tensor] = []
         with progress_bar("encode", len(prepared), progress, unit="image") as advance:
@@ -245,7 +246,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         ends = self.config.scale_ends
         for index, length in enumerate(tokens.lengths.tolist()):
             if length not in ends:
-                raise InputError(f"{length} tokens are no whole number of scales, which end at {ends}", index)
+                raise ItemError(f"{length} tokens are no whole number of scales, which end at {ends}", index)
         if scales is None:
             return tokens
         if not 1 <= scales <= len(ends):

@@ -18,10 +18,11 @@ from zoo.codecs.vat.decoder import Field, Planes, Query, TriplaneDecoder
 from zoo.codecs.vat.encoder import Encoder
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 from zoo.codecs.vat.surface import extract
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items, naming_item, progress_bar
+from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
 from zoo.tokens import Meta, Tokens
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class VAT(Tokenizer[VATConfig]):
             InputError: an item is empty, degenerate, unreadable, too large, not finite or of the wrong kind; names the item.
         """
         if precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         longest = self.config.scale_ends[-1]
         if tokens is not None and not 1 <= tokens <= longest:
             raise InputError(f"tokens must lie in [1, {longest}], not {tokens}")
@@ -235,7 +236,7 @@ class VAT(Tokenizer[VATConfig]):
         ends = self.config.scale_ends
         for index, (length, meta) in enumerate(zip(tokens.lengths.tolist(), tokens.meta or ({},) * len(tokens), strict=True)):
             if length > ends[-1]:
-                raise InputError(f"{length} tokens are more than the model's {ends[-1]}", index)
+                raise ItemError(f"{length} tokens are more than the model's {ends[-1]}", index)
             with naming_item(index):
                 media.frame_of(meta)
         if scales is None:

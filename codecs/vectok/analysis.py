@@ -13,9 +13,10 @@ from torch import Tensor
 from zoo.codecs.vectok.logmel import LogMelVectors
 from zoo.codecs.vectok.recording import Recording, Window, overlapping_windows
 from zoo.codecs.vectok.wavlm import WavLM
-from zoo.errors import InputError
+from zoo.errors import ItemError
 from zoo.nn.precision import exact_float32
-from zoo.tokenizer import groups_of_similar_length, progress_bar
+from zoo.progress import progress_bar
+from zoo.tokenizer import groups_of_similar_length
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Analyser:
             samples = len(waveform)
             counts.append(-(-samples // hop) if pad else (samples - reach) // hop + 1)
             if counts[-1] < 1:
-                raise InputError(f"{samples} samples are too short for a vector, which sees {reach}", index)
+                raise ItemError(f"{samples} samples are too short for a vector, which sees {reach}", index)
         short = [index for index, count in enumerate(counts) if count <= self.window]
         with progress_bar("encode", sum(counts), progress, unit="vector") as advance:
             for group in groups_of_similar_length([counts[i] for i in short], self.together):

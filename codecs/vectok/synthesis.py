@@ -14,7 +14,8 @@ from zoo.codecs.vectok.inverse import InverseKMeans
 from zoo.codecs.vectok.recording import Vectors, overlapping_windows
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
 from zoo.nn.precision import exact_float32
-from zoo.tokenizer import groups_of_similar_length, progress_bar
+from zoo.progress import progress_bar
+from zoo.tokenizer import groups_of_similar_length
 
 Waveform = Float[Tensor, " samples"]
 

@@ -25,11 +25,11 @@ from zoo.codecs.vectok.units import BPE, Units
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
 from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, Voices, match, mixture, stretch, to_loudness, trim_silence
 from zoo.codecs.vectok.wavlm import WavLM
-from zoo.errors import InputError, MismatchError, WeightsError
+from zoo.errors import InputError, MismatchError, WeightsError, naming_item
 from zoo.latents import Latents
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, naming_item
+from zoo.tokenizer import Tokenizer, as_items
 from zoo.tokens import Tokens
 
 Prompt = Any

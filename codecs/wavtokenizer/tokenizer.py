@@ -15,10 +15,11 @@ from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
-from zoo.errors import InputError
+from zoo.errors import InputError, naming_item
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length, naming_item, progress_bar
+from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length
 from zoo.tokens import Tokens
 
 

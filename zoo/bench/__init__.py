@@ -4,7 +4,8 @@ Speed does not depend on the values of the weights, so models are built at the c
 nothing is downloaded. Peers run in the same process, on the same input, with the same threads.
 """
 
-from zoo.bench.measure import device_name, peak_memory, resident_bytes
+from zoo.bench.measure import peak_memory, resident_bytes
 from zoo.bench.run import print_table, run
+from zoo.machine import device_name
 
 __all__ = ["device_name", "peak_memory", "print_table", "resident_bytes", "run"]

@@ -9,7 +9,6 @@ are wall time. Every product starts from float32 inputs: packing them is part of
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,11 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo.bench.measure import device_name
 from zoo.kernels import binary as kernel
 from zoo.kernels import native
 from zoo.kernels.binary import Execution
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize.binary import PackedBinary, binarize
 from zoo.quantize.binary_operators import OPERATORS
 from zoo.quantize.methods import method_named
@@ -177,8 +176,7 @@ def run(
     for case, method, work in training_steps(device):
         content["training"].append({"case": case, "method": method, "ms": round(milliseconds(work, device), 3)})
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

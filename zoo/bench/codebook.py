@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.bench.measure import Job, device_name, matmul_rate, measure
+from zoo.bench.measure import Job, matmul_rate, measure
 from zoo.kernels.codebook import nearest, prepare
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 
 NAME = "zoo.kernels.codebook"
 UNIT = "query"
@@ -100,8 +100,7 @@ def run(
         "measurements": [vars(result) for result in results],
     }
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

@@ -7,7 +7,6 @@ trained model, though a tiny one, is what ``python -m zoo.eval.compress`` measur
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import compress
 from zoo.bench.compress_reported import TABLES
-from zoo.bench.measure import device_name
 from zoo.compress import kv
 from zoo.compress.quecc import QueCCConfig, QueCCProjector
 from zoo.compress.stats import prefill_flops
 from zoo.errors import InputError
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import replacing, write_json
 
 NAME = "compress"
 KEEPS = (0.5, 0.22, 0.11, 0.05)
@@ -260,8 +259,7 @@ def run(
         "skipped": skipped,
     }
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     if plot_path is not None:
         plot(content, plot_path)
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.bench.measure import Job, Work, device_name, matmul_rate, measure
+from zoo.bench.measure import Job, Work, matmul_rate, measure
 from zoo.kernels import lowbit
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize.formats import format_named
 from zoo.quantize.layers import FloatLayer, Granularity
 from zoo.quantize.methods import method_named
@@ -84,8 +84,7 @@ def run(
         "measurements": [vars(result) for result in results],
     }
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo import registry
-from zoo.bench.measure import device_name, matmul_rate, measure
+from zoo.bench.measure import matmul_rate, measure
 from zoo.bench.quantized import footprints
 from zoo.errors import InputError
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize.methods import method_named
 
 # The module with the jobs of each modality; another modality is another line here.
@@ -93,8 +93,7 @@ def run(
         call = benchmark.smallest_call(entry, **settings)
         content["models"] = [vars(found) for found in footprints(entry, device, chosen["quantize"], call)]
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

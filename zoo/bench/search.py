@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from zoo.bench.measure import device_name
-from zoo.media import replacing
+from zoo.machine import device_name
+from zoo.media import write_json
 from zoo.quantize.fp import FloatFormat, fake_quantize, mantissa_splits, search
 
 BITS = 8
@@ -90,8 +89,7 @@ def run(*, side: int = SIDE, threads: int | None = None, json_path: str | Path |
         "measurements": measurements,
     }
     if json_path is not None:
-        with replacing(json_path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, content)
     return content
 
 

@@ -34,7 +34,7 @@ from zoo.cli.options import (
     places_of,
     sample_rate_of,
 )
-from zoo.errors import InputError
+from zoo.errors import InputError, ItemError
 
 if TYPE_CHECKING:
     from zoo.latents import Latents
@@ -204,7 +204,7 @@ def _prefix(tokenizer: Tokenizer[Any], batch: Any, length: int) -> Tokens:
         )
     for index, available in enumerate(batch.lengths.tolist()):
         if length > available:
-            raise InputError(f"--tokens {length} is more than the {available} tokens that there are", index)
+            raise ItemError(f"--tokens {length} is more than the {available} tokens that there are", index)
     return batch.truncate(length)
 
 

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.errors import InputError
-from zoo.tokenizer import Tokenizer, as_items, naming_item, progress_bar
+from zoo.errors import InputError, ItemError, naming_item
+from zoo.progress import progress_bar
+from zoo.tokenizer import Tokenizer, as_items
 from zoo.tokens import Tokens
 
 Vectors = Float[Tensor, "batch length dim"]
@@ -107,10 +108,10 @@ def _checked_lengths(vectors: Vectors, lengths: Lengths | None) -> Lengths:
     lengths = lengths.to(vectors.device)
     for index, own in enumerate(lengths.tolist()):
         if not 0 < own <= length:
-            raise InputError(f"its length is {own}, of a batch of {length} tokens", index)
+            raise ItemError(f"its length is {own}, of a batch of {length} tokens", index)
     for index, finite in enumerate(vectors.isfinite().flatten(1).all(1).tolist()):
         if not finite:
-            raise InputError("its vectors are not finite", index)
+            raise ItemError("its vectors are not finite", index)
     return lengths
 
 

@@ -10,7 +10,7 @@ from zoo.media.audio import (
     restore_audio,
     write_audio,
 )
-from zoo.media.files import expand_paths, replacing, write_bytes
+from zoo.media.files import expand_paths, replacing, write_bytes, write_json
 from zoo.media.image import (
     FITS,
     IMAGE_EXTENSIONS,
@@ -62,5 +62,6 @@ __all__ = [
     "write_audio",
     "write_bytes",
     "write_image",
+    "write_json",
     "write_shape",
 ]

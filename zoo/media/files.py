@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -64,6 +65,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int = 1) -> Path:
+    """Write a value as JSON, under a temporary name first."""
+    return write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
 def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str] | None) -> list[Path]:

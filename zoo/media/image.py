@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError
 from zoo.media.files import FILE_TYPES, open_source, replacing
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def prepare_image(
             too large.
     """
     if fit not in FITS:
-        raise InputError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
+        raise ArgumentError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
     if interpolation not in INTERPOLATIONS:
-        raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
+        raise ArgumentError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
     image = _load(source, max_pixels)
     height, width = _size(image)
     pixels = _to_tensor(image) if fit == "none" else _fit(image, size, fit, interpolation)

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import InputError
-from zoo.tokenizer import Tokenizer, progress_bar
+from zoo.progress import progress_bar
+from zoo.tokenizer import Tokenizer
 
 Run = Callable[[nn.Module, Any], object]
 

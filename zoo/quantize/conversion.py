@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
 from zoo.quantize.calibration import Observed, Run, default_run, observe
 from zoo.quantize.formats import format_named
 from zoo.quantize.journal import Journal, inputs_digest, weights_digest
@@ -25,7 +26,6 @@ from zoo.quantize.policy import Choice, Policy, packed_class, plan
 from zoo.quantize.reconstruction import Reconstruction, Unit
 from zoo.quantize.report import LayerReport
 from zoo.quantize.search import search
-from zoo.tokenizer import progress_bar
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

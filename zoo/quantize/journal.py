@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.errors import CorruptWeightsError, InputError
-from zoo.media import replacing
+from zoo.media import replacing, write_json
 from zoo.quantize.calibration import Observed
 from zoo.quantize.methods import KINDS
 from zoo.quantize.packed import QuantizedLayer
@@ -50,8 +50,7 @@ class Journal:
             if differing := [key for key in wanted if found.get(key) != wanted[key]]:
                 raise InputError(f"resume: {folder} is of a quantization with another {' and another '.join(differing)}")
             return
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        write_json(path, wanted)
 
     def finished(self, name: str, layer: nn.Module) -> tuple[QuantizedLayer, LayerReport] | None:
         """The packed form of a layer and what became of it; ``None`` if it is not finished."""
