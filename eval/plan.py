@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.eval.modality import Metric, MetricFunction, Modality, modality_named
+from zoo.eval.modality.base import Metric, MetricFunction, Modality, modality_named
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 

@@ -78,7 +78,7 @@ def run(
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise MissingExtraError(f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[eval]"')
-    from zoo.eval import report
+    from zoo.eval.report import html as report
 
     if isinstance(tokenizer, str):
         tokenizer = zoo.load(tokenizer, device=device)
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume=not options.no_resume,
         command=shlex.join(["python", "-m", "zoo.eval.reconstruct", *arguments]),
     )
-    from zoo.eval import report
+    from zoo.eval.report import html as report
 
     report.print_summary(summary, options.out)
     return 1 if summary["failed"] else 0

@@ -15,7 +15,7 @@ import torch
 import zoo
 from zoo import registry
 from zoo.eval.journal import Journal
-from zoo.eval.modality import Row
+from zoo.eval.modality.base import Row
 from zoo.eval.plan import Plan
 from zoo.eval.tokens import position_entropy, usage_statistics
 from zoo.machine import device_name

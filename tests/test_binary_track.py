@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from zoo import InputError
 from zoo.bench import binary as benchmark
-from zoo.eval import binary as track
-from zoo.eval.binary_subjects import SUBJECTS, Files, Speech, Subject
+from zoo.eval.studies import binary as track
+from zoo.eval.studies.binary_subjects import SUBJECTS, Files, Speech, Subject
 
 
 def test_summaries() -> None:

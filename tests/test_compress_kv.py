@@ -574,7 +574,7 @@ def test_channels_have_to_fit_the_model() -> None:
 
 
 def test_a_method_that_cuts_the_cache_is_refused_beside_a_policy() -> None:
-    from zoo.eval.compress import embedded_weights
+    from zoo.eval.studies.compress import embedded_weights
     from zoo.weights.recipes import vlm
 
     model = vlm.load(embedded_weights())

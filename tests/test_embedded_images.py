@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.eval import consistency, precision, probe
-from zoo.eval.images import psnr, ssim
+from zoo.eval.modality.image import psnr, ssim
+from zoo.eval.modality.thumbnail import thumbnail
 from zoo.eval.photographs import write_photographs
-from zoo.eval.thumbnail import thumbnail
+from zoo.eval.studies import consistency, precision, probe
 from zoo.media import prepare_image
 
 EMBEDDED = Path(__file__).parents[1] / "weights"

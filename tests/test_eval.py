@@ -17,8 +17,10 @@ from torch import Tensor
 
 import zoo
 from small_models import small_wavtokenizer
-from zoo.eval import audio, modality, reconstruct
+from zoo.eval import reconstruct
 from zoo.eval.journal import PART_FILE, Journal
+from zoo.eval.modality import audio
+from zoo.eval.modality import base as modality
 from zoo.eval.tokens import position_entropy, usage_statistics
 
 RATE = 24_000
@@ -127,7 +129,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without the page, whose plots take longer than small items do."""
-    monkeypatch.setattr("zoo.eval.report.write", lambda *arguments: None)
+    monkeypatch.setattr("zoo.eval.report.html.write", lambda *arguments: None)
 
 
 def run(folder: Path, **options: object) -> dict[str, object]:

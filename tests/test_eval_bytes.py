@@ -12,9 +12,9 @@ import pytest
 
 from small_models_byteformer import SMALL_BYTEFORMER, small_byteformer
 from zoo.codecs.byteformer import ByteFormer
-from zoo.eval import bytes as metrics
 from zoo.eval import reconstruct
-from zoo.eval.modality import Modality, modality_named
+from zoo.eval.modality import bytes as metrics
+from zoo.eval.modality.base import Modality, modality_named
 
 pytest.importorskip("jinja2")
 

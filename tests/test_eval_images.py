@@ -25,8 +25,12 @@ from torch import Tensor
 import zoo
 from zoo import media
 from zoo.errors import naming_item
-from zoo.eval import images, networks, photographs, prefixes, reconstruct, report, thumbnail
+from zoo.eval import photographs, reconstruct
+from zoo.eval.modality import image as images
+from zoo.eval.modality import networks, thumbnail
 from zoo.eval.plan import make_plan
+from zoo.eval.report import html as report
+from zoo.eval.studies import prefixes
 from zoo.spec import Spec
 from zoo.tokenizer import Tokenizer, as_items
 
@@ -420,7 +424,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without the page, whose plots take longer than small items do."""
-    monkeypatch.setattr("zoo.eval.report.write", lambda *arguments: None)
+    monkeypatch.setattr("zoo.eval.report.html.write", lambda *arguments: None)
 
 
 def run(folder: Path, tokenizer: Any = None, **options: Any) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 import zoo
 from small_models_vat import small_vat
 from zoo import media
-from zoo.eval import reconstruct, shapes
-from zoo.eval.modality import Modality, Variant
-from zoo.eval.turntable import as_webp, render, turntable
+from zoo.eval import reconstruct
+from zoo.eval.modality import shape as shapes
+from zoo.eval.modality.base import Modality, Variant
+from zoo.eval.modality.turntable import as_webp, render, turntable
 
 CASE = Path(__file__).parent / "golden" / "vat" / "components-a"
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 import zoo
 from small_models_vectok import noise, small_vectok
-from zoo.eval import audio, reconstruct, voices
+from zoo.eval import reconstruct
+from zoo.eval.modality import audio
+from zoo.eval.studies import voices
 from zoo.media import read_audio
 
 pytest.importorskip("jinja2")

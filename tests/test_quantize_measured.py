@@ -15,10 +15,10 @@ from zoo import InputError
 from zoo.bench import print_table
 from zoo.bench import quantize as benchmark
 from zoo.bench import search as search_benchmark
-from zoo.eval import quantize as evaluation
+from zoo.eval.studies import quantize as evaluation
 from zoo.media import write_bytes, write_image
 from zoo.quantize.fp import finite
-from zoo.weights.recipes import file_data
+from zoo.weights.data import files as file_data
 
 
 def test_the_benchmark_compares_all_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 import zoo
 from zoo.codecs.byteformer import ByteFormerConfig
+from zoo.weights.data import files as file_data
 from zoo.weights.recipes import byteformer as recipe_module
-from zoo.weights.recipes import file_data
 from zoo.weights.recipes.byteformer import TINY, Corpus, Recipe, Training, train
 
 SMALL = replace(TINY, dim=32, heads=2, hidden=72, windows=(16,), shifts=(0, 8), merges=(0,))

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
+from zoo.weights.data import image as image_data
 from zoo.weights.recipes import flextok as recipe_module
-from zoo.weights.recipes import image_data
 from zoo.weights.recipes.closed_form import regress
 from zoo.weights.recipes.flextok import (
     BalanceStage,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from small_models import SMALL_SEED, SMALL_TOKENFLOW
 from zoo.codecs.tokenflow import TokenFlow
-from zoo.weights.recipes import closed_form, image_data, seed, tokenflow
+from zoo.weights.data import image as image_data
+from zoo.weights.recipes import closed_form, seed, tokenflow
 from zoo.weights.recipes.trainer import Schedule, Trainer, as_images
 
 COUNT = 12

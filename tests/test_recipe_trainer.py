@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from small_models import SMALL_SEED, SMALL_TOKENFLOW
-from zoo.weights.recipes import image_data, seed, tokenflow, trainer
+from zoo.weights.data import image as image_data
+from zoo.weights.recipes import seed, tokenflow, trainer
 from zoo.weights.recipes.trainer import Schedule, Training
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from zoo.codecs.vat import VAT, VATConfig
 from zoo.codecs.vat.decoder import PLANE_AXES
-from zoo.weights.recipes import shape_data
-from zoo.weights.recipes.shape_data import PRIMITIVES, Part, Samples, Solid, Solids
+from zoo.weights.data import shape as shape_data
+from zoo.weights.data.shape import PRIMITIVES, Part, Samples, Solid, Solids
 from zoo.weights.recipes.vat import NearestLatent, Recipe, Start, Training, cells, draw_batch, make_samples, train, turns
 
 SMALL = VATConfig(

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoo
-from zoo.eval import compress as accuracy
-from zoo.weights.recipes import vlm, vlm_data
+from zoo.eval.studies import compress as accuracy
+from zoo.weights.data import scenes as vlm_data
+from zoo.weights.data.scenes import COLOURS, IDS, KINDS, PLACES, SHAPES
+from zoo.weights.recipes import vlm
 from zoo.weights.recipes.vlm import Examples, Recipe, Training
-from zoo.weights.recipes.vlm_data import COLOURS, IDS, KINDS, PLACES, SHAPES
 
 BRIEF = Recipe(
     scenes=8,

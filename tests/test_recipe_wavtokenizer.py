@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
-from zoo.weights.recipes import audio_data
+from zoo.weights.data import audio as audio_data
 from zoo.weights.recipes import wavtokenizer as recipe_module
 from zoo.weights.recipes.wavtokenizer import Corpus, Recipe, Training, make_corpus, train
 

@@ -10,7 +10,7 @@ import trimesh
 
 import zoo
 from small_models_vat import small_vat
-from zoo.eval.shape_prefixes import picture
+from zoo.eval.studies.shape_prefixes import picture
 
 
 def test_a_row_for_each_shape_and_a_column_for_each_count(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from zoo.codecs.byteformer import ByteFormer, ByteFormerConfig
 from zoo.codecs.byteformer.encodings import image_file
-from zoo.weights.recipes import file_data, trainer
-from zoo.weights.recipes.file_data import Clip
+from zoo.weights.data import files as file_data
+from zoo.weights.data.files import Clip
+from zoo.weights.recipes import trainer
 
 # A stride of 24 bytes is 8 pixels and a quarter of a row, so that the same colour begins every token of a TIFF file.
 TINY = ByteFormerConfig(

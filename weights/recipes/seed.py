@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from zoo.codecs.seed import Seed, SeedConfig
 from zoo.codecs.seed.embedding import States
-from zoo.weights.recipes import image_data, trainer
+from zoo.weights.data import image as image_data
+from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import Decoder, Latents, as_cells, initialise_decoder, principal
 from zoo.weights.recipes.trainer import Images, Pictures, Schedule, Trainer, as_images, make_pictures, rows
 

@@ -30,7 +30,8 @@ from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder
 from zoo.codecs.tokenflow.encoder import PixelEncoder, SemanticEncoder, resize
 from zoo.codecs.tokenflow.training import semantic_loss
-from zoo.weights.recipes import image_data, trainer
+from zoo.weights.data import image as image_data
+from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import (
     Decoder,
     Latents,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from zoo.hub import write_saved_file
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
-from zoo.weights.recipes import image_data
+from zoo.weights.data import image as image_data
 
 Pictures = UInt8[np.ndarray, "count 3 height width"]
 Images = Float[Tensor, "batch 3 height width"]

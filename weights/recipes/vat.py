@@ -35,8 +35,9 @@ from zoo.codecs.vat.decoder import PLANE_AXES
 from zoo.codecs.vat.training import Batch, redraw_unused, start_codebook
 from zoo.codecs.vat.transformer import Block
 from zoo.media import replacing
-from zoo.weights.recipes import shape_data, trainer
-from zoo.weights.recipes.shape_data import Samples
+from zoo.weights.data import shape as shape_data
+from zoo.weights.data.shape import Samples
+from zoo.weights.recipes import trainer
 
 TINY = VATConfig(
     width=96,

@@ -34,7 +34,8 @@ from zoo.codecs.vectok.vocoder import ISTFTVocoder
 from zoo.codecs.wavtokenizer import WavTokenizer
 from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, resample
 from zoo.nn.losses import MelLoss, STFTLoss
-from zoo.weights.recipes import audio_data, trainer
+from zoo.weights.data import audio as audio_data
+from zoo.weights.recipes import trainer
 
 TINY = VecTokConfig(
     vector_dim=80,

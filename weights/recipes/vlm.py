@@ -2,7 +2,7 @@
 
     python -m zoo.weights.recipes.vlm --out weights/vlm-tiny.safetensors
 
-It exists to measure what dropping visual tokens costs: `zoo.eval.compress` asks it the same questions with fewer and fewer of
+It exists to measure what dropping visual tokens costs: `zoo.eval.studies.compress` asks it the same questions with fewer of
 them. Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. Three stages,
 on the scenes of `vlm_data`:
 
@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError
 from zoo.media import replacing
-from zoo.weights.recipes import trainer, vlm_data
-from zoo.weights.recipes.vlm_data import COLOURS, GRID, IDS, PATCH, PLACES, QUESTION_LENGTH, SHAPES, SIZE, WORDS, Scene
+from zoo.weights.data import scenes as vlm_data
+from zoo.weights.data.scenes import COLOURS, GRID, IDS, PATCH, PLACES, QUESTION_LENGTH, SHAPES, SIZE, WORDS, Scene
+from zoo.weights.recipes import trainer
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration

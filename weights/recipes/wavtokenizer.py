@@ -27,7 +27,8 @@ from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio
 from zoo.nn.conv import ReflectConv1d
 from zoo.nn.ema_codebook import EMACodebook
 from zoo.nn.losses import MelLoss, STFTLoss
-from zoo.weights.recipes import audio_data, trainer
+from zoo.weights.data import audio as audio_data
+from zoo.weights.recipes import trainer
 
 TINY = WavTokenizerConfig(
     ratios=(8, 5, 4, 2),

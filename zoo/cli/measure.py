@@ -36,8 +36,8 @@ def evaluate(
 ) -> None:
     """Reconstruct a data set, measure, and write report.html."""
     from zoo.eval import reconstruct as evaluation
-    from zoo.eval import report
     from zoo.eval.options import given, network_sources, token_counts
+    from zoo.eval.report import html as report
 
     summary = evaluation.run(
         name,

@@ -2,7 +2,7 @@
 
 Everything is seeded, so the same call makes the same corpus. The held-out voices and sentences never enter it;
 
-    python -m zoo.weights.recipes.audio_data held-out-espeak/
+    python -m zoo.weights.data.audio held-out-espeak/
 
 writes them as files for ``zoo eval --data``.
 """
@@ -355,7 +355,7 @@ def write_held_out(folder: str | Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m zoo.weights.recipes.audio_data", description="Write the held-out espeak-ng speech."
+        prog="python -m zoo.weights.data.audio", description="Write the held-out espeak-ng speech."
     )
     parser.add_argument("folder", type=Path)
     for path in write_held_out(parser.parse_args(arguments).folder):

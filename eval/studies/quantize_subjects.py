@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.eval import bytes as files_of_bytes
-from zoo.eval import images
-from zoo.eval.audio import log_mel_l1
+from zoo.eval.modality import bytes as files_of_bytes
+from zoo.eval.modality import image as images
+from zoo.eval.modality.audio import log_mel_l1
 from zoo.tokens import Tokens
 
 #: Files that go through a model together while it is calibrated.

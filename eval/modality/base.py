@@ -1,6 +1,6 @@
 """What a kind of media brings to the evaluation: its metrics, its baseline, and how an item is read, measured and shown.
 
-A module such as `zoo.eval.audio` or `zoo.eval.images` is a `Modality`, and `MODALITIES` says which one measures what.
+A module such as `zoo.eval.modality.audio` is a `Modality`, and `MODALITIES` says which one measures what.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from zoo.spec import Spec
 
 # The module that measures each modality; another modality is another line here.
 MODALITIES = {
-    "audio": "zoo.eval.audio",
-    "bytes": "zoo.eval.bytes",
-    "image": "zoo.eval.images",
-    "shape": "zoo.eval.shapes",
-    "speech": "zoo.eval.audio",
+    "audio": "zoo.eval.modality.audio",
+    "bytes": "zoo.eval.modality.bytes",
+    "image": "zoo.eval.modality.image",
+    "shape": "zoo.eval.modality.shape",
+    "speech": "zoo.eval.modality.audio",
 }
 
 Row = Mapping[str, Any]

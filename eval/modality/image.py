@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from zoo.eval.modality import Metric, MetricFunction, Row, Variant
-from zoo.eval.networks import CLIP, DINO, INCEPTION, LPIPS, frechet_distance
-from zoo.eval.thumbnail import LAYOUTS, thumbnail
+from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
+from zoo.eval.modality.networks import CLIP, DINO, INCEPTION, LPIPS, frechet_distance
+from zoo.eval.modality.thumbnail import LAYOUTS, thumbnail
 from zoo.media import IMAGE_EXTENSIONS, prepare_image
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
@@ -33,7 +33,7 @@ NOTES = (
     f"bits, blown up by bicubic interpolation; of {len(LAYOUTS)} layouts (RGB of 2 to 6 bits, luma with coarser chroma) each "
     "image gets the one of the highest PSNR, and no bits are counted for saying which."
 )
-TEMPLATE = "images.html.j2"
+TEMPLATE = "image.html.j2"
 ON_DEVICE = True
 
 # The window of SSIM, and what still holds it after the four halvings of MS-SSIM.
@@ -95,7 +95,7 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-# ---------------------------------------------------------------------------------- what the run asks: see `zoo.eval.modality`
+# ---- what the run asks: see `zoo.eval.modality.base`
 
 
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "3 height width"]:

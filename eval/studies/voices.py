@@ -1,6 +1,6 @@
 """What a voice does to speech whose tokens hold none: decoding in the right voice and in a wrong one, and conversion.
 
-    python -m zoo.eval.voices vectok-tiny --data held-out-espeak/ --out voices.json
+    python -m zoo.eval.studies.voices vectok-tiny --data held-out-espeak/ --out voices.json
 
 Recordings are named ``<speaker>-<number>``, at least two of each of at least two speakers. Every one is decoded with a voice
 from itself, from another recording of its speaker, and from one of another speaker, and held against the original: the voice
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import zoo
 from zoo.errors import InputError
-from zoo.eval.audio import log_mel_l1, stoi
+from zoo.eval.modality.audio import log_mel_l1, stoi
 from zoo.machine import device_name
 from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
 
@@ -123,7 +123,9 @@ def _means(rows: Sequence[Figures]) -> Figures:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.voices", description="Measure what a voice does to speech.")
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.studies.voices", description="Measure what a voice does to speech."
+    )
     parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
     parser.add_argument("--data", required=True, nargs="+", help="folders, files or glob patterns")
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the figures")
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = measure(tokenizer, speakers_in(expand_paths(options.data, AUDIO_EXTENSIONS)), progress=sys.stderr.isatty())
     content = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint} | found
     content["run"] = {
-        "command": shlex.join(["python", "-m", "zoo.eval.voices", *arguments]),
+        "command": shlex.join(["python", "-m", "zoo.eval.studies.voices", *arguments]),
         "device": device_name(tokenizer.device),
         "threads": torch.get_num_threads(),
     }

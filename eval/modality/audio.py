@@ -19,9 +19,9 @@ import torchaudio
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.eval import plots
-from zoo.eval.modality import Metric, MetricFunction, Row, Variant
-from zoo.eval.networks import SPEAKER, UTMOS
+from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
+from zoo.eval.modality.networks import SPEAKER, UTMOS
+from zoo.eval.report import plots
 from zoo.media import AUDIO_EXTENSIONS, read_audio, resample
 from zoo.nn.losses import LogMel, STFTLoss
 from zoo.spec import Spec
@@ -179,7 +179,7 @@ def mu_law_baseline(reference: Float[Tensor, " samples"], rate: int, bit_rate: f
     return _at_least(back, len(reference))[: len(reference)]
 
 
-# ---------------------------------------------------------------------------------- what the run asks: see `zoo.eval.modality`
+# ---- what the run asks: see `zoo.eval.modality.base`
 
 
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "1 samples"]:

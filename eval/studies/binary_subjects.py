@@ -71,7 +71,7 @@ class Speech(Subject):
     @cached_property
     def _training(self) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Decoder frames of synthetic speech and music where the ConvNeXt blocks begin."""
-        from zoo.weights.recipes import audio_data
+        from zoo.weights.data import audio as audio_data
 
         composer = np.random.default_rng(self.seed)
         recordings = list(audio_data.speech_corpus(60.0, self.seed)) + [audio_data.music(composer) for _ in range(4)]
@@ -105,7 +105,7 @@ class Speech(Subject):
         return {}
 
     def score(self, model: Any, corruption: str | None = None) -> float:
-        from zoo.eval.audio import stoi
+        from zoo.eval.modality.audio import stoi
 
         rate = self.teacher.spec.sample_rate
         if corruption not in self._heard:
@@ -180,7 +180,7 @@ class Files(Subject):
 
     @cached_property
     def _held_out(self) -> list[tuple[int, bytes]]:
-        from zoo.weights.recipes import file_data
+        from zoo.weights.data import files as file_data
 
         files = list(file_data.held_out())[:: self.SHARE]
         return [(file_data.LABELS.index(label), content) for label, _, content in files]

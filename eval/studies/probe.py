@@ -1,8 +1,8 @@
 """What the tokens of a picture say about its kind, as far as a linear classifier sees it.
 
-    python -m zoo.eval.probe tokenflow-tiny --out eval/results/tokenflow-tiny-probe.json
+    python -m zoo.eval.studies.probe tokenflow-tiny --out eval/results/tokenflow-tiny-probe.json
 
-Pictures are those of `zoo.weights.recipes.image_data`, of seeds that nothing was trained on, and classes are kinds of scenes.
+Pictures are those of `zoo.weights.data.image`, of seeds that nothing was trained on, and classes are kinds of scenes.
 The
 semantic and the pixel half of a TokenFlow's latents get the same probe: means over 4 x 4 areas, standardised, and a logistic
 regression whose weight decay is chosen on a fifth of the training pictures. Once over all kinds, once among those whose names
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from zoo.machine import device_name
 from zoo.media import replacing
-from zoo.weights.recipes import image_data
+from zoo.weights.data import image as image_data
 
 Rows = Float[Tensor, "rows features"]
 Labels = Int[Tensor, " rows"]
@@ -138,13 +138,15 @@ def write_result(content: dict[str, Any], path: Path, command: Sequence[str]) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.probe", description="Probe the two halves of a TokenFlow.")
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.studies.probe", description="Probe the two halves of a TokenFlow."
+    )
     parser.add_argument("name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500, help="pictures that the probes learn from")
     parser.add_argument("--test", type=int, default=700, help="pictures that they are tested on")
     options = parser.parse_args(arguments)
-    command = ["python", "-m", "zoo.eval.probe", *(sys.argv[1:] if arguments is None else arguments)]
+    command = ["python", "-m", "zoo.eval.studies.probe", *(sys.argv[1:] if arguments is None else arguments)]
     write_result(run(options.name, options.train, options.test), options.out, command)
     return 0
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo.eval import plots
-from zoo.eval.modality import Metric, Row, Variant, modality_named
+from zoo.eval.modality.base import Metric, Row, Variant, modality_named
 from zoo.eval.plan import Plan
+from zoo.eval.report import plots
 from zoo.media import replacing
 
 SHOWN = 3
@@ -24,7 +24,7 @@ def write(path: Path, plan: Plan, rows: Sequence[Row], summary: Mapping[str, Any
     """Write ``report.html``: summary, rate against distortion, best, median and worst items, distributions, token usage."""
     import jinja2
 
-    loader = jinja2.FunctionLoader(lambda name: (resources.files("zoo.eval") / name).read_text(encoding="utf-8"))
+    loader = jinja2.FunctionLoader(lambda name: (resources.files("zoo.eval.report") / name).read_text(encoding="utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     metrics = plan.modality.METRICS
     good = [row for row in rows if row["error"] is None]

@@ -1,6 +1,6 @@
 """What quantization costs a model: floating point beside integers, nearest beside learned rounding.
 
-python -m zoo.eval.quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
+python -m zoo.eval.studies.quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
 
 Files are encoded once by the model in float32, and what it makes of the ids is what the quantized models are compared with, as
 arXiv 2408.06995 argues; the distance from the originals stands beside it. Of tokenizers of sound and images it is the decoder
@@ -23,7 +23,7 @@ import torch
 import zoo
 from zoo import hub, media
 from zoo.errors import InputError
-from zoo.eval.quantize_subjects import SUBJECTS, Subject
+from zoo.eval.studies.quantize_subjects import SUBJECTS, Subject
 from zoo.machine import device_name
 from zoo.media import write_json
 from zoo.quantize.conversion import quantize
@@ -179,7 +179,9 @@ def print_table(content: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.quantize", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.studies.quantize", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("name", help="a tokenizer of the catalogue, for audio, images or bytes")
     parser.add_argument("--data", nargs="+", required=True, help="files to measure on; folders of bytes are classes")
     parser.add_argument("--calibrate", nargs="+", required=True, help="other files")

@@ -1,6 +1,6 @@
 """Shapes decoded from more and more of their tokens, beside the grid of the same bits: the picture in the README.
 
-python -m zoo.eval.shape_prefixes vat-tiny knot.ply chair.ply --out shapes.png
+python -m zoo.eval.studies.shape_prefixes vat-tiny knot.ply chair.ply --out shapes.png
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import zoo
 from zoo.errors import InputError
+from zoo.eval.modality.shape import coarse_grid, grid_side, read
+from zoo.eval.modality.turntable import render
 from zoo.eval.options import token_counts
-from zoo.eval.shapes import coarse_grid, grid_side, read
-from zoo.eval.turntable import render
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.shape_prefixes", description="Decode shapes from more and more of their tokens."
+        prog="python -m zoo.eval.studies.shape_prefixes", description="Decode shapes from more and more of their tokens."
     )
     parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
     parser.add_argument("shapes", type=Path, nargs="+")

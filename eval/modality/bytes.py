@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import InputError
-from zoo.eval.modality import Metric, MetricFunction, Row, Variant
+from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
 from zoo.spec import Spec
 from zoo.tokens import Tokens
 
@@ -71,7 +71,7 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-# ---------------------------------------------------------------------------------- what the run asks: see `zoo.eval.modality`
+# ---- what the run asks: see `zoo.eval.modality.base`
 
 
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> File:

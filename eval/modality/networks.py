@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoo.errors import InputError, WeightsError
-from zoo.eval.modality import MetricFunction, Network
+from zoo.eval.modality.base import MetricFunction, Network
 from zoo.media import resample
 from zoo.state_dict import read_state
 

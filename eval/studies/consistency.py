@@ -1,8 +1,8 @@
 """Whether a tokenizer that draws pictures anew draws the kind of scene that it was shown.
 
-    python -m zoo.eval.consistency seed-tiny --out eval/results/seed-tiny-consistency.json
+    python -m zoo.eval.studies.consistency seed-tiny --out eval/results/seed-tiny-consistency.json
 
-The judge is another network that never saw the tokenizer: a linear probe (see `zoo.eval.probe`) over the mean features of
+The judge is another network that never saw the tokenizer: a linear probe (`zoo.eval.studies.probe`) over the mean features of
 ``tokenflow-tiny``'s semantic encoder, trained on originals. It sees originals and drawn pictures at 32 x 32 pixels, so that it
 judges what is shown rather than how sharp it is. Pictures come from seeds that nothing was trained on.
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.eval.probe import SCENES, TEST_SEED, TRAIN_SEED, LinearProbe, Rows, labelled_pictures, write_result
+from zoo.eval.studies.probe import SCENES, TEST_SEED, TRAIN_SEED, LinearProbe, Rows, labelled_pictures, write_result
 
 JUDGE = "tokenflow-tiny"
 _SIDE = 32
@@ -65,13 +65,13 @@ def run(name: str, train: int, test: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.consistency", description="Are the same things drawn?")
+    parser = argparse.ArgumentParser(prog="python -m zoo.eval.studies.consistency", description="Are the same things drawn?")
     parser.add_argument("name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1500, help="pictures that the judge learns from")
     parser.add_argument("--test", type=int, default=300, help="pictures that are encoded and drawn")
     options = parser.parse_args(arguments)
-    command = ["python", "-m", "zoo.eval.consistency", *(sys.argv[1:] if arguments is None else arguments)]
+    command = ["python", "-m", "zoo.eval.studies.consistency", *(sys.argv[1:] if arguments is None else arguments)]
     write_result(run(options.name, options.train, options.test), options.out, command)
     return 0
 

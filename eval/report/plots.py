@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.eval.modality import Metric
+from zoo.eval.modality.base import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import InputError
-from zoo.eval.modality import Metric, MetricFunction, Row, Variant
-from zoo.eval.turntable import as_webp, turntable
+from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
+from zoo.eval.modality.turntable import as_webp, turntable
 from zoo.media import SHAPE_EXTENSIONS, contains, is_closed, read_shape
 from zoo.media.shape import EXTENT, Cloud, bounds
 from zoo.spec import Spec
@@ -43,7 +43,7 @@ NOTES = (
     "one on each cell: cells that are more than half inside are set, and the surface is drawn smoothly about them. Like the "
     "tokens, it gets the cube's place and size for nothing. What concerns the inside is undefined for an open original."
 )
-TEMPLATE = "shapes.html.j2"
+TEMPLATE = "shape.html.j2"
 ON_DEVICE = False
 
 _SEED = 0
@@ -239,7 +239,7 @@ def _shares(mesh: trimesh.Trimesh, corner: Vectors, cell: float, side: int) -> V
     return passed
 
 
-# ---------------------------------------------------------------------------------- what the run asks: see `zoo.eval.modality`
+# ---- what the run asks: see `zoo.eval.modality.base`
 
 
 def read(path: str, spec: Spec, options: Mapping[str, Any]) -> trimesh.Trimesh:

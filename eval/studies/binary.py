@@ -1,6 +1,6 @@
 """The binary track: every binarization method on a model of the zoo, in quality, robustness, size and speed.
 
-    python -m zoo.eval.binary wavtokenizer-tiny --json eval/results/binary-wavtokenizer-tiny.json
+    python -m zoo.eval.studies.binary wavtokenizer-tiny --json eval/results/binary-wavtokenizer-tiny.json
 
 The arrangement is that of BiBench (Qin et al., ICML 2023, arXiv 2301.11233). Models, data and training are our own, and short:
 numbers compare methods here and say nothing about those in the paper. Each method starts from the model's weights and has the
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from zoo import registry
 from zoo.bench.binary import milliseconds
 from zoo.errors import InputError
-from zoo.eval.binary_subjects import SUBJECTS, Subject
+from zoo.eval.studies.binary_subjects import SUBJECTS, Subject
 from zoo.machine import device_name
 from zoo.media import write_json
 from zoo.quantize import binary

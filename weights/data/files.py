@@ -3,7 +3,7 @@
 Pictures have 32 x 32 pixels, PNG is stored without compression, and commands are one second of 8-bit samples at 8 kHz, said by
 espeak-ng. Everything is seeded. The held-out voices never enter the training set, nor do the held-out pictures:
 
-    python -m zoo.weights.recipes.file_data held-out-files/
+    python -m zoo.weights.data.files held-out-files/
 
 writes them, in a folder for each class, for ``zoo eval byteformer-tiny --data``.
 """
@@ -24,8 +24,9 @@ from numpy.random import Generator
 
 from zoo.codecs.byteformer.encodings import audio_file, image_file
 from zoo.media import resample, write_bytes
-from zoo.weights.recipes import audio_data, image_data
-from zoo.weights.recipes.image_data import Outline, Palette, Plane
+from zoo.weights.data import audio as audio_data
+from zoo.weights.data import image as image_data
+from zoo.weights.data.image import Outline, Palette, Plane
 
 SIZE = 32
 SAMPLE_RATE = 8_000
@@ -189,7 +190,7 @@ def write_held_out(folder: str | Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m zoo.weights.recipes.file_data", description="Write the held-out pictures and spoken commands."
+        prog="python -m zoo.weights.data.files", description="Write the held-out pictures and spoken commands."
     )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(arguments).folder

@@ -1,6 +1,6 @@
 """One photograph decoded from more and more of its tokens, side by side: the picture in the README.
 
-python -m zoo.eval.prefixes flextok-tiny photograph.png --out prefixes.png
+python -m zoo.eval.studies.prefixes flextok-tiny photograph.png --out prefixes.png
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 import zoo
 from zoo.errors import InputError
+from zoo.eval.modality.thumbnail import thumbnail
 from zoo.eval.options import add_options, given, token_counts
 from zoo.eval.plan import make_plan
-from zoo.eval.thumbnail import thumbnail
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ def _write_label(draw: ImageDraw.ImageDraw, place: tuple[int, int], label: tuple
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.prefixes", description="Decode a photograph from more and more of its tokens."
+        prog="python -m zoo.eval.studies.prefixes", description="Decode a photograph from more and more of its tokens."
     )
     parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
     parser.add_argument("photograph", type=Path)

@@ -1,6 +1,6 @@
 """What bfloat16 costs an image tokenizer: ids that change when it encodes, and PSNR when it decodes.
 
-python -m zoo.eval.precision flextok-tiny photographs/ --threads 1 --out flextok-tiny-precision.json
+python -m zoo.eval.studies.precision flextok-tiny photographs/ --threads 1 --out flextok-tiny-precision.json
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 import zoo
 from zoo import media
 from zoo.errors import InputError
-from zoo.eval.probe import write_result
-from zoo.eval.quantize_subjects import Pictures
+from zoo.eval.studies.probe import write_result
+from zoo.eval.studies.quantize_subjects import Pictures
 
 
 def run(name: str, files: Sequence[str | Path]) -> dict[str, Any]:
@@ -50,7 +50,9 @@ def run(name: str, files: Sequence[str | Path]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.precision", description="What bfloat16 costs an image tokenizer.")
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.eval.studies.precision", description="What bfloat16 costs an image tokenizer."
+    )
     parser.add_argument("name")
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    command = ["python", "-m", "zoo.eval.precision", *(sys.argv[1:] if arguments is None else arguments)]
+    command = ["python", "-m", "zoo.eval.studies.precision", *(sys.argv[1:] if arguments is None else arguments)]
     write_result(run(options.name, options.files), options.out, command)
     return 0
 

@@ -1,8 +1,8 @@
 """Accuracy of a small trained vision-language model over the share of visual tokens that a method leaves it.
 
-    python -m zoo.eval.compress --out eval/results/compress-vlm-tiny.json --plot eval/results/compress-vlm-tiny.png
+    python -m zoo.eval.studies.compress --out eval/results/compress-vlm-tiny.json --plot eval/results/compress-vlm-tiny.png
 
-The model is ``vlm-tiny``, the questions are about scenes that it has not seen (`zoo.weights.recipes.vlm_data`), each about one
+The model is ``vlm-tiny``, the questions are about scenes that it has not seen (`zoo.weights.data.scenes`), each about one
 object of five to eight, so that a method which drops that object's tokens loses the answer.
 """
 
@@ -26,7 +26,8 @@ from zoo import compress
 from zoo.errors import InputError
 from zoo.machine import device_name
 from zoo.media import replacing, write_json
-from zoo.weights.recipes import vlm, vlm_data
+from zoo.weights.data import scenes as vlm_data
+from zoo.weights.recipes import vlm
 
 KEEPS = (0.5, 0.22, 0.11, 0.05)
 FULL = "full"
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         questions=options.questions,
         json_path=options.out,
         plot_path=options.plot,
-        command=shlex.join(["python", "-m", "zoo.eval.compress", *(sys.argv[1:] if arguments is None else arguments)]),
+        command=shlex.join(["python", "-m", "zoo.eval.studies.compress", *(sys.argv[1:] if arguments is None else arguments)]),
         progress=sys.stderr.isatty(),
     )
     print(table(content))

@@ -1,0 +1,1 @@
+"""The report of a run: HTML pages and their plots."""

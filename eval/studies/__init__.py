@@ -1,0 +1,1 @@
+"""Single questions and their measurements, run by ``zoo study NAME``."""

@@ -1,0 +1,1 @@
+"""Media that programs make, to train and to measure on."""
