@@ -92,7 +92,7 @@ class VAT(Tokenizer[VATConfig]):
             items: one item or a list of them, each a path, the bytes of a GLB, OBJ, PLY, STL or OFF file, a
                 ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array or tensor ``[points, 3]`` or ``[points, 6]``
                 (coordinates, then normals), or a pair ``(points, normals)``. A tensor of rank 3 is a list. Meshes need not be
-                closed; `zoo.media.prepare_shape` tells what becomes of each.
+                closed; `zoo.media.prepare_shape` tells what becomes of each, and what is taken for colours.
             seed: of the points that are drawn from a surface.
             normalise: without it, shapes are taken to lie in [-1, 1] already.
             precision: ``bf16`` computes the encoder in bfloat16: quicker, but some ids change.

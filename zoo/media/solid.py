@@ -23,9 +23,27 @@ _ASIDE = 1e-9 * np.array([1.0, 2**0.5])
 
 def is_closed(mesh: trimesh.Trimesh) -> bool:
     """Whether every edge joins two faces, once vertices at the same place are one."""
-    merged = mesh.copy(include_visual=False)
-    merged.merge_vertices(merge_tex=True, merge_norm=True)
-    return bool(merged.is_watertight)
+    import trimesh
+
+    faces = np.asarray(mesh.faces, np.int64)
+    if not len(faces):
+        return False
+    return bool(
+        trimesh.Trimesh(mesh.vertices, merged(np.asarray(mesh.vertices, np.float64), faces), process=False).is_watertight
+    )
+
+
+def merged(vertices: Vectors, faces: Indices) -> Indices:
+    """Faces ``[faces, 3]`` whose corners at the same place, to 1e-8 of the extent, are one vertex."""
+    import trimesh
+
+    names, corners = np.unique(faces, return_inverse=True)
+    places = vertices[names]
+    lower, upper = places.min(0), places.max(0)
+    extent = (upper - lower).max()
+    scaled = (places - lower) / (extent if extent > 0 else 1.0)
+    unique, inverse = trimesh.grouping.unique_rows(scaled, digits=8)
+    return np.asarray(unique[inverse][corners.reshape(faces.shape)], np.int64)
 
 
 def contains(mesh: trimesh.Trimesh, points: Vectors) -> NDArray[np.bool_]:
@@ -42,10 +60,20 @@ def winding_number(mesh: trimesh.Trimesh, points: Vectors) -> Indices:
 
     A ray upwards leaves the mesh as often as it enters it, and once more for each time that it started inside.
     """
-    triangles = np.asarray(mesh.triangles, np.float64)
     found = np.zeros(len(points), np.int64)
+    for point, _, sign in crossings(np.asarray(mesh.triangles, np.float64), points):
+        np.add.at(found, point, sign)
+    return found
+
+
+def crossings(triangles: Vectors, points: Vectors) -> Iterator[tuple[Indices, Indices, Indices]]:
+    """Where rays upwards from points ``[points, 3]`` pass triangles ``[triangles, 3, 3]``, some at a time.
+
+    Yields:
+        Of each passage: the point, the triangle, and whether that looks up, 1, or down, -1.
+    """
     if not len(triangles) or not len(points):
-        return found
+        return
     lower, extent = triangles.min((0, 1)), np.ptp(triangles, axis=(0, 1))
     triangles, points = triangles - lower, points - lower
     columns = points[:, :2] + _ASIDE * extent.max()
@@ -65,8 +93,7 @@ def winding_number(mesh: trimesh.Trimesh, points: Vectors) -> Indices:
             hit = inside_of(weights[above], columns[point])
             point, above = point[hit], above[hit]
             higher = at(heights[above], columns[point]) > points[point, 2]
-            np.add.at(found, point[higher], signs[above[higher]])
-    return found
+            yield point[higher], above[higher], signs[above[higher]]
 
 
 def covered(first: Indices, last: Indices) -> Iterator[tuple[Indices, Indices, Indices]]:

@@ -1,4 +1,4 @@
-"""Shapes: meshes, scenes and clouds of points through trimesh, brought to a model's frame as points with normals.
+"""Shapes: meshes, scenes and clouds of points from files and trimesh, brought to a model's frame as points with normals.
 
 A model's frame is the cube [-1, 1]. A shape's bounding box is centred in it, and its longest edge is 1.9 long. What was done to
 it is a centre and a scale: a point ``p`` of the original is ``(p - centre) / scale`` in the frame.
@@ -6,7 +6,6 @@ it is a centre and a scale: a point ``p`` of the original is ``(p - centre) / sc
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Mapping
@@ -22,12 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import InputError, MissingExtraError
-from zoo.media.files import FILE_TYPES, open_source, replacing
+from zoo.media.files import FILE_TYPES, replacing
+from zoo.media.shape.formats import read_file
+from zoo.media.shape.geometry import NO_FACES, Geometry, Indices, Vectors, check_count, check_indices, joined
+from zoo.media.shape.normals import estimate_normals
+from zoo.media.shape.orientation import oriented
 
 if TYPE_CHECKING:
     import trimesh
-
-Vectors = NDArray[np.float64]
 
 _log = logging.getLogger("zoo")
 
@@ -43,9 +44,8 @@ MAX_FACES = 50_000_000
 # Below this share of the squared longest edge a surface is taken for a line.
 _SMALLEST_AREA = 1e-12
 _PACKAGES = ("trimesh", "scipy", "skimage")
-# Points that a normal is estimated from.
-_NEIGHBOURS = 16
-_BINARY_STL_HEADER, _BINARY_STL_FACE = 84, 50
+# How far from 1 the lengths of normals are after rounding.
+_UNIT = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,19 @@ def prepare_shape(
     """Read a shape, bring it to the model's frame, and cover its surface with points.
 
     Of a mesh, points are drawn uniformly by area, with the normals of their faces. Only its surface counts: it need not be
-    closed, nor wound consistently, though normals of faces that are wound the wrong way point inwards. Scenes become one mesh
-    with all transforms applied. A cloud is thinned at random if it has more points than wanted, and otherwise used whole;
-    normals that it lacks are estimated, with a warning.
+    closed. Closed parts are wound alike and made to look outwards, and hollows in them stay hollow; open parts stay as they are,
+    so that normals of faces which are wound the wrong way point inwards. Scenes become one mesh with all transforms applied. A
+    cloud is thinned at random if it has more points than wanted, and otherwise used whole; normals that it lacks are estimated,
+    with a warning.
+
+    A shape's place is taken off in double precision: far from the origin it gives the points that it gives there, as far as
+    its coordinates hold the digits. Of glTF, skins, morph targets and animations are passed over, and lines in every format.
+    Draco and meshopt take the ``gltf`` and the ``meshopt`` extra.
 
     Args:
         source: a path, the bytes of a file, a ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array or tensor
             ``[points, 3]`` or ``[points, 6]`` (coordinates, then normals), or a pair ``(points, normals)`` of ``[points, 3]``.
+            Columns 4 to 6 that are neither of length 1 nor anywhere negative are colours: they are left out, with a warning.
         points: how many to draw.
         seed: of the draws.
         normalise: without it the shape is taken to lie in the frame already.
@@ -143,11 +149,11 @@ def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | 
     import trimesh
 
     if isinstance(source, FILE_TYPES):
-        source = _read_file(source, max_faces)
+        return _checked(read_file(source, max_faces), max_faces)
     if isinstance(source, trimesh.Scene):
-        source = _merged(source, max_faces)
+        return _checked(_of_scene(source, max_faces), max_faces)
     if isinstance(source, trimesh.Trimesh):
-        return _checked_mesh(source, max_faces)
+        return _checked_mesh(np.asarray(source.vertices, np.float64), np.asarray(source.faces, np.int64), max_faces)
     if isinstance(source, trimesh.PointCloud):
         return _checked_cloud(source.vertices, _normals_of(source), max_faces)
     if isinstance(source, tuple):
@@ -156,7 +162,7 @@ def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | 
         return _checked_cloud(_rows(source[0], (3,)), _rows(source[1], (3,)), max_faces)
     if isinstance(source, Tensor | np.ndarray):
         rows = _rows(source, (3, 6))
-        return _checked_cloud(rows[:, :3], rows[:, 3:] if rows.shape[1] == 6 else None, max_faces)
+        return _checked_cloud(rows[:, :3], _normals_in(rows[:, 3:]), max_faces)
     raise InputError(f"expected a path, bytes, a mesh, scene or cloud of trimesh, or points, not {type(source).__name__}")
 
 
@@ -193,113 +199,25 @@ def bounds(shape: trimesh.Trimesh | Cloud) -> tuple[Vectors, Vectors]:
     return vertices.min(0), vertices.max(0)
 
 
-def estimate_normals(points: Vectors) -> Vectors:
-    """Normals of a surface that only points are known of, pointing outwards as far as that can be told.
-
-    A normal is the direction in which the 16 nearest neighbours spread least. From the point farthest from the centroid, whose
-    normal looks away from it, orientation is passed on along the tree of neighbours whose normals differ least (Hoppe et al.
-    1992).
-    """
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
-    from scipy.spatial import cKDTree
-
-    _log.warning("the points have no normals, so these are estimated; where surfaces are close, some may look inwards")
-    neighbours = cKDTree(points).query(points, min(_NEIGHBOURS, len(points)))[1]
-    around = points[neighbours]
-    around = around - around.mean(1, keepdims=True)
-    normals = np.linalg.eigh(np.einsum("nki,nkj->nij", around, around))[1][..., 0]
-    rows, columns = np.repeat(np.arange(len(points)), neighbours.shape[1] - 1), neighbours[:, 1:].ravel()
-    # An edge of weight zero would be none.
-    bends = 1 + 1e-6 - np.abs((normals[rows] * normals[columns]).sum(1))
-    tree = minimum_spanning_tree(csr_array((bends, (rows, columns)), shape=(len(points),) * 2))
-    away = points - points.mean(0)
-    distance = (away**2).sum(1)
-    components, label = connected_components(tree, directed=False)
-    for component in range(components):
-        members = np.flatnonzero(label == component)
-        root = members[distance[members].argmax()]
-        if away[root] @ normals[root] < 0:
-            normals[root] *= -1
-        order, parents = breadth_first_order(tree, root, directed=False)
-        for point in order[1:]:
-            if normals[point] @ normals[parents[point]] < 0:
-                normals[point] *= -1
-    return normals
-
-
 # ------------------------------------------------------------------------------------------------------------------ reading
 
 
-def _read_file(source: Any, max_faces: int) -> Any:
-    """What is in a file or in the bytes of one."""
-    import trimesh
-
-    handle, name = open_source(source, "shape")
-    with handle:
-        kind = _format(name, handle)
-        # Files beside a glTF or OBJ are found from its path; nothing is fetched from elsewhere.
-        place = handle if isinstance(handle, io.BytesIO) else name
-        extra: dict[str, Any] = {"skip_materials": True} if kind == "obj" else {}
-        try:
-            return _merged(trimesh.load_scene(place, file_type=kind, process=False, **extra), max_faces)
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:
-            raise InputError(f"{name} is truncated, damaged or of an unknown kind: {error}") from error
-
-
-def _format(name: str, handle: io.BufferedIOBase) -> str:
-    """The format of a file, by its content."""
-    start = handle.read(1 << 16)
-    size = handle.seek(0, os.SEEK_END)
-    handle.seek(0)
-    text = start.lstrip()
-    if start[:4] == b"glTF":
-        return "glb"
-    if start[:3] == b"ply":
-        return "ply"
-    if text[:3] == b"OFF":
-        return "off"
-    if len(start) >= _BINARY_STL_HEADER:
-        faces = int.from_bytes(start[80:84], "little")
-        if size == _BINARY_STL_HEADER + faces * _BINARY_STL_FACE:
-            return "stl"
-    if text[:5] == b"solid":
-        return "stl_ascii"
-    if text[:1] == b"{" and b'"asset"' in start:
-        return "gltf"
-    if any(line.split(None, 1)[:1] == [b"v"] for line in start.splitlines()):
-        return "obj"
-    raise InputError(f"{name} is not a shape file that can be read; formats are GLB, glTF, OBJ, PLY, STL, OFF")
-
-
-def _merged(scene: trimesh.Scene, max_faces: int) -> Any:
-    """The meshes of a scene as one; without any, its clouds of points."""
+def _of_scene(scene: trimesh.Scene, max_faces: int) -> Geometry:
+    """A scene of trimesh with all transforms applied."""
     import trimesh
 
     geometry = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
-    _check_count(sum(len(part.faces) for part in geometry if isinstance(part, trimesh.Trimesh)), "faces", max_faces)
-    parts = scene.dump()
-    meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
-    if meshes:
-        return trimesh.Trimesh(
-            np.concatenate([mesh.vertices for mesh in meshes]),
-            np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, _offsets(meshes), strict=True)]),
-            process=False,
-        )
-    clouds = [part for part in parts if isinstance(part, trimesh.PointCloud)]
-    if not clouds:
-        raise InputError("the shape has no faces and no points")
-    # Only PLY files have normals for points, and nothing but one cloud in them.
-    normals = _normals_of(geometry[0]) if len(geometry) == 1 else None
-    points = np.concatenate([cloud.vertices for cloud in clouds])
-    return points if normals is None else np.concatenate([points, normals], axis=1)
-
-
-def _offsets(meshes: list[trimesh.Trimesh]) -> list[int]:
-    """What the indices of each mesh are raised by when the vertices of all are listed one after the other."""
-    return [0, *np.cumsum([len(mesh.vertices) for mesh in meshes])[:-1].tolist()]
+    check_count(sum(len(part.faces) for part in geometry if isinstance(part, trimesh.Trimesh)), "faces", max_faces)
+    parts = []
+    for part in scene.dump():
+        if isinstance(part, trimesh.Trimesh):
+            parts.append(Geometry(np.asarray(part.vertices, np.float64), np.asarray(part.faces, np.int64)))
+        elif isinstance(part, trimesh.PointCloud):
+            parts.append(Geometry(np.asarray(part.vertices, np.float64), NO_FACES))
+    if not any(len(part.faces) for part in parts) and len(geometry) == 1:
+        # A cloud of its own keeps the normals that a PLY file gave it.
+        return Geometry(parts[0].vertices, NO_FACES, _normals_of(geometry[0])) if parts else joined(parts, max_faces)
+    return joined([part for part in parts if len(part.faces)] or parts, max_faces)
 
 
 def _normals_of(cloud: trimesh.PointCloud) -> Vectors | None:
@@ -322,27 +240,51 @@ def _rows(points: Any, widths: tuple[int, ...]) -> Vectors:
     return array.astype(np.float64)
 
 
-def _checked_mesh(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
-    if not len(mesh.faces):
+def _normals_in(columns: Vectors) -> Vectors | None:
+    """Columns behind coordinates, if there are any and they are normals.
+
+    Colours are never negative. Vectors of length 1 are normals whatever their signs; others without a negative number are taken
+    for colours.
+    """
+    if not columns.shape[1]:
+        return None
+    lengths = np.linalg.norm(columns, axis=1)
+    if len(columns) and columns.min() >= 0 and (np.abs(lengths - 1) > _UNIT).any():
+        _log.warning("columns 4 to 6 of the points are taken for colours and left out; normals of any length go into a pair")
+        return None
+    return columns
+
+
+def _checked(geometry: Geometry, max_faces: int) -> trimesh.Trimesh | Cloud:
+    if len(geometry.faces):
+        return _checked_mesh(geometry.vertices, geometry.faces, max_faces)
+    return _checked_cloud(geometry.vertices, geometry.normals, max_faces)
+
+
+def _checked_mesh(vertices: Vectors, faces: Indices, max_faces: int) -> trimesh.Trimesh:
+    import trimesh
+
+    if not len(faces):
         raise InputError("the mesh has no faces")
-    _check_count(len(mesh.faces), "faces", max_faces)
-    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
-        raise InputError(f"a face names a vertex that is not among the {len(mesh.vertices)} of the mesh")
-    corners = mesh.vertices[_used(mesh)]
-    _check_extent(corners, "mesh")
-    edges = mesh.vertices[mesh.faces[:, 1:]] - mesh.vertices[mesh.faces[:, :1]]
-    area = np.linalg.norm(np.cross(edges[:, 0] / np.ptp(corners), edges[:, 1] / np.ptp(corners)), axis=1).sum() / 2
-    if area < _SMALLEST_AREA:
+    check_count(len(faces), "faces", max_faces)
+    check_indices(faces, len(vertices))
+    used = np.zeros(len(vertices), np.bool_)
+    used[faces] = True
+    lower, upper = _checked_box(vertices[used], "mesh")
+    # About the centre, in proportion to the longest edge: a place far away costs no digits, and a large size no overflow.
+    triangles = ((vertices - (lower / 2 + upper / 2)) / (upper - lower).max())[faces]
+    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    if np.linalg.norm(normals, axis=1).sum() / 2 < _SMALLEST_AREA:
         raise InputError("all faces of the mesh are degenerate: its surface has no area")
-    return mesh
+    return trimesh.Trimesh(vertices, oriented(vertices, faces), process=False)
 
 
 def _checked_cloud(points: Any, normals: Any, max_faces: int) -> Cloud:
     points = np.asarray(points, np.float64)
     if len(points) < FEWEST_POINTS:
         raise InputError(f"{len(points)} points are too few to tell a shape: give {FEWEST_POINTS} or more")
-    _check_count(len(points), "points", max_faces)
-    _check_extent(points, "cloud of points")
+    check_count(len(points), "points", max_faces)
+    _checked_box(points, "cloud of points")
     if normals is None:
         return Cloud(points, None)
     if normals.shape != points.shape:
@@ -354,19 +296,17 @@ def _checked_cloud(points: Any, normals: Any, max_faces: int) -> Cloud:
     return Cloud(points, normals)
 
 
-def _check_count(count: int, what: str, most: int) -> None:
-    if count > most:
-        raise InputError(f"the shape has {count} {what}, more than max_faces = {most}: simplify it, or raise that limit")
-
-
-def _check_extent(vertices: Vectors, what: str) -> None:
+def _checked_box(vertices: Vectors, what: str) -> tuple[Vectors, Vectors]:
+    """Lowest and highest coordinates."""
     if not np.isfinite(vertices).all():
         raise InputError(f"the {what} holds NaN or infinite coordinates")
+    lower, upper = vertices.min(0), vertices.max(0)
     # An infinite difference of two finite coordinates is as useless as none.
     with np.errstate(over="ignore"):
-        extent = np.ptp(vertices, axis=0).max()
+        extent = (upper - lower).max()
     if extent == 0 or not np.isfinite(extent):
         raise InputError(f"the {what} has {'no' if extent == 0 else 'an infinite'} extent")
+    return lower, upper
 
 
 def _used(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
