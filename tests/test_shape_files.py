@@ -628,8 +628,8 @@ def test_obj_far_behind_its_comments() -> None:
         ("f 1 2 -99", "back beyond"),
         ("f 1 2 99", "not among the 8"),
         ("v 1 2", "2 coordinates"),
-        ("v 1 2 x", "damaged"),
-        ("f 1 2 x", "damaged"),
+        ("v 1 2 x", "'x' stands where"),
+        ("f 1 2 x", "'x' stands where"),
     ],
 )
 def test_obj_that_is_damaged(line: str, reason: str, tmp_path: Path) -> None:

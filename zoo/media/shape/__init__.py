@@ -82,10 +82,10 @@ def prepare_shape(
     """Read a shape, bring it to the model's frame, and cover its surface with points.
 
     Of a mesh, points are drawn uniformly by area, with the normals of their faces. Only its surface counts: it need not be
-    closed. Closed parts are wound alike and made to look outwards, and hollows in them stay hollow; open parts stay as they are,
-    so that normals of faces which are wound the wrong way point inwards. Scenes become one mesh with all transforms applied. A
-    cloud is thinned at random if it has more points than wanted, and otherwise used whole; normals that it lacks are estimated,
-    with a warning.
+    closed. Closed parts are wound alike and made to look outwards, and hollows in them stay hollow; open parts stay as they
+    are, so that normals of faces which are wound the wrong way point inwards. Scenes become one mesh with all transforms.
+    A cloud is thinned at random if it has more points than wanted, and otherwise used whole; normals that it lacks are
+    estimated, with a warning.
 
     A shape's place is taken off in double precision: far from the origin it gives the points that it gives there, as far as
     its coordinates hold the digits. Of glTF, skins, morph targets and animations are passed over, and lines in every format.
