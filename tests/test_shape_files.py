@@ -446,6 +446,13 @@ def test_meshopt_of_every_mode(extension: str, stride: int, mode: str) -> None:
 
 
 @pytest.mark.skipif(find_spec("DracoPy") is None, reason="DracoPy is not installed")
+def test_draco_of_quantized_positions() -> None:
+    # By gltf-transform 4.5.1, from box-quantized.glb.
+    mesh = read(CASES / "draco-quantized.glb")
+    assert np.allclose(mesh.bounds, [[9, -0.5, -0.5], [11, 0.5, 0.5]], atol=1e-4) and mesh.volume == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.skipif(find_spec("DracoPy") is None, reason="DracoPy is not installed")
 def test_draco_in_a_primitive_with_other_attributes() -> None:
     import DracoPy
 
@@ -467,6 +474,9 @@ def test_draco_in_a_primitive_with_other_attributes() -> None:
     content = document.alone(primitive)
     found = read(content)
     assert len(found.faces) == len(torus.faces) and found.volume == pytest.approx(torus.volume, rel=1e-3)
+    # Positions of whole numbers stand for [-1, 1] if the accessor says so, whatever the decoder gives.
+    document.json["accessors"][positions] |= {"componentType": 5120, "normalized": True}
+    assert np.abs(read(document.glb()).bounds * 127 - np.rint(found.bounds)).max() < 1e-9
     document.json["bufferViews"][0]["byteLength"] //= 2
     with pytest.raises(zoo.InputError, match="KHR_draco_mesh_compression holds is truncated"):
         media.read_shape(document.glb())

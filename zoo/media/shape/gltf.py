@@ -232,6 +232,10 @@ class _Document:
         if len(positions) != _whole(described, "count") or positions.shape[1:] != (3,):
             raise InputError(f"{_DRACO} holds {len(positions)} vertices, and {described.get('count')} were to be there")
         check_indices(faces, len(positions))
+        component = _component(described, "the accessor of positions")
+        if component.kind != "f":
+            # The decoder may give whole numbers as floats; what they stand for goes by the type that they have in the document.
+            positions = np.rint(positions).astype(component)
         return Geometry(_normalised(positions, described).astype(np.float64), faces)
 
     def _must(self, extension: str) -> bool:
