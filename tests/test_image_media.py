@@ -369,7 +369,11 @@ def test_written_images_are_read_back(extension: str, tolerance: int, tmp_path: 
 
 
 def test_every_extension_can_be_written_and_read(tmp_path: Path) -> None:
-    for extension in media.IMAGE_EXTENSIONS:
+    read_alone = {".heic", ".heif"}
+    for extension in sorted(read_alone):
+        with pytest.raises(zoo.InputError, match="cannot write"):
+            media.write_image(tmp_path / f"image{extension}", smooth(4, 4))
+    for extension in set(media.IMAGE_EXTENSIONS) - read_alone:
         path = media.write_image(tmp_path / f"image{extension}", smooth(16, 16))
         assert (as_is(path) - smooth(16, 16)).abs().mean() < 0.7, extension
     with pytest.raises(zoo.InputError, match=r"\.xyz"):

@@ -1,53 +1,29 @@
-"""Images: files through Pillow, arrays and tensors as they are; brought to a model's size by torchvision, and back again.
-
-An image tensor is float32 ``[3, height, width]`` in [-1, 1]. Decoders overshoot that range a little, and nothing clips them
-before they are written.
-"""
+"""Images brought to a model's size by torchvision, and back again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import ArgumentError, InputError
-from zoo.media.files import FILE_TYPES, open_source, replacing
+from zoo.media.files import replacing
+from zoo.media.image.levels import Range
+from zoo.media.image.reading import FORMATS, MAX_PIXELS, check_pixels, load
 
 if TYPE_CHECKING:
     from PIL import Image
-
-# Formats that are read, by Pillow's names. Others are left out on purpose: EPS and PDF would run another program.
-_FORMATS = {
-    "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif",),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "JPEG2000": (".jp2", ".j2k"),
-}
-IMAGE_EXTENSIONS = tuple(extension for extensions in _FORMATS.values() for extension in extensions)
 
 #: How an image is brought to a model's size; see `prepare_image`. ``.zt`` files hold the position: append, never reorder.
 FITS = ("crop", "stretch", "pad", "none")
 #: How pixels are interpolated where an image is resized.
 INTERPOLATIONS = ("bilinear", "bicubic")
-#: Most pixels that an image may have unless the caller says otherwise.
-MAX_PIXELS = 100_000_000
-# Beyond this no decoder's overshoot is meant, but 0..255 or raw statistics.
-_LARGEST_VALUE = 1.5
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -69,22 +45,30 @@ def prepare_image(
     fit: str = "crop",
     max_pixels: int = MAX_PIXELS,
     interpolation: str = "bilinear",
+    range: Range | None = None,
 ) -> PreparedImage:
     """Read an image from a file or take it from an array, and bring it to a size.
 
     Transparent images are laid on white, EXIF orientation is applied, grey becomes RGB, and colour profiles are ignored.
-    Images of 8 bits are resized by Pillow, as torchvision's ``Resize`` and ``CenterCrop`` do and tokenizers were trained with;
-    16-bit and float images as tensors, with antialiasing. An image that has the size already is not changed by a single bit.
+    Samples of any depth are read in full, but for AVIF and for PIL images of colour, which Pillow has cut down to 8 bits.
+    TIFF of 12 bits and the like, compressed TIFF of 16-bit colour and JPEG 2000 of more than 8 bits need imagecodecs (the extra
+    ``image``), HEIC needs pillow-heif (the extra ``heic``). Images of 8 bits are resized by Pillow, as torchvision's ``Resize``
+    and ``CenterCrop`` do and tokenizers were trained with; all others as tensors, with antialiasing. An image that
+    has the size already is not changed by a single bit.
 
     Args:
         source: a path, the bytes of an image file, a PIL image, an array ``[height, width]`` or ``[height, width, 1|3|4]`` or
-            a tensor ``[1|3|4, height, width]``. uint8 is 0..255, uint16 is 0..65535, floating point is in [-1, 1] (alpha too).
+            a tensor ``[1|3|4, height, width]``. uint8 is 0..255, uint16 is 0..65535; see ``range`` for floating point. An
+            opened PIL image is read from its file, unless it was decoded before.
         size: ``(height, width)`` of the result.
         fit: ``"crop"`` resizes the image to cover the size and cuts away what stands out on both sides; ``"pad"`` resizes it to
             lie within the size, between bars of mid-grey; ``"stretch"`` ignores its proportions; ``"none"`` ignores ``size``.
         max_pixels: larger images are refused, files before they are decoded.
         interpolation: ``"bilinear"`` or ``"bicubic"``. The latter resizes floats that stand on the 256 levels of 8 bits as
             those, because Pillow clips and rounds where the cubic overshoots.
+        range: what black and white are in floating point (alpha too): ``"unit"`` for 0 and 1, ``"signed"`` for -1 and 1, or the
+            two values. By default files (TIFF, PFM) are ``"unit"``, arrays and tensors ``"signed"``. Arrays and tensors may
+            reach a quarter of the range beyond it, files may not. TIFF files of signed integers are read with two values only.
 
     Raises:
         InputError: the source is of the wrong kind, rank, type or range, empty, not finite, unreadable, truncated, animated or
@@ -94,7 +78,7 @@ def prepare_image(
         raise ArgumentError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
     if interpolation not in INTERPOLATIONS:
         raise ArgumentError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
-    image = _load(source, max_pixels)
+    image = load(source, max_pixels, range)
     height, width = _size(image)
     pixels = _to_tensor(image) if fit == "none" else _fit(image, size, fit, interpolation)
     return PreparedImage(pixels, {"width": width, "height": height, "fit": fit})
@@ -116,7 +100,7 @@ def restore_image(
         raise InputError(f"without its width, height and fit an image cannot be restored; its meta is {dict(meta)}") from error
     if width < 1 or height < 1 or fit not in FITS:
         raise InputError(f"an image of {width} x {height} pixels and fit {fit!r} cannot be restored")
-    _check_pixels(width, height, max_pixels, "the original image")
+    check_pixels(width, height, max_pixels, "the original image")
     model_size = (pixels.shape[1], pixels.shape[2])
     if fit == "none" and model_size != (height, width):
         raise InputError(
@@ -144,160 +128,15 @@ def write_image(path: str | os.PathLike[str], pixels: Float[Tensor, "3 height wi
     from torchvision.transforms.v2 import functional as F
 
     path = Path(path)
-    kind = next((kind for kind, extensions in _FORMATS.items() if path.suffix.lower() in extensions), None)
+    kind = next((kind for kind, extensions in FORMATS.items() if path.suffix.lower() in extensions), None)
     Image.init()
     if kind not in Image.SAVE:
-        raise InputError(f"cannot write {path.name}: no image format {path.suffix!r}")
+        raise InputError(f"cannot write {path.name}: no image format {path.suffix!r} that is written")
     levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     with replacing(path) as temporary:
         # The compressing formats' own default costs more than many a tokenizer loses.
         F.to_pil_image(levels.cpu()).save(temporary, format=kind, quality=95)
     return path
-
-
-# ------------------------------------------------------------------------------------------------------------------ reading
-
-
-def _load(source: Any, max_pixels: int) -> Image.Image | Tensor:
-    """The image upright and opaque: PIL's RGB where it has 8 bits, a tensor in [-1, 1] otherwise."""
-    from PIL import Image
-
-    if isinstance(source, FILE_TYPES):
-        return _read_file(source, max_pixels)
-    if isinstance(source, Image.Image):
-        with _decoding("the PIL image"):
-            # Nobody chose the first frame of an image that was only opened.
-            if source.tell() == 0:
-                _check_single(source, "the PIL image")
-            _check_pixels(*source.size, max_pixels, "the PIL image")
-            return _from_pil(source)
-    if isinstance(source, Tensor | np.ndarray):
-        array = _channels_last(source)
-        _check_pixels(array.shape[1], array.shape[0], max_pixels, "the array")
-        return _from_array(array)
-    raise InputError(f"expected a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
-
-
-def _read_file(source: Any, max_pixels: int) -> Image.Image | Tensor:
-    handle, name = open_source(source, "image")
-    with handle, _decoding(name):
-        image = _open(handle, name)
-        _check_pixels(*image.size, max_pixels, name)
-        _check_single(image, name)
-        return _from_pil(image)
-
-
-def _open(handle: Any, name: str) -> Image.Image:
-    """Read an image's header.
-
-    Goes through Pillow's registry of formats because ``Image.open`` has a limit on pixels that is global to the process.
-    """
-    from PIL import Image
-
-    Image.init()
-    start = handle.read(16)
-    for kind in _FORMATS:
-        factory, accept = Image.OPEN.get(kind, (None, None))
-        if factory is None or (accept is not None and accept(start) is not True):
-            continue
-        handle.seek(0)
-        image: Image.Image = factory(handle, "")
-        return image
-    raise InputError(f"{name} is not an image file that can be read; formats are {', '.join(_FORMATS)}")
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever Pillow's decoders raise over damaged content into an `InputError`."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"{name} is truncated, damaged or of an unknown kind: {error}") from error
-
-
-def _check_single(image: Image.Image, name: str) -> None:
-    frames = getattr(image, "n_frames", 1)
-    # A photograph with previews or a gain map beside it is one picture all the same.
-    if frames > 1 and image.format != "MPO":
-        raise InputError(f"{name} is animated or has pages, {frames} frames in all: pass one of them, as a PIL image")
-
-
-def _check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width < 1 or height < 1:
-        raise InputError(f"{name} is empty: {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than max_pixels = {max_pixels}: "
-            "scale it down, or raise that limit"
-        )
-
-
-def _from_pil(image: Image.Image) -> Image.Image | Tensor:
-    """A decoded image, upright and opaque."""
-    from PIL import Image, ImageOps
-
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        return _from_array(np.asarray(image)[..., None])
-    if image.mode in _SIXTEEN_BIT_MODES:
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65_535:
-            raise InputError(f"integer pixels must lie in 0..65535, these reach from {levels.min()} to {levels.max()}")
-        transparent = levels == image.info.get("transparency")
-        return _from_array(np.where(transparent, 65_535, levels).astype(np.uint16)[..., None])
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def _channels_last(source: Tensor | NDArray[Any]) -> NDArray[Any]:
-    """An array ``[height, width, channels]`` of uint8, uint16 or float32."""
-    shape = tuple(source.shape)
-    if isinstance(source, Tensor):
-        if source.ndim != 3 or shape[0] not in (1, 3, 4):
-            raise InputError(f"an image tensor must be [1|3|4, height, width], not of shape {shape}")
-        source = source.detach().cpu().permute(1, 2, 0)
-        array = (source.float() if source.is_floating_point() else source).numpy()
-    else:
-        if source.ndim not in (2, 3) or (source.ndim == 3 and shape[2] not in (1, 3, 4)):
-            raise InputError(f"an image array must be [height, width] or [height, width, 1|3|4], not of shape {shape}")
-        array = source.astype(np.float32) if np.issubdtype(source.dtype, np.floating) else source
-        array = array.reshape(*shape[:2], -1) if 0 not in shape else array[..., None]
-    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.float32):
-        raise InputError(f"pixels must be uint8, uint16 or floating point, not {array.dtype}")
-    return array
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image | Tensor:
-    """An array ``[height, width, 1|3|4]``, opaque: PIL's RGB where it has 8 bits, a tensor in [-1, 1] otherwise."""
-    from PIL import Image
-
-    if array.dtype == np.uint8:
-        return _from_pil(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
-    pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0)).astype(np.float32))
-    if array.dtype == np.float32:
-        _check_range(pixels)
-    else:
-        pixels = pixels / 65_535 * 2 - 1
-    if len(pixels) == 4:
-        opacity = (pixels[3:].clamp(-1, 1) + 1) / 2
-        pixels = pixels[:3] * opacity + (1 - opacity)
-    return pixels.expand(3, -1, -1)
-
-
-def _check_range(pixels: Float[Tensor, "channels height width"]) -> None:
-    if not torch.isfinite(pixels).all():
-        raise InputError("the image holds NaN or infinite pixels")
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < -_LARGEST_VALUE or high > _LARGEST_VALUE:
-        raise InputError(
-            f"floating-point pixels must lie in [-1, 1] (up to {_LARGEST_VALUE} is let through), these reach from {low:g} to "
-            f"{high:g}: pass 0..255 as uint8, 0..65535 as uint16"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- geometry
