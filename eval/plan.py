@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.eval.modality.base import Metric, MetricFunction, Modality, modality_named
+from zoo.eval.modality.base import Measures, Metric, MetricFunction, measures_of
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
@@ -35,7 +35,7 @@ class Plan:
     """
 
     tokenizer: Tokenizer[Any]
-    modality: Modality
+    modality: Measures
     functions: Mapping[str, MetricFunction]
     feature_functions: Mapping[str, MetricFunction]
     skipped: Mapping[str, str]
@@ -68,11 +68,7 @@ class Plan:
 
     def own_options(self, reference: Any) -> dict[str, Any]:
         """Options to decode an item with that are not given for all of them."""
-        return {
-            name: value
-            for name, value in self.modality.own_options(self.tokenizer, reference).items()
-            if name not in self.decode
-        }
+        return {name: value for name, value in self.tokenizer.hints(reference).items() if name not in self.decode}
 
     def decoded(self, tokens: Tokens, reference: Any, lengths: Sequence[int], own: Mapping[str, Any]) -> list[Any]:
         """Reconstructions of one item from its first so many tokens each, decoded as one batch with its own options."""
@@ -108,7 +104,7 @@ def make_plan(
         WeightsError: the weights given for a network are not what it needs.
     """
     spec = tokenizer.spec
-    modality = modality_named(spec.modality)
+    modality = measures_of(spec.modality)
     if spec.continuous:
         raise InputError(f"{spec.name} gives latents instead of tokens, so there is no rate to hold against its loss")
     if prefixes and not spec.ordered:
@@ -153,7 +149,7 @@ def options_in_force(tokenizer: Tokenizer[Any], encode: Mapping[str, Any], decod
 
 
 def _choose_metrics(
-    modality: Modality, wanted: Sequence[str] | None, networks: Mapping[str, NetworkSource], device: torch.device
+    modality: Measures, wanted: Sequence[str] | None, networks: Mapping[str, NetworkSource], device: torch.device
 ) -> tuple[dict[str, MetricFunction], dict[str, str]]:
     """What computes each metric, and why the others are left out."""
     for name in wanted or ():

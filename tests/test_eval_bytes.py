@@ -14,7 +14,7 @@ from small_models_byteformer import SMALL_BYTEFORMER, small_byteformer
 from zoo.codecs.byteformer import ByteFormer
 from zoo.eval import reconstruct
 from zoo.eval.modality import bytes as metrics
-from zoo.eval.modality.base import Modality, modality_named
+from zoo.eval.modality.base import Measures, measures_of
 
 pytest.importorskip("jinja2")
 
@@ -43,7 +43,7 @@ def run(tokenizer: ByteFormer, data: Path, out: Path) -> dict[str, Any]:
 
 
 def test_it_is_a_modality() -> None:
-    assert modality_named("bytes") is metrics and isinstance(metrics, Modality)
+    assert measures_of("bytes") is metrics and isinstance(metrics, Measures)
 
 
 def test_report(folder: Path, tmp_path: Path) -> None:

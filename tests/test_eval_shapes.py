@@ -20,7 +20,7 @@ from small_models_vat import small_vat
 from zoo import media
 from zoo.eval import reconstruct
 from zoo.eval.modality import shape as shapes
-from zoo.eval.modality.base import Modality, Variant
+from zoo.eval.modality.base import Measures, Variant
 from zoo.eval.modality.turntable import as_webp, render, turntable
 
 CASE = Path(__file__).parent / "golden" / "vat" / "components-a"
@@ -186,7 +186,7 @@ def test_turning() -> None:
 
 
 def test_the_protocol_is_kept() -> None:
-    assert isinstance(shapes, Modality)
+    assert isinstance(shapes, Measures)
 
 
 def test_items_are_read_in_the_frame(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from functools import lru_cache
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zoo.errors import RegistryError
-from zoo.spec import Modality
+from zoo.errors import InputError, RegistryError
+from zoo.modality import modality as modality_called
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
@@ -154,12 +155,15 @@ class Entry(_Strict):
     Attributes:
         family: module ``zoo.codecs.<family>``, or the dotted path of a plug-in's module.
         config: fields of the family's ``Config``.
+        modality: kind of media, a name in `zoo.modality`.
+        tags: words for what it is made for, such as ``speech``, which `names` filters by as well.
         card: file name in ``cards/``.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")
     family: str
-    modality: Modality
+    modality: str
+    tags: list[str] = []
     description: str
     config: dict[str, Any]
     weights: Weights
@@ -167,6 +171,32 @@ class Entry(_Strict):
     card: str
     paper: Paper | None = None
     reported: list[Reported] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_modality(cls, raw: Any) -> Any:
+        """Bring other words for a modality to its name; those for some of its media become a tag."""
+        word = raw.get("modality") if isinstance(raw, dict) else None
+        if not isinstance(word, str):
+            return raw
+        try:
+            record = modality_called(word)
+        except InputError as error:
+            raise ValueError(error.reason) from error
+        if word == record.name:
+            return raw
+        tags = [word] if word in record.domains else []
+        warnings.warn(
+            f"entry {raw.get('name')!r}: modality {word!r} is deprecated: write {record.name!r}"
+            + (f" and tags: [{word}]" if tags else ""),
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return raw | {"modality": record.name, "tags": [*raw.get("tags", ()), *tags]}
+
+    def made_for(self, word: str) -> bool:
+        """Whether a word names its modality, or is one of its tags."""
+        return word in self.tags or word in (record := modality_called(self.modality)).synonyms or word == record.name
 
     @property
     def embedded(self) -> bool:
@@ -327,7 +357,7 @@ def names(
         name
         for name, entry in entries().items()
         if fnmatch.fnmatchcase(name, pattern)
-        and (modality is None or entry.modality == modality)
+        and (modality is None or entry.made_for(modality))
         and (embedded is None or entry.embedded == embedded)
         and (family is None or entry.family == family)
         and (published is None or entry.published == published)

@@ -24,7 +24,7 @@ from zoo.errors import InputError, ItemError, naming_item
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, _bare_sequences, as_items
+from zoo.tokenizer.base import Tokenizer, _bare_sequences, as_items
 from zoo.tokens import Tokens
 
 _log = logging.getLogger("zoo")

@@ -62,7 +62,7 @@ class VecTok(Tokenizer[VecTokConfig]):
 
     Config = VecTokConfig
     family = "vectok"
-    modality = "speech"
+    modality = "audio"
     checkpoint = CHECKPOINT
     identity = ("units.centroids", "units.pairs")
 
@@ -102,7 +102,8 @@ class VecTok(Tokenizer[VecTokConfig]):
         return Spec(
             name=self.name,
             family=self.family,
-            modality="speech",
+            modality="audio",
+            prompted=self.config.has_units,
             vocab_size=self.config.vocab_size if self.config.has_units else 0,
             dim=self.config.vector_dim,
             fingerprint=self.fingerprint,
@@ -453,6 +454,10 @@ class VecTok(Tokenizer[VecTokConfig]):
             return super().reconstruct(items)
         tokens, voices = self.encode_with_voices(items)
         return self.decode(tokens, prompt=voices)
+
+    def hints(self, item: Any) -> dict[str, Any]:
+        """The recording's own voice, which its tokens do not hold."""
+        return {"prompt": self.encode_with_voices(item)[1][0]} if self.config.has_units else {}
 
     # ---- other voices
 

@@ -187,13 +187,6 @@ def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "1 
     return read_audio(path, sample_rate=spec.sample_rate, mono=True).waveform
 
 
-def own_options(tokenizer: Any, reference: Float[Tensor, "1 samples"]) -> dict[str, Any]:
-    """The recording's own voice where tokens do not hold one."""
-    if tokenizer.spec.modality != "speech" or tokenizer.spec.continuous:
-        return {}
-    return {"prompt": tokenizer.encode_with_voices(reference)[1][0]}
-
-
 def comparable(decoded: Float[Tensor, "1 _"], reference: Float[Tensor, "1 samples"]) -> Float[Tensor, "1 samples"]:
     """The decoded samples, as many as there are in the original."""
     return decoded[:, : reference.shape[1]]

@@ -1,13 +1,12 @@
 """What a kind of media brings to the evaluation: its metrics, its baseline, and how an item is read, measured and shown.
 
-A module such as `zoo.eval.modality.audio` is a `Modality`, and `MODALITIES` says which one measures what.
+A module such as `zoo.eval.modality.audio` is a `Measures`; the ``metrics`` home of a record in `zoo.modality` names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -15,17 +14,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from numpy.typing import NDArray
 
-from zoo.errors import InputError
+from zoo.modality import modality
 from zoo.spec import Spec
-
-# The module that measures each modality; another modality is another line here.
-MODALITIES = {
-    "audio": "zoo.eval.modality.audio",
-    "bytes": "zoo.eval.modality.bytes",
-    "image": "zoo.eval.modality.image",
-    "shape": "zoo.eval.modality.shape",
-    "speech": "zoo.eval.modality.audio",
-}
 
 Row = Mapping[str, Any]
 MetricFunction = Callable[..., Any]
@@ -103,7 +93,7 @@ class Variant:
 
 
 @runtime_checkable
-class Modality(Protocol):
+class Measures(Protocol):
     """What the reconstruction run and the report ask of a modality's module.
 
     Media are tensors or, of shapes, meshes, or, of files, their bytes.
@@ -126,9 +116,6 @@ class Modality(Protocol):
 
     def read(self, path: str, spec: Spec, options: Mapping[str, Any]) -> Any:
         """An item as the tokenizer takes it, read with the options of its ``encode``."""
-
-    def own_options(self, tokenizer: Any, reference: Any) -> dict[str, Any]:
-        """Options of the tokenizer's ``decode`` that belong to the item, such as its speaker's voice."""
 
     def comparable(self, decoded: Any, reference: Any) -> Any:
         """What was decoded, in the size and range of the original."""
@@ -158,12 +145,10 @@ class Modality(Protocol):
         """What the template shows of an item; the last variant is decoded from all tokens."""
 
 
-def modality_named(name: str) -> Modality:
+def measures_of(name: str) -> Measures:
     """The module that measures a kind of media.
 
     Raises:
         InputError: there are no metrics for it yet.
     """
-    if name not in MODALITIES:
-        raise InputError(f"there are no metrics for {name} yet; there are for {', '.join(MODALITIES)}")
-    return cast(Modality, import_module(MODALITIES[name]))
+    return cast(Measures, modality(name).home("metrics"))

@@ -88,11 +88,6 @@ def read(path: str, spec: Spec, options: Mapping[str, Any]) -> File:
     return file
 
 
-def own_options(tokenizer: Any, reference: bytes) -> dict[str, Any]:
-    """None: all there is to know is in the tokens."""
-    return {}
-
-
 def comparable(decoded: bytes, reference: bytes) -> bytes:
     """The decoded bytes as they are."""
     return decoded

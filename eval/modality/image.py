@@ -105,11 +105,6 @@ def read(path: str, spec: Spec, options: Mapping[str, Any]) -> Float[Tensor, "3 
     return prepare_image(path, spec.image_size or (0, 0), fit, interpolation=interpolation).pixels
 
 
-def own_options(tokenizer: Any, reference: Float[Tensor, "3 height width"]) -> dict[str, Any]:
-    """None: all there is to know is in the tokens."""
-    return {}
-
-
 def comparable(
     decoded: Float[Tensor, "3 height width"], reference: Float[Tensor, "3 height width"]
 ) -> Float[Tensor, "3 height width"]:

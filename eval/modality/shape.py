@@ -258,11 +258,6 @@ def read(path: str, spec: Spec, options: Mapping[str, Any]) -> trimesh.Trimesh:
     return tm.Trimesh(vertices, mesh.faces, process=False)
 
 
-def own_options(tokenizer: Any, reference: trimesh.Trimesh) -> dict[str, Any]:
-    """None: all there is to know is in the tokens."""
-    return {}
-
-
 def comparable(decoded: trimesh.Trimesh, reference: trimesh.Trimesh) -> trimesh.Trimesh:
     """The decoded mesh as it is: it lies where the reference does."""
     return decoded

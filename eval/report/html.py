@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo.eval.modality.base import Metric, Row, Variant, modality_named
+from zoo.eval.modality.base import Metric, Row, Variant, measures_of
 from zoo.eval.plan import Plan
 from zoo.eval.report import plots
 from zoo.media import replacing
@@ -62,7 +62,7 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
     spec, tokens = summary["tokenizer"], summary["tokens"]
-    heading = modality_named(spec["modality"]).heading(summary)
+    heading = measures_of(spec["modality"]).heading(summary)
     table = Table(title=f"{spec['name']}: {summary['items'] - summary['failed']} items, {heading}")
     for column in ("metric", "reconstruction", summary["baseline"]):
         table.add_column(column, justify="left" if column == "metric" else "right")

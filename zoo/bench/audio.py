@@ -73,7 +73,7 @@ def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Seque
             packed.set_precision(precision)
             # PyTorch does not count the operations of packed products.
             yield replace(_ours(f"{entry.name}, {method}{suffix}", packed, encodes=False), module=None)
-    if peers and entry.modality == "audio" and find_spec("transformers"):
+    if peers and not (tokenizer.spec.prompted or tokenizer.spec.continuous) and find_spec("transformers"):
         yield from _transformers_peers(tokenizer, device)
 
 

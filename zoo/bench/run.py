@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,8 @@ from zoo.bench.quantized import footprints
 from zoo.errors import InputError
 from zoo.machine import device_name
 from zoo.media import write_json
+from zoo.modality import modality
 from zoo.quantize.methods import method_named
-
-# The module with the jobs of each modality; another modality is another line here.
-MODALITIES = {
-    "audio": "zoo.bench.audio",
-    "bytes": "zoo.bench.bytes",
-    "image": "zoo.bench.image",
-    "shape": "zoo.bench.shape",
-    "speech": "zoo.bench.audio",
-}
 
 
 def run(
@@ -61,9 +52,7 @@ def run(
         InputError: there is no benchmark for its modality, it does not vary one of the ``cases``, or there is no such method.
     """
     entry = registry.get(name)
-    if entry.modality not in MODALITIES:
-        raise InputError(f"there is no benchmark for {entry.modality} yet")
-    benchmark = importlib.import_module(MODALITIES[entry.modality])
+    benchmark = modality(entry.modality).home("bench")
     chosen = {key: value for key, value in {"batches": batches, **cases}.items() if value is not None}
     if unknown := sorted(chosen.keys() - benchmark.CASES.keys()):
         raise InputError(f"the benchmark for {entry.modality} does not vary {', '.join(unknown)}")

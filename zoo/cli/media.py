@@ -210,7 +210,7 @@ def _prefix(tokenizer: Tokenizer[Any], batch: Any, length: int) -> Tokens:
 
 def _own_voice(tokenizer: Any, source: str) -> dict[str, Any]:
     """The voice of a recording where its tokens do not hold one, as an option of decoding."""
-    if source == "-" or tokenizer.spec.modality != "speech" or tokenizer.spec.continuous:
+    if source == "-" or not tokenizer.spec.prompted:
         return {}
     return {"prompt": tokenizer.encode_with_voices(Path(source))[1][0]}
 

@@ -3,34 +3,86 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from zoo.checkpoint import Checkpoint, no_configuration
-from zoo.errors import ArgumentError, InputError, ItemError, MismatchError
+from zoo.errors import ArgumentError, InputError, ItemError, MismatchError, WeightsError
 from zoo.errors import listing as listing  # old home of the name; it goes with the next release
 from zoo.errors import naming_item as naming_item  # likewise
+from zoo.latents import Latents
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Spec
 from zoo.tokens import Meta, Tokens
 
 ConfigT = TypeVar("ConfigT")
+#: What a family encodes to: tokens, or the latents of a continuous tokenizer.
+EncodedT = TypeVar("EncodedT", default=Tokens)
+#: What it decodes to, one for each item.
+MediaT = TypeVar("MediaT", default=Tensor)
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
-    """A loaded tokenizer.
+def precision_named(name: str) -> torch.dtype:
+    """The floating-point type of a precision.
 
-    A family implements `encode`, `decode`, `embed` and `spec`, names its frozen ``Config``, and says in ``checkpoint`` how
-    official files map to its own state dict.
+    Raises:
+        ArgumentError: there is no such precision.
+    """
+    if name not in PRECISIONS:
+        raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
+    return PRECISIONS[name]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One item as the network takes it: on the CPU, picklable, with what its tokens will remember.
+
+    Attributes:
+        tensors: what the network is fed, by name; `Tokenizer.prepare` says which.
+        meta: see `Tokens`.
+        amount: how much it is, in the unit that batches are counted in: samples, pixels, points or bytes.
+    """
+
+    tensors: Mapping[str, Tensor]
+    meta: Meta
+    amount: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes through a network at once: memory and speed only, never the numbers.
+
+    Attributes:
+        cpu: on a CPU, small enough for its caches.
+        cuda: on anything else, large enough to fill it.
+    """
+
+    cpu: int
+    cuda: int
+
+    def on(self, device: torch.device) -> int:
+        """The amount for a device."""
+        return self.cpu if device.type == "cpu" else self.cuda
+
+
+class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
+    """A loaded tokenizer: ``encode`` is ``encode_prepared(prepare(items))``, and ``decode`` the way back.
+
+    A family derives from the base class of its kind of media (`zoo.tokenizer.image`, say), which makes that trip. It brings its
+    networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
+    ``checkpoint`` how official files map to its own state dict.
 
     Attributes:
         config: sizes and settings of the model.
@@ -40,7 +92,12 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
 
     Config: ClassVar[type]
     family: ClassVar[str]
+    #: Name in `zoo.modality`.
     modality: ClassVar[str]
+    #: How much goes through the networks at once, by what is done: ``encode``, ``decode``, ...
+    at_once: ClassVar[Mapping[str, Budget]] = {}
+    #: Names of the axes of latents behind the channels, for messages.
+    latent_axes: ClassVar[tuple[str, ...]] = ()
     #: How upstream's checkpoints of the family are read.
     checkpoint: ClassVar[Checkpoint]
     #: State dict entries that tell checkpoints apart and are stored as upstream stored them.
@@ -76,16 +133,29 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
     def spec(self) -> Spec:
         """What this tokenizer promises."""
 
-    @abstractmethod
-    def encode(self, items: Any, *, progress: bool = False) -> Tokens:
+    def prepare(self, items: Any) -> list[Prepared]:
+        """Read items and bring them to the form that the network takes; on the CPU, without any parameter.
+
+        Raises:
+            ItemError: an item cannot be used; names the item.
+            ArgumentError: the family encodes in one step.
+        """
+        raise ArgumentError(f"{self.family} encodes in one step and prepares nothing")
+
+    def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> EncodedT:
+        """Run the network on what `prepare` gave. Each item gets the ids that it gets alone."""
+        raise ArgumentError(f"{self.family} encodes in one step and takes nothing prepared")
+
+    def encode(self, items: Any, *, progress: bool = False) -> EncodedT:
         """Media to tokens; one item or a list, ragged sizes welcome. Each item gets the ids that it gets alone."""
+        return self.encode_prepared(self.prepare(items), progress=progress)
 
     @abstractmethod
-    def decode(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Tokens to media, one tensor per item."""
+    def decode(self, tokens: EncodedT | Tensor | Sequence[Tensor]) -> list[MediaT]:
+        """Tokens to media, one for each item."""
 
     @abstractmethod
-    def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+    def embed(self, tokens: EncodedT | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The vectors that a language model would be fed; zero where an item has ended."""
 
     # ---- what all families share
@@ -100,15 +170,49 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
         """Numbers in the state dict."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
-    def reconstruct(self, items: Any) -> list[Tensor]:
+    def reconstruct(self, items: Any) -> list[MediaT]:
         """``decode(encode(items))``."""
         return self.decode(self.encode(items))
 
+    @classmethod
+    def options(cls, action: Literal["encode", "decode"]) -> Mapping[str, Any]:
+        """The options of `encode` or `decode` by name, with their defaults."""
+        parameters = inspect.signature(getattr(cls, action)).parameters.values()
+        return {own.name: own.default for own in parameters if own.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def hints(self, item: Any) -> dict[str, Any]:
+        """Options of `decode` that belong to an item and are not in its tokens, such as its speaker's voice."""
+        return {}
+
+    @property
+    def parts(self) -> tuple[str, ...] | None:
+        """Parts of the model that are loaded; ``None`` if it has none to choose from."""
+        parts: tuple[str, ...] | None = getattr(self.config, "parts", None)
+        return parts
+
+    def require(self, part: str, purpose: str) -> None:
+        """Refuse what a part that was not loaded is needed for.
+
+        Raises:
+            WeightsError: it was not loaded; says how to load it.
+        """
+        if self.parts is not None and part not in self.parts:
+            wanted = tuple(dict.fromkeys([*self.parts, part]))
+            raise WeightsError(
+                f"{purpose} needs the {part}, which is not loaded: load {self.name} with parts={wanted}, or all of it"
+            )
+
+    def exact_parts(self) -> tuple[str, ...]:
+        """Names of the modules that ids depend on, whose layers must not be rounded."""
+        return ("encoder",)
+
+    def budget(self, action: str) -> int:
+        """How much goes through a network at once on this device."""
+        return self.at_once[action].on(self.device)
+
     def set_precision(self, precision: str) -> None:
         """Precision of the decoder's products: ``"fp32"`` or ``"bf16"``. Encoders stay in float32."""
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        self.to(PRECISIONS[precision])
+        self.to(precision_named(precision))
 
     def reset_buffers(self) -> None:
         """Fill in the buffers that no checkpoint holds, after the model was built on the meta device."""
@@ -157,13 +261,26 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
             ids, tokenizer=spec.name, fingerprint=spec.fingerprint, vocab_size=spec.vocab_size, meta=meta
         )
 
-    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Tokens:
-        """Tokens that this checkpoint can decode.
+    def wrap(self, values: Sequence[Tensor], meta: Sequence[Meta]) -> EncodedT:
+        """Ids ``[length]``, or latents ``[channels, ...]`` of a continuous tokenizer, as what `encode` returns."""
+        spec = self.spec
+        wrapped = (
+            Latents(tuple(values), spec.name, spec.fingerprint, tuple(meta)) if spec.continuous else self.tokens(values, meta)
+        )
+        return wrapped  # type: ignore[return-value]  # which of the two it is, the spec says
+
+    def check(self, tokens: Any) -> EncodedT:
+        """Tokens, or latents, that this checkpoint can decode: those of `encode`, or bare ids or latents as they come.
 
         Raises:
             MismatchError: they belong to another checkpoint.
-            InputError: an id is out of range, or an item is empty.
+            ItemError: an id is out of range, an item is empty, or latents are of another shape or not finite.
+            InputError: there are none.
         """
+        checked = self._check_latents(tokens) if self.spec.continuous else self._check_tokens(tokens)
+        return checked  # type: ignore[return-value]  # as in `wrap`
+
+    def _check_tokens(self, tokens: Any) -> Tokens:
         spec = self.spec
         if not isinstance(tokens, Tokens):
             tokens = self.tokens(_bare_sequences(tokens))
@@ -182,6 +299,23 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT]):
                 outside = low if low < 0 else high
                 raise ItemError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
         return tokens
+
+    def _check_latents(self, latents: Any) -> Latents:
+        spec = self.spec
+        if not isinstance(latents, Latents):
+            latents = Latents(tuple(latents), spec.name, spec.fingerprint)
+        if latents.fingerprint != spec.fingerprint:
+            raise MismatchError(
+                f"these latents were made by {latents.tokenizer} ({latents.fingerprint or 'unknown checkpoint'}), this is "
+                f"{spec.name} ({spec.fingerprint})"
+            )
+        latents.check(spec.dim, *self.latent_axes)
+        return latents
+
+    def _check(self, tokens: Any) -> EncodedT:
+        """Old name of `check`."""
+        warnings.warn("_check is deprecated: call check", DeprecationWarning, stacklevel=2)
+        return self.check(tokens)
 
 
 def _bare_sequences(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -218,6 +352,26 @@ def as_items(items: Any, batch_rank: int) -> list[Any]:
     if not listed:
         raise InputError("there is nothing to encode")
     return listed
+
+
+def runs_of_equals(keys: Sequence[Hashable], most: int) -> Iterator[list[int]]:
+    """Consecutive indices with equal keys, at most ``most`` at a time."""
+    start = 0
+    for stop in range(1, len(keys) + 1):
+        if stop == len(keys) or stop - start == most or keys[stop] != keys[start]:
+            yield list(range(start, stop))
+            start = stop
+
+
+def groups_of_equals(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of equal lengths, longest first, at most ``budget`` steps in a group but always one item."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    for stop in range(1, len(order) + 1):
+        length = lengths[order[start]]
+        if stop == len(order) or lengths[order[stop]] != length or (stop - start + 1) * length > budget:
+            yield order[start:stop]
+            start = stop
 
 
 def groups_of_similar_length(lengths: Sequence[int], budget: int, waste: float = 0.1) -> Iterator[list[int]]:

@@ -1,0 +1,133 @@
+"""Kinds of media: one record for each, which every room of the house reads. Does not import torch.
+
+A modality is a `Modality` in the table below, plus the modules that its ``homes`` name: the base class of its tokenizers, how
+its media are read and written, its metrics, its benchmark. They are imported when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+from typing import Literal
+
+from zoo.errors import InputError
+
+#: What one module of a modality is for.
+#:
+#: - ``tokenizer``: base class of its tokenizers (`zoo.tokenizer`).
+#: - ``media``: `EXTENSIONS`, ``write(path, item, decoded, spec, options)``, ``options(spec)`` and ``figures(spec, meta)``.
+#: - ``metrics``: a `zoo.eval.modality.base.Measures`.
+#: - ``bench``: the jobs of ``zoo bench``.
+Facet = Literal["tokenizer", "media", "metrics", "bench"]
+
+#: How a field that an item's tokens remember is written in a ``.zt`` file (`zoo.zt`).
+MetaKind = Literal["count", "rate", "float", "fit"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of media.
+
+    Attributes:
+        name: ``"image"``.
+        unit: what progress bars and benchmarks count, in the singular.
+        suffix: extension of a decoded file, without the dot.
+        meta: fields that an item's tokens may remember, in the order of ``.zt`` files.
+        homes: modules by what they are for; a facet may be missing.
+        synonyms: the field's other words for it.
+        domains: words for some of its media, such as ``"speech"``, which entries of the catalogue carry as tags.
+    """
+
+    name: str
+    unit: str
+    suffix: str
+    meta: tuple[tuple[str, MetaKind], ...]
+    homes: Mapping[Facet, str]
+    synonyms: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Everything that it may be called."""
+        return (self.name, *self.synonyms, *self.domains)
+
+    def home(self, facet: Facet) -> ModuleType:
+        """The module for one purpose, imported now.
+
+        Raises:
+            InputError: this kind of media has none.
+        """
+        if facet not in self.homes:
+            raise InputError(f"there is no {_PURPOSES[facet]} for {self.name} yet")
+        return import_module(self.homes[facet])
+
+    @cached_property
+    def extensions(self) -> tuple[str, ...] | None:
+        """Extensions of the files that are taken from folders, with the dot; ``None`` for all files."""
+        found: tuple[str, ...] | None = self.home("media").EXTENSIONS
+        return found
+
+
+_PURPOSES: dict[Facet, str] = {
+    "tokenizer": "base class of tokenizers",
+    "media": "reader",
+    "metrics": "evaluation",
+    "bench": "benchmark",
+}
+
+
+def _homes(name: str) -> Mapping[Facet, str]:
+    homes: dict[Facet, str] = {
+        "tokenizer": f"zoo.tokenizer.{name}",
+        "media": f"zoo.media.{name}",
+        "metrics": f"zoo.eval.modality.{name}",
+        "bench": f"zoo.bench.{name}",
+    }
+    return MappingProxyType(homes)
+
+
+_SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
+_PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"))
+_PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
+
+_MODALITIES: dict[str, Modality] = {
+    known.name: known
+    for known in (
+        Modality("image", "image", "png", _PICTURE, _homes("image")),
+        Modality("audio", "second", "wav", _SOUND, _homes("audio"), domains=("speech", "music")),
+        Modality("shape", "shape", "glb", _PLACE, _homes("shape"), synonyms=("3d", "mesh")),
+        Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),
+    )
+}
+
+
+def modality(name: str) -> Modality:
+    """The record of a kind of media, by its name, a synonym, or the name of one of its domains.
+
+    Raises:
+        InputError: there is none; names those that there are.
+    """
+    for known in _MODALITIES.values():
+        if name in known.words:
+            return known
+    raise InputError(f"there is no modality {name!r}; there are {', '.join(_MODALITIES)}")
+
+
+def modalities() -> Mapping[str, Modality]:
+    """All records by name."""
+    return MappingProxyType(_MODALITIES)
+
+
+def register(record: Modality) -> None:
+    """Add a kind of media for this process, so that a plug-in's tokenizers can have it.
+
+    Raises:
+        InputError: one of its words is taken by another record.
+    """
+    for known in _MODALITIES.values():
+        if known != record and (taken := set(record.words) & set(known.words)):
+            raise InputError(f"the modality {min(taken)!r} is there already")
+    _MODALITIES[record.name] = record

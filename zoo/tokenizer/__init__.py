@@ -1,0 +1,30 @@
+"""Tokenizers: the contract that all keep, and a base class for each kind of media that makes the trip for its families."""
+
+from zoo.errors import listing, naming_item
+from zoo.progress import progress_bar
+from zoo.tokenizer.base import (
+    PRECISIONS,
+    Budget,
+    Prepared,
+    Tokenizer,
+    as_items,
+    groups_of_equals,
+    groups_of_similar_length,
+    precision_named,
+    runs_of_equals,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "Budget",
+    "Prepared",
+    "Tokenizer",
+    "as_items",
+    "groups_of_equals",
+    "groups_of_similar_length",
+    "listing",
+    "naming_item",
+    "precision_named",
+    "progress_bar",
+    "runs_of_equals",
+]

@@ -1,0 +1,139 @@
+"""Tokenizers of audio: reading, resampling, batching, trimming and resampling back, for all families."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo import media
+from zoo.errors import naming_item
+from zoo.latents import Latents
+from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
+from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, groups_of_equals
+
+Waveform = Float[Tensor, "_channels _samples"]
+Rate = int | Literal["original"] | None
+
+
+class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
+    """A tokenizer of audio.
+
+    A family implements `encode_waveforms` and `decode_values`, and lists in ``at_once`` how many samples and frames these take.
+    Items are padded to whole hops and grouped by equal length, so that nothing of one reaches another. A family that
+    encodes long recordings piece by piece overrides `encode_prepared` and `decode` instead.
+    """
+
+    modality = "audio"
+    #: Channels that the network takes; others are averaged, or one is repeated.
+    channels: ClassVar[int] = 1
+
+    # ---- encode
+
+    def encode(self, items: Any, *, progress: bool = False) -> EncodedT:
+        """Audio to tokens, or to the latents of a continuous tokenizer.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an audio file, ``(array, sample_rate)`` or an array or
+                tensor at the model's rate, ``[samples]`` or ``[channels, samples]``. Integer arrays are scaled to [-1, 1).
+                A tensor ``[batch, channels, samples]`` is a list. Channels are averaged.
+            progress: show a progress bar.
+
+        Raises:
+            ItemError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
+            WeightsError: the encoder was not loaded.
+        """
+        return self.encode_prepared(self.prepare(items), progress=progress)
+
+    def prepare(self, items: Any) -> list[Prepared]:
+        """Audio as the network takes it: ``waveform`` ``[channels, samples]`` at its rate; ``amount`` counts samples.
+
+        Arguments and errors as for `encode`.
+        """
+        rate = self.spec.sample_rate
+        prepared = []
+        for index, item in enumerate(as_items(items, batch_rank=3)):
+            with naming_item(index):
+                audio = media.read_audio(item, sample_rate=rate, mono=self.channels == 1, default_sample_rate=rate)
+                meta = {"samples": audio.original_samples, "sample_rate": audio.original_rate}
+                waveform = self.as_channels(audio.waveform)
+                prepared.append(Prepared({"waveform": waveform}, meta, waveform.shape[1]))
+        return prepared
+
+    def as_channels(self, waveform: Waveform) -> Waveform:
+        """A recording with as many channels as the network takes: one is repeated, others are averaged first."""
+        if len(waveform) == self.channels:
+            return waveform
+        return waveform.mean(0, keepdim=True).repeat(self.channels, 1)
+
+    def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> EncodedT:
+        """What `prepare` gave to tokens or latents; errors as for `encode`."""
+        self.require("encoder", "encoding")
+        hop = self.spec.hop_length or 1
+        lengths = [-(-item.amount // hop) * hop for item in items]
+        found: dict[int, Tensor] = {}
+        with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
+            for group in groups_of_equals(lengths, self.budget("encode")):
+                length = lengths[group[0]]
+                waveforms = torch.stack([F.pad(items[i].tensors["waveform"], (0, length - items[i].amount)) for i in group])
+                with torch.inference_mode(), exact_float32(self.device):
+                    found |= zip(group, self.encode_waveforms(waveforms.to(self.device)), strict=True)
+                advance(length * len(group))
+        return self.wrap([found[i] for i in range(len(items))], [item.meta for item in items])
+
+    @abstractmethod
+    def encode_waveforms(self, waveforms: Float[Tensor, "batch channels samples"]) -> Sequence[Tensor]:
+        """Ids ``[length]``, frame by frame, or latents ``[dim, frames]``, of waveforms of one length, a whole number of hops.
+
+        Called in inference mode and exact float32.
+        """
+
+    # ---- decode
+
+    def decode(self, tokens: Any, *, trim: bool = True, sample_rate: Rate = None, progress: bool = False) -> list[Waveform]:
+        """Tokens, or latents, to audio: float tensors ``[channels, samples]``, nominally in [-1, 1], not clipped.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``; of
+                a continuous tokenizer latents ``[batch, dim, frames]`` or a list.
+            trim: cut to the length of the encoded audio; otherwise whole frames.
+            sample_rate: resample the result; ``"original"`` gives back each item's own rate and number of samples.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id is out of range, or an item is empty.
+            WeightsError: the decoder was not loaded.
+        """
+        self.require("decoder", "decoding")
+        checked = self.check(tokens)
+        values = checked.values if isinstance(checked, Latents) else checked.unpadded()
+        waves: dict[int, Tensor] = {}
+        with progress_bar("decode", sum(value.shape[-1] for value in values), progress) as advance:
+            for group in groups_of_equals([value.shape[-1] for value in values], self.budget("decode")):
+                stacked = torch.stack([values[i] for i in group]).to(self.device)
+                with torch.inference_mode(), exact_float32(self.device):
+                    waves |= zip(group, self.decode_values(stacked), strict=True)
+                advance(stacked.shape[-1] * len(group))
+        return self.restored([waves[i] for i in range(len(values))], checked.meta, trim, sample_rate)
+
+    @abstractmethod
+    def decode_values(self, values: Tensor) -> Float[Tensor, "batch channels samples"]:
+        """Waveforms of ids ``[batch, length]``, or of latents ``[batch, dim, frames]``, of one length."""
+
+    def restored(
+        self, waves: Sequence[Waveform], meta: Sequence[Mapping[str, Any]], trim: bool, sample_rate: Rate
+    ) -> list[Waveform]:
+        """Decoded audio at the length and the rate that are asked for."""
+        rate = self.spec.sample_rate
+        assert rate is not None
+        return [
+            media.restore_audio(wave, rate, own, trim=trim, sample_rate=sample_rate)
+            for wave, own in zip(waves, meta or [{}] * len(waves), strict=True)
+        ]

@@ -1,0 +1,197 @@
+"""Tokenizers of images: reading, resizing, batching and restoring sizes, for all families."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo import media
+from zoo.errors import InputError, naming_item
+from zoo.latents import Latents
+from zoo.nn.precision import exact_float32
+from zoo.progress import progress_bar
+from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
+from zoo.tokens import Tokens
+
+Image = Float[Tensor, "3 _height _width"]
+Images = Float[Tensor, "batch 3 height width"]
+#: What takes a batch of images and gives the ids, or the latents, of each.
+Encoder = Callable[[Images], Sequence[Tensor]]
+
+
+class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
+    """A tokenizer of images.
+
+    A family implements `encode_images` and `decode_images`, and lists in ``at_once`` how many images these take. It overrides
+    `encode`, `encode_prepared` and `decode` with longer signatures where it has options of its own.
+
+    Attributes:
+        fit: how images come to the model's size by default.
+        interpolation: how they are resized by default.
+    """
+
+    modality = "image"
+    fit: ClassVar[str] = "crop"
+    interpolation: ClassVar[str] = "bilinear"
+
+    # ---- encode
+
+    def encode(
+        self,
+        items: Any,
+        *,
+        fit: str | None = None,
+        interpolation: str | None = None,
+        encoder_precision: str = "fp32",
+        max_pixels: int = media.MAX_PIXELS,
+        progress: bool = False,
+    ) -> EncodedT:
+        """Images to tokens, or to the latents of a continuous tokenizer.
+
+        Args:
+            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
+                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
+            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
+                (grey bars), or ``none``: it has a size that the model takes. The family's own by default.
+            interpolation: ``bilinear`` or ``bicubic``; the family's own by default.
+            encoder_precision: ``bf16`` computes the encoder in bfloat16: quicker, but some ids change.
+            max_pixels: refuse larger images.
+            progress: show a progress bar.
+
+        Raises:
+            ItemError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
+            InputError: an option has no such value.
+            WeightsError: the encoder was not loaded.
+        """
+        prepared = self.prepare(items, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+        return self.encode_prepared(prepared, encoder_precision=encoder_precision, progress=progress)
+
+    def prepare(
+        self,
+        items: Any,
+        *,
+        fit: str | None = None,
+        interpolation: str | None = None,
+        max_pixels: int = media.MAX_PIXELS,
+    ) -> list[Prepared]:
+        """Images as the network takes them: ``pixels`` ``[3, height, width]`` in [-1, 1]; ``amount`` counts pixels.
+
+        Arguments and errors as for `encode`.
+        """
+        size = self.spec.image_size
+        fit = "none" if size is None else fit or self.fit
+        prepared = []
+        for index, item in enumerate(as_items(items, batch_rank=4)):
+            with naming_item(index):
+                image = media.prepare_image(
+                    item, size or (0, 0), fit=fit, max_pixels=max_pixels, interpolation=interpolation or self.interpolation
+                )
+                height, width = image.pixels.shape[1:]
+                self.require_size(height, width)
+                prepared.append(Prepared({"pixels": image.pixels}, image.meta, height * width))
+        return prepared
+
+    def require_size(self, height: int, width: int) -> None:
+        """Refuse a size that the network does not take: by default any but the model's.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        size = self.spec.image_size
+        if size is not None and (height, width) != size:
+            raise InputError(
+                f"an image of {width} x {height} does not fit: it must have {size[1]} x {size[0]}, or come with another fit"
+            )
+
+    def encode_prepared(
+        self, items: Sequence[Prepared], *, encoder_precision: str = "fp32", progress: bool = False
+    ) -> EncodedT:
+        """What `prepare` gave to tokens or latents; arguments and errors as for `encode`."""
+        dtype = precision_named(encoder_precision)
+        return self.encode_batches(items, partial(self.encode_images, dtype=dtype), progress)
+
+    def encode_batches(self, items: Sequence[Prepared], encode: Encoder, progress: bool) -> EncodedT:
+        """Run an encoder over batches of images of one size, and wrap what it gives for each."""
+        self.require("encoder", "encoding")
+        found: list[Tensor] = []
+        shapes = [item.tensors["pixels"].shape for item in items]
+        with progress_bar("encode", len(items), progress, unit="image") as advance:
+            for batch in runs_of_equals(shapes, self.budget("encode")):
+                pixels = torch.stack([items[i].tensors["pixels"] for i in batch]).to(self.device)
+                with torch.inference_mode(), exact_float32(self.device):
+                    found += encode(pixels)
+                advance(len(batch))
+        return self.wrap(found, [item.meta for item in items])
+
+    @abstractmethod
+    def encode_images(self, images: Images, dtype: torch.dtype) -> Sequence[Tensor]:
+        """Ids ``[length]``, or latents ``[channels, rows, columns]``, of each image of a batch of one size.
+
+        Called in inference mode and exact float32; ``dtype`` is what the user lets the encoder compute in.
+        """
+
+    # ---- decode
+
+    def decode(
+        self,
+        tokens: Any,
+        *,
+        size: Literal["original"] | None = None,
+        max_pixels: int = media.MAX_PIXELS,
+        progress: bool = False,
+    ) -> list[Image]:
+        """Tokens, or latents, to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``; of
+                a continuous tokenizer latents ``[batch, channels, rows, columns]`` or a list.
+            size: ``None`` for the model's size, ``"original"`` for that of the encoded image (what ``crop`` cut off is grey).
+            max_pixels: refuse to restore larger originals.
+            progress: show a progress bar.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            InputError: an id or an option is out of range.
+            WeightsError: the decoder was not loaded.
+        """
+        self.require("decoder", "decoding to images")
+        self.require_known_size(size)
+        checked = self.check(tokens)
+        images = self.decode_batches(checked, progress)
+        return self.restored(images, checked, size, max_pixels)
+
+    def decode_batches(self, encoded: EncodedT, progress: bool) -> list[Image]:
+        """Run `decode_images` over batches of items of one length, or of latents of one size."""
+        values = encoded.values if isinstance(encoded, Latents) else encoded.unpadded()
+        images: list[Tensor] = []
+        with progress_bar("decode", len(values), progress, unit="image") as advance:
+            for batch in runs_of_equals([value.shape for value in values], self.budget("decode")):
+                stacked = torch.stack([values[i] for i in batch]).to(self.device)
+                # Not inference mode: what is decoded may go into a computation that is differentiated.
+                with torch.no_grad(), exact_float32(self.device):
+                    images += self.decode_images(stacked)
+                advance(len(batch))
+        return images
+
+    @abstractmethod
+    def decode_images(self, values: Tensor) -> Images:
+        """Images of ids ``[batch, length]``, or of latents ``[batch, channels, rows, columns]``, of one length or size."""
+
+    @staticmethod
+    def require_known_size(size: str | None) -> None:
+        """Refuse another value of ``size`` than there is."""
+        if size not in (None, "original"):
+            raise InputError(f"size must be None or 'original', not {size!r}")
+
+    @staticmethod
+    def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
+        """Images in the size that their originals had, where that is asked for and known."""
+        if size is None or not encoded.meta:
+            return list(images)
+        return [media.restore_image(image, meta, max_pixels) for image, meta in zip(images, encoded.meta, strict=True)]
