@@ -474,8 +474,13 @@ def test_rows_that_keep_everything_stand_beside_rows_that_do_not(model: Any) -> 
 def test_gradient_checkpointing_is_refused() -> None:
     trained = llava(layers=3, tower_layers=3).train()
     trained.gradient_checkpointing_enable()
-    with compress.apply(trained, "fastv"), pytest.raises(InputError, match="gradient checkpointing"):
-        trained(**alone(0))
+    for method, options in (("fastv", {}), ("visionzip", {}), ("tome", {}), ("random", {"positions": "keep"})):
+        with (
+            torch.enable_grad(),
+            compress.apply(trained, method, **options),
+            pytest.raises(InputError, match="gradient checkpointing"),
+        ):
+            trained(**alone(0))
 
 
 @pytest.mark.parametrize("method", ["random", "visionzip", "fastv", "pyramiddrop", "mustdrop"])

@@ -51,6 +51,11 @@ class Anatomy:
         return self.grid[0] * self.grid[1]
 
     @property
+    def hooked(self) -> tuple[Any, ...]:
+        """The parts that methods have hooks in."""
+        return tuple(part for part in (self.language, self.tower, self.projector) if part is not None)
+
+    @property
     def tower_heads(self) -> int:
         """Attention heads of the tower."""
         return int(self.tower.config.num_attention_heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from typing import Any, cast
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.compress.anatomy import Anatomy, anatomy_of
+from zoo.compress.eager import eagerly, forget_compiled, refuse_compiled, refuse_recomputation, run_eagerly
 from zoo.compress.kv.attach import has_policy
 from zoo.compress.language import PromptShortener
 from zoo.compress.method import HANDLE, Encoding, Method, Positions, Reduced, options_error
 from zoo.compress.methods import METHODS
+from zoo.compress.override import ChunkedPrompts, Override
 from zoo.compress.stats import Stats
 from zoo.errors import InputError
 
@@ -37,7 +40,9 @@ class Handle:
             raise InputError(f"{name} lays out views anew, so that their tokens cannot keep positions")
         self._shortener = PromptShortener(self._anatomy, method)
         self._tower = _TowerHooks(self._anatomy, method, self._shortener)
-        self._hooks: list[Any] = []
+        refuse_compiled(self._anatomy.hooked)
+        self._hooks: list[Any] = [Override(model, "generate", ChunkedPrompts(model))]
+        self._hooks.extend(run_eagerly(part) for part in (self._anatomy.core, *self._anatomy.hooked))
         try:
             self._hooks.extend(self._shortener.hooks())
             self._hooks.extend(self._tower.hooks())
@@ -45,6 +50,7 @@ class Handle:
             self._detach()
             raise
         setattr(model, HANDLE, self)
+        forget_compiled()
 
     @property
     def stats(self) -> Stats:
@@ -82,6 +88,7 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        forget_compiled()
 
     def __enter__(self) -> Handle:
         return self
@@ -115,52 +122,47 @@ class _TowerHooks:
         yield anatomy.tower.register_forward_hook(self._finish)
         for index in method.watched:
             attention = anatomy.tower_layers[index].self_attn
-            yield attention.q_proj.register_forward_hook(self._record_query(index))
-            yield attention.k_proj.register_forward_hook(self._record_keys(index))
+            yield attention.q_proj.register_forward_hook(partial(self._record_query, index))
+            yield attention.k_proj.register_forward_hook(partial(self._record_keys, index))
         if method.merged:
             for index in range(method.merged[0] + 1, len(anatomy.tower_layers)):
                 yield anatomy.tower_layers[index].register_forward_pre_hook(self._mask, with_kwargs=True)
         for index in sorted({*method.merged, *method.states}):
-            yield anatomy.tower_layers[index].register_forward_hook(self._after_layer(index), prepend=True)
+            yield anatomy.tower_layers[index].register_forward_hook(partial(self._after_layer, index), prepend=True)
         if method.reduces:
             yield anatomy.projector.register_forward_pre_hook(self._reduce)
             yield anatomy.projector.register_forward_hook(self._lay_out)
         if anatomy.views:
-            yield _Replaced(anatomy.core, "pack_image_features", self._pack)
+            yield Override(anatomy.core, "pack_image_features", self._pack)
 
+    @eagerly
     def _start(self, tower: Any, args: Any) -> None:
+        if self.method.merged or self.method.watched or self.method.states:
+            refuse_recomputation(tower)
         self.shortener.call.tower = Encoding()
 
+    @eagerly
     def _finish(self, tower: Any, args: Any, output: Any) -> None:
         """Lets the encoding travel with the features, and tells the language model's hooks of it."""
         setattr(output, HANDLE, self._encoding)
         self.shortener.call.encoding = self._encoding
 
-    def _record_query(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            self._encoding.queries[layer] = output[:, 0]
+    def _record_query(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._encoding.queries[layer] = output[:, 0]
 
-        return hook
+    def _record_keys(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._encoding.keys[layer] = output
 
-    def _record_keys(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            self._encoding.keys[layer] = output
-
-        return hook
-
-    def _after_layer(self, layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if layer in self.method.merged:
-                if self._encoding.anchor is None and hidden.shape[1] != 1 + self.anatomy.patches:
-                    rows, columns = self.anatomy.grid
-                    raise InputError(f"{hidden.shape[1] - 1} patches, where the model's images have {rows} x {columns}")
-                hidden = self.method.merge(layer, hidden, self._encoding)
-            if layer in self.method.states:
-                self._encoding.hidden[layer] = hidden
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return hook
+    def _after_layer(self, layer: int, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if layer in self.method.merged:
+            if self._encoding.anchor is None and hidden.shape[1] != 1 + self.anatomy.patches:
+                rows, columns = self.anatomy.grid
+                raise InputError(f"{hidden.shape[1] - 1} patches, where the model's images have {rows} x {columns}")
+            hidden = self.method.merge(layer, hidden, self._encoding)
+        if layer in self.method.states:
+            self._encoding.hidden[layer] = hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hides padding from the attention of the layers after a merge, and adds the method's bias."""
@@ -178,10 +180,12 @@ class _TowerHooks:
             return (args[0], mask, *args[2:]), kwargs
         return args, {**kwargs, "attention_mask": mask}
 
+    @eagerly
     def _reduce(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self._encoding.reduced = reduced = self.method.reduce(args[0], self._encoding)
         return (reduced.features, *args[1:])
 
+    @eagerly
     def _lay_out(self, module: nn.Module, args: Any, projected: Tensor) -> Tensor:
         """Brings projected tokens to the length of a view: the first places, or their own where views lie on a canvas."""
         reduced = cast(Reduced, self._encoding.reduced)
@@ -210,8 +214,11 @@ class _TowerHooks:
         tokens = tokens.masked_fill(~valid.view(shape), fill)
         return full.scatter(1, place.view(shape).expand_as(tokens), tokens)
 
-    def _pack(self, original: Callable[..., Any], image_features: Any, image_sizes: Any, **kwargs: Any) -> Any:
+    def _pack(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Packs the views of LLaVA-NeXT images."""
+        names = ("image_features", "image_sizes", "vision_feature_select_strategy", "image_newline")
+        kwargs.update(zip(names, args, strict=False))
+        image_features, image_sizes = kwargs.pop("image_features"), kwargs.pop("image_sizes")
         newline = kwargs.pop("image_newline", None)
 
         def pack(values: Sequence[Tensor], mark: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -258,23 +265,6 @@ def _places(anchor: Tensor, valid: Tensor, patches: int) -> Tensor:
     free = taken[:, :patches].to(torch.uint8).argsort(dim=1, stable=True)
     spare = (~valid).cumsum(1) - 1
     return torch.where(valid, anchor, free.gather(1, spare.clamp(0, patches - 1)))
-
-
-class _Replaced:
-    """A method of an object wrapped in another function; `remove` uncovers it."""
-
-    def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._owner, self._name = owner, name
-        original = getattr(owner, name)
-
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            names = ("image_features", "image_sizes", "vision_feature_select_strategy", "image_newline")
-            return wrapper(original, **dict(zip(names, args, strict=False)), **kwargs)
-
-        setattr(owner, name, replacement)
-
-    def remove(self) -> None:
-        delattr(self._owner, self._name)
 
 
 def apply(model: Any, method: str, *, keep: float | None = None, positions: str | None = None, **options: Any) -> Handle:

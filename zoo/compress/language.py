@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from zoo.compress.anatomy import Anatomy
+from zoo.compress.eager import eagerly, refuse_compiled, refuse_recomputation
 from zoo.compress.method import HANDLE, Encoding, Method, Prompt, as_hidden
 from zoo.compress.mustdrop import eviction_indices
+from zoo.compress.override import chunked_prompt
 from zoo.compress.scores import attention_of_rows, gather_tokens, left_padded
 from zoo.compress.stats import Stats, cpu_long, row_counts
 from zoo.errors import InputError
+
+_CHUNKS = (
+    "a compressed prompt is read at once, because what stays depends on all of it: leave prefill_chunk_size out, or take the "
+    "method out of the model (zoo.compress.remove)"
+)
 
 
 @dataclass
@@ -115,6 +123,10 @@ class _Call(threading.local):
         self.inputs = {}
         self.tower = Encoding()
 
+    def __reduce__(self) -> tuple[type[_Call], tuple[()]]:
+        """A copy begins with nothing: what is under way belongs to the threads of the original."""
+        return _Call, ()
+
 
 class PromptShortener:
     """Hooks of the language model for one method.
@@ -147,12 +159,14 @@ class PromptShortener:
             self._check_layers()
         first = 0 if self.keeps_positions else min(pruned, default=len(anatomy.layers))
         for index in range(first, len(anatomy.layers)):
-            yield anatomy.layers[index].register_forward_pre_hook(self._layer_inputs(index), with_kwargs=True)
+            yield anatomy.layers[index].register_forward_pre_hook(partial(self._layer_inputs, index), with_kwargs=True)
         for stage, index in enumerate(pruned):
             attention = anatomy.layers[index].self_attn
-            yield attention.q_proj.register_forward_hook(self._record("query"))
-            yield attention.k_proj.register_forward_hook(self._record("keys"))
-            yield anatomy.layers[index].register_forward_hook(self._prune(stage, index), with_kwargs=True, prepend=True)
+            yield attention.q_proj.register_forward_hook(partial(self._record, "query"))
+            yield attention.k_proj.register_forward_hook(partial(self._record, "keys"))
+            yield anatomy.layers[index].register_forward_hook(
+                partial(self._prune, stage, index), with_kwargs=True, prepend=True
+            )
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -180,6 +194,7 @@ class PromptShortener:
 
     # ------------------------------------------------------------------------------------------------------ the prompt
 
+    @eagerly
     def _see_prompt(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes where the visual tokens are."""
         call = self.call
@@ -200,6 +215,7 @@ class PromptShortener:
             token = torch.full((), self.anatomy.image_token, device=embeds.device)
             call.visual = (embeds == self.anatomy.model.get_input_embeddings()(token)).all(-1)
 
+    @eagerly
     def _enter(self, language: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.call
         if call.bypass:
@@ -209,11 +225,16 @@ class PromptShortener:
         cache = kwargs.get("past_key_values")
         memory: CacheMemory | None = getattr(cache, HANDLE, None)
         cached = 0 if cache is None else cache.get_seq_length()
+        pending = visual is not None and bool(visual.any())
+        whole = chunked_prompt()
+        if whole is not None and (pending or (memory is not None and memory.seen < whole)):
+            # Chunks lose what the tower says of its features, even where there is one chunk only.
+            raise InputError(_CHUNKS)
         if memory is not None and cached:
-            if visual is not None and visual.any():
+            if pending:
                 raise InputError("a new image in a conversation whose cache has been compressed; start it without the cache")
             self._continue(language, kwargs, memory, cached)
-        elif visual is not None and visual.any():
+        elif visual is not None and pending:
             if cached:
                 raise InputError("an image after a prompt that is in the cache already cannot be compressed")
             self._read(language, kwargs, visual)
@@ -222,8 +243,6 @@ class PromptShortener:
     def _read(self, language: Any, kwargs: dict[str, Any], visual: Bool[Tensor, "batch length"]) -> None:
         """Takes the tokens that don't enter out of the prompt."""
         call, method = self.call, self.method
-        if method.pruned and language.training and language.is_gradient_checkpointing:
-            raise InputError("gradient checkpointing computes layers twice, which methods that prune within them cannot follow")
         embeds: Tensor = kwargs["inputs_embeds"]
         visual = visual.to(embeds.device)
         if method.completes and call.encoding is not None:
@@ -253,6 +272,9 @@ class PromptShortener:
                 # the model itself would take gaps between positions for the borders of packed sequences
                 kwargs["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
                 call.inputs[0] = self._inputs(embeds, None if full else valid, prompt.positions)
+        refuse_compiled(self.anatomy.hooked)
+        if method.pruned or call.inputs:
+            refuse_recomputation(language)
         kwargs["inputs_embeds"] = embeds
         call.prefill = prefill
 
@@ -307,43 +329,34 @@ class PromptShortener:
 
     # ------------------------------------------------------------------------------------------------ inside the layers
 
-    def _layer_inputs(self, layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            inputs = self.call.inputs
-            first = max((known for known in inputs if known <= layer), default=None)
-            if self.call.bypass or first is None:
-                return None
-            inputs[first].put(kwargs)
-            return args, kwargs
+    def _layer_inputs(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = self.call.inputs
+        first = max((known for known in inputs if known <= layer), default=None)
+        if self.call.bypass or first is None:
+            return None
+        inputs[first].put(kwargs)
+        return args, kwargs
 
-        return hook
+    def _record(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self.call.prefill is not None and not self.call.bypass:
+            setattr(self.call, name, output)
 
-    def _record(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if self.call.prefill is not None and not self.call.bypass:
-                setattr(self.call, name, output)
-
-        return hook
-
-    def _prune(self, stage: int, layer: int) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            call, method = self.call, self.method
-            if call.prefill is None or call.bypass:
-                return None
-            hidden = as_hidden(output)
-            prompt = call.prefill.prompts[-1]
-            attention = self._attention(layer, prompt, kwargs["position_embeddings"])
-            wanted = method.choose(stage, *attention, prompt)
-            order, valid, full = left_padded(prompt.valid & (wanted | ~prompt.visual))
-            prompt = prompt.take(order, valid, renumber=method.renumbers)
-            call.prefill.prompts.append(prompt)
-            call.prefill.orders.append(order)
-            call.prefill.shortened = True
-            hidden = gather_tokens(hidden, order.to(hidden.device)).masked_fill(~valid[..., None].to(hidden.device), 0)
-            call.inputs[layer + 1] = self._inputs(hidden, None if full else valid, prompt.positions)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return hook
+    def _prune(self, stage: int, layer: int, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        call, method = self.call, self.method
+        if call.prefill is None or call.bypass:
+            return None
+        hidden = as_hidden(output)
+        prompt = call.prefill.prompts[-1]
+        attention = self._attention(layer, prompt, kwargs["position_embeddings"])
+        wanted = method.choose(stage, *attention, prompt)
+        order, valid, full = left_padded(prompt.valid & (wanted | ~prompt.visual))
+        prompt = prompt.take(order, valid, renumber=method.renumbers)
+        call.prefill.prompts.append(prompt)
+        call.prefill.orders.append(order)
+        call.prefill.shortened = True
+        hidden = gather_tokens(hidden, order.to(hidden.device)).masked_fill(~valid[..., None].to(hidden.device), 0)
+        call.inputs[layer + 1] = self._inputs(hidden, None if full else valid, prompt.positions)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     @torch.no_grad()
     def _attention(self, layer: int, prompt: Prompt, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -397,6 +410,7 @@ class PromptShortener:
 
     # --------------------------------------------------------------------------------------------------- after the layers
 
+    @eagerly
     def _leave(self, language: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         call = self.call
         if call.bypass:

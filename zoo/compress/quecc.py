@@ -242,7 +242,7 @@ class QueCCMethod(Method):
 
     Args:
         keep: must be left out: the number of tokens is the projector's.
-        projector: trained together with the language model, on the tower's device and in its precision.
+        projector: trained together with the language model; on its own device and in its own precision.
         tokenizer: of the model, to find the question in a prompt and to embed it.
         question: for all images, instead of the prompt's: a text, or its embedding ``[text_dim]`` to save the language
             model's pass over it, see `question_embeddings`.
@@ -311,8 +311,10 @@ class QueCCMethod(Method):
             raise InputError(f"placeholders for {len(images)} images, of which {len(single)} have been encoded")
         rows = images[:, 0, 0]
         first = (rows % beams == 0).nonzero()[:, 0]
-        text = self._embeddings(visual, input_ids, rows[first].tolist()).to(single)
-        tokens = self.projector(single, multi, text).to(embeds)
+        text = self._embeddings(visual, input_ids, rows[first].tolist())
+        # the projector is no part of the model, whose device and precision may have changed since
+        own = next(self.projector.parameters())
+        tokens = self.projector(single.to(own), multi.to(own), text.to(own)).to(embeds)
         embeds = embeds.clone()
         # beams repeat the images of a row as a block
         order = torch.empty_like(rows)

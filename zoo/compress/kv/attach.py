@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +20,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zoo.compress.eager import eagerly, forget_compiled, refuse_compiled, run_eagerly
 from zoo.compress.kv.cache import PolicyLayer, Step
 from zoo.compress.kv.policies import Policy
 from zoo.compress.kv.tensors import Keys, Queries, Visible, channel_mass, channel_order
 from zoo.compress.method import HANDLE
+from zoo.compress.override import ChunkedPrompts, Override, chunked_prompt, prompt_of
 from zoo.errors import InputError
 
 _NAME = "zoo_kv_policy"
 _IMPLEMENTATIONS = ("eager", "sdpa")
+# Attribute under which a model knows its handle.
+_HANDLE = "_zoo_kv_policy"
 
 
 class Handle:
@@ -37,9 +41,14 @@ class Handle:
         self.model, self.policy = model, policy
         decoder = _decoder(model)
         modules = _attention_modules(decoder)
+        refuse_compiled([decoder])
         self._configs = [(module, module.config) for module in modules]
-        self._hooks = [module.register_forward_pre_hook(_hand_over_cache, with_kwargs=True) for module in modules]
+        self._hooks: list[Any] = [module.register_forward_pre_hook(_hand_over_cache, with_kwargs=True) for module in modules]
+        self._hooks.append(decoder.register_forward_pre_hook(_check_decoder, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(_settle_cache))
+        self._hooks.append(run_eagerly(decoder))
+        if hasattr(model, "generate"):
+            self._hooks.append(Override(model, "generate", ChunkedPrompts(model)))
         for module in modules:
             # The copy keeps the change from the model, whose masks depend on the implementation as well.
             config: Any = copy.copy(module.config)
@@ -47,6 +56,20 @@ class Handle:
             config.kv_policy = policy
             config.kv_implementation = module.config._attn_implementation
             module.config = config
+        setattr(model, _HANDLE, self)
+        forget_compiled()
+
+    @staticmethod
+    def prompt(length: int) -> AbstractContextManager[None]:
+        """Calls of the model within the context are chunks of one prompt, until ``length`` tokens are in the cache.
+
+        ``generate(prefill_chunk_size=...)`` does this by itself. Chunks that you hand to the model one after the other are
+        otherwise prompts of their own, whose entries are dropped as they come.
+
+        Args:
+            length: tokens of the whole prompt, those that are in the cache already included.
+        """
+        return prompt_of(length)
 
     def remove(self) -> None:
         """Give the model its own attention back; harmless when it has it already."""
@@ -55,7 +78,9 @@ class Handle:
         for module, config in self._configs:
             module.config = config
         self._hooks, self._configs = [], []
-        _ATTACHED.pop(self.model, None)
+        if getattr(self.model, _HANDLE, None) is self:
+            delattr(self.model, _HANDLE)
+        forget_compiled()
 
     def __enter__(self) -> Handle:
         return self
@@ -64,14 +89,12 @@ class Handle:
         self.remove()
 
 
-_ATTACHED: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
-
-
 def apply(model: nn.Module, policy: Policy) -> Handle:
     """Put a policy into a transformers model that generates text, until ``remove(model)`` or the end of a ``with`` block.
 
     Works with ``generate`` and ``forward``, batches with left padding, beams, grouped queries, and the attention
-    implementations ``"sdpa"`` and ``"eager"``. Caches have to be `DynamicCache`, as they are by default; one that was filled
+    implementations ``"sdpa"`` and ``"eager"``, and with ``prefill_chunk_size``: shares are of the whole prompt, and nothing is
+    dropped before its end. Caches have to be `DynamicCache`, as they are by default; one that was filled
     before may be passed on.
 
     Args:
@@ -84,23 +107,20 @@ def apply(model: nn.Module, policy: Policy) -> Handle:
     dropping = getattr(model, HANDLE, None)
     if dropping is not None and dropping.method.evicts:
         raise InputError(f"{dropping.name} cuts the cache itself: it does not go together with a policy")
-    if model in _ATTACHED:
-        raise InputError(f"this model has a policy already, {_ATTACHED[model].policy}; remove it first")
-    handle = Handle(model, policy)
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    _ATTACHED[model] = handle
-    return handle
+    if has_policy(model):
+        raise InputError(f"this model has a policy already, {getattr(model, _HANDLE).policy}; remove it first")
+    return Handle(model, policy)
 
 
 def has_policy(model: nn.Module) -> bool:
     """Whether a policy is in a model."""
-    return model in _ATTACHED
+    return isinstance(getattr(model, _HANDLE, None), Handle)
 
 
 def remove(model: nn.Module) -> None:
     """Take the policy out of a model; harmless where there is none."""
-    if model in _ATTACHED:
-        _ATTACHED[model].remove()
+    if has_policy(model):
+        getattr(model, _HANDLE).remove()
 
 
 def calibrate(model: nn.Module, prompts: Iterable[Mapping[str, Any]]) -> tuple[Int[Tensor, "heads head_dim"], ...]:
@@ -184,6 +204,15 @@ def _hand_over_cache(module: Any, arguments: tuple[Any, ...], keywords: dict[str
     return arguments, keywords | {"kv_cache": cache}
 
 
+@eagerly
+def _check_decoder(decoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Refuse what a policy cannot follow: layers that are compiled alone; looked for where a prompt begins."""
+    cache = keywords.get("past_key_values")
+    if cache is None or not cache.get_seq_length():
+        refuse_compiled([decoder])
+
+
+@eagerly
 def _settle_cache(decoder: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
     """Let go of what every layer decided to drop."""
     cache = getattr(output, "past_key_values", None)
@@ -229,8 +258,13 @@ def _attention(
         kv_cache,
         attend,
         lambda: own(attention_mask)[0],
+        chunked_prompt(),
     )
     return config.kv_policy.attend(step), None
+
+
+# At import, so that a model that comes back from a file finds it.
+ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
 
 
 def _own_attention(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -22,7 +22,9 @@ class PolicyLayer(DynamicLayer):
         valid: which entries are no padding; ``None`` while nobody has asked.
         scores: attention received, for H2O.
         leaving: entries to keep and values to give them once the whole model has run, when nothing else reads the others.
+        reading: the first prompt goes on, and nothing has been dropped.
         budget: entries that are kept or read, once the prompt is known.
+        mass: by which channels are ordered, while a prompt is read in chunks.
         channels: important channels, for Double Sparsity.
         labels: those channels of the keys.
         selected: what was selected in this step, for TidalDecode.
@@ -41,7 +43,9 @@ class PolicyLayer(DynamicLayer):
         self.valid: Bool[Tensor, "batch kv_heads length"] | None = None
         self.scores: Scores | None = None
         self.leaving: tuple[Kept, Keys | None] | None = None
+        self.reading = False
         self.budget: tuple[int, ...] | None = None
+        self.mass: Float[Tensor, "heads head_dim"] | None = None
         self.channels: Int[Tensor, "heads channels"] | None = None
         self.labels: Float[Tensor, "batch heads length channels"] | None = None
         self.selected: Selected | None = None
@@ -123,6 +127,7 @@ class Step(NamedTuple):
         cache: a `DynamicCache` of `PolicyLayer`s.
         attend: the model's own attention under another mask; ``[batch, queries, heads, head_dim]``.
         dense: the model's own attention as it was called.
+        prompt: tokens of a prompt that is read in chunks; ``None`` for a whole one.
     """
 
     query: Queries
@@ -134,6 +139,7 @@ class Step(NamedTuple):
     cache: Any
     attend: Callable[[Visible], Tensor]
     dense: Callable[[], Tensor]
+    prompt: int | None = None
 
     @property
     def layer(self) -> PolicyLayer:
@@ -160,8 +166,19 @@ class Step(NamedTuple):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether this is one new token after others."""
-        return self.query.shape[2] == 1 and not self.is_prompt
+        """Whether this is one new token after others, and after the prompt."""
+        reading = self.prompt is not None and self.layer.get_seq_length() <= self.prompt
+        return self.query.shape[2] == 1 and not self.is_prompt and not reading
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the prompt has more chunks after this one."""
+        return self.prompt is not None and self.layer.get_seq_length() < self.prompt
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt that ends, or goes on, with this call."""
+        return self.layer.get_seq_length() if self.prompt is None else max(self.prompt, self.layer.get_seq_length())
 
     @property
     def real(self) -> Bool[Tensor, "batch length"]:

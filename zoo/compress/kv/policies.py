@@ -54,9 +54,9 @@ class Policy(ABC):
 class H2O(Policy):
     """Heavy-hitter oracle (arXiv 2306.14048): keep what received most attention, and what came last; drop the rest.
 
-    A whole prompt is attended to in full and then reduced, and so is every further call. Rotations of kept keys stay, and new
-    tokens have their true positions. Older entries have had more queries to collect attention from; the method leaves it so.
-    Rows are independent of each other; heads that share keys add up their attention.
+    A whole prompt is attended to in full and then reduced, in chunks as well, and so is every further call. Rotations of kept
+    keys stay, and new tokens have their true positions. Older entries have had more queries to collect attention from; the
+    method leaves it so. Rows are independent of each other; heads that share keys add up their attention.
 
     Attributes:
         heavy: entries kept for the attention they received, a number or a share of the prompt.
@@ -79,11 +79,11 @@ class H2O(Policy):
 
     def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
         layer, kv_heads, new = step.layer, step.key.shape[1], step.query.shape[2]
-        if layer.valid is None:
+        if layer.valid is None or layer.reading:
             visible, output = step.mask, step.dense()
             layer.valid = step.real[:, None].expand(-1, kv_heads, -1)
-            length = step.key.shape[2]
-            layer.budget = (_tokens(self.heavy, length), _tokens(self.recent, length))
+            layer.budget = (_tokens(self.heavy, step.prompt_length), _tokens(self.recent, step.prompt_length))
+            layer.reading = step.goes_on
         else:
             step.require_before(layer.valid.shape[2])
             layer.valid = F.pad(layer.valid, (0, new), value=True)
@@ -93,7 +93,7 @@ class H2O(Policy):
         mass = attention_mass(step.query, step.key, step.scaling, visible, asking=layer.valid[:, 0, -new:])
         layer.scores = h2o_scores(mass, kv_heads, layer.scores)
         assert layer.budget is not None
-        if step.key.shape[2] > sum(layer.budget):
+        if step.key.shape[2] > sum(layer.budget) and not step.goes_on:
             # Padding goes first, which otherwise ties with real entries that nobody looked at.
             kept = h2o_kept(layer.scores.masked_fill(~layer.valid, -1.0), *layer.budget)
             merged = merged_values(layer.keys, layer.values, kept, layer.valid) if self.merge else None
@@ -139,8 +139,14 @@ class DoubleSparsity(Policy):
         if step.layer_index < self.dense_layers:
             return step.dense()
         if layer.channels is None:
+            if self.channels is None:
+                new = step.query.shape[2]
+                mass = channel_mass(step.query, step.key[:, :, -new:], step.real[:, -new:])
+                layer.mass = mass if layer.mass is None else layer.mass + mass
+            if step.goes_on:
+                return step.dense()
             layer.channels = self._channels(step)
-            layer.budget = (_tokens(self.tokens, step.key.shape[2]),)
+            layer.budget = (_tokens(self.tokens, step.prompt_length),)
         if layer.labels is None:
             layer.labels = channel_labels(step.key, layer.channels)
         else:
@@ -166,8 +172,8 @@ class DoubleSparsity(Policy):
         if count < 1:
             raise InputError(f"heads of {step.query.shape[3]} channels have none left in groups of {self.group}")
         if self.channels is None:
-            new = step.query.shape[2]
-            order = channel_order(channel_mass(step.query, step.key[:, :, -new:], step.real[:, -new:]))
+            assert step.layer.mass is not None
+            order = channel_order(step.layer.mass)
         elif step.layer_index < len(self.channels):
             order = self.channels[step.layer_index]
         else:
@@ -206,7 +212,7 @@ class TidalDecode(Policy):
     def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
         layer, length = step.layer, step.key.shape[2]
         if layer.budget is None:
-            layer.budget = (_tokens(self.tokens, length),)
+            layer.budget = (_tokens(self.tokens, step.prompt_length),)
         if not step.is_decoding or step.layer_index < self.start:
             return step.dense()
         visible = step.last_row
