@@ -59,6 +59,8 @@ def product(
 def _product(x: Tensor, codes: Tensor, scale: Tensor, format_name: str) -> Tensor:
     format = format_named(format_name)
     flat = x.reshape(-1, x.shape[-1])
+    if not len(flat):
+        return x.new_empty(*x.shape[:-1], len(codes))
     if format.max > torch.finfo(x.dtype).max:
         flat = flat.float()
     if x.device.type == "cpu":

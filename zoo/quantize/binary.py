@@ -23,6 +23,7 @@ from zoo.kernels.binary import Geometry, binary_conv, binary_matmul, pack_signs,
 from zoo.quantize.binary_operators import OPERATORS, BinaryLayer, Operator, gains_along, mean_input
 from zoo.quantize.methods import Method, method_named
 from zoo.quantize.packed import QuantizedLayer, replace_layer
+from zoo.quantize.policy import tied_weights
 
 #: How BiBench's own configurations spell a method.
 _OFFICIAL_SPELLING = {"xnorplusplus": "xnor++"}
@@ -227,7 +228,8 @@ def binarize(
     """Replace layers of a model by binary ones that start from its weights; the model is changed and returned.
 
     Linear layers and convolutions of one and two dimensions are replaced, and subclasses that change nothing but the forward
-    pass. A layer whose weights other code reads is not served by this: name it in ``skip``.
+    pass. A layer whose weight is tied to another part of the model stays, as the head of a language model to its embeddings.
+    A layer whose weights other code reads is not served by this: name it in ``skip``.
 
     Args:
         model: any module; pass the part that is to be binary, and keep encoders whose ids must not change out of it.
@@ -248,9 +250,10 @@ def binarize(
         if not found and pattern != "downsample":
             raise InputError(f"no layer is called {pattern!r}; there are {', '.join(names[:8]) or 'none'}")
         kept |= set(found)
+    kept |= tied_weights(model, layers).keys()
     chosen = [name for name in names if name not in kept]
     if not chosen:
-        raise InputError(f"nothing is left to binarize: {len(names)} layers, all of them skipped")
+        raise InputError(f"nothing is left to binarize: {len(names)} layers, all of them skipped or tied to others")
     for name in chosen:
         try:
             binary = _binary_class(layers[name]).from_float(layers[name], method, official)
@@ -258,7 +261,7 @@ def binarize(
             raise InputError(f"{name}: {error.reason}") from error
         if not name:
             return binary
-        model.set_submodule(name, binary)
+        replace_layer(model, name, binary)
     return model
 
 
@@ -438,7 +441,7 @@ class PackedBinary(QuantizedLayer):
     def _linear(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         signs = pack_signs(x if self.threshold is None else x.float() + self.threshold)
         product = binary_matmul(signs.flatten(0, -2) if signs.ndim > 1 else signs[None], self.packed, x.shape[-1])
-        y = (product * self.scale).view(*x.shape[:-1], -1)
+        y = (product * self.scale).view(*x.shape[:-1], len(self.scale))
         return y * mean_input(x.float(), 0) if self.input_gain else y
 
     def _convolve(self, x: Float[Tensor, "batch channels *positions"], spatial: int) -> Float[Tensor, "batch outputs *places"]:

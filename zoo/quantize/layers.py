@@ -218,10 +218,15 @@ class FloatLayer(QuantizedLayer):
         """What the original layer does, with quantized weights, and inputs if they were calibrated.
 
         Every way of computing it gives the result of `reference` but for the order of sums.
+
+        Raises:
+            InputError: the inputs of a linear layer have another width.
         """
+        if self.convolution is None and x.shape[-1:] != self.weight_shape[1:]:
+            raise InputError(f"inputs of {list(x.shape)} where the last axis must have {self.weight_shape[1]}")
         x = x.to(self.compute_dtype)
         if self.convolution is None and not (torch.is_grad_enabled() and x.requires_grad):
-            y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.codes))
             return y if self.bias is None else y + self.bias
         return self.with_weight(self.rounded_inputs(x), self.weight)
 
@@ -245,7 +250,8 @@ class FloatLayer(QuantizedLayer):
         assert self.activations is not None
         if self.input_scale is not None:
             return self.input_scale
-        axes = (-1,) if self.convolution is None else tuple(range(1, x.ndim))
+        # a convolution's item comes with or without a batch in front
+        axes = (-1,) if self.convolution is None else tuple(range(1 - len(self.weight_shape), 0))
         return x.detach().float().abs().amax(axes, keepdim=True) / self.activations.max
 
     def _product(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch rows"]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -188,10 +189,13 @@ def restore(model: ModuleT, described: Mapping[str, Mapping[str, Any]]) -> Modul
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a module where another one of that name is."""
-    parent, _, child = name.rpartition(".")
-    layer.train(model.get_submodule(name).training)
-    setattr(model.get_submodule(parent), child, layer)
+    """Put a module where another one of that name is, and wherever else the model has that one."""
+    replaced = model.get_submodule(name)
+    layer.train(replaced.training)
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if module is replaced:
+                setattr(parent, child, layer)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -200,10 +204,32 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     A tokenizer is saved by its own ``save_pretrained`` instead.
     """
     described = descriptions(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    stored, tied = _untied(state)
+    storages = Counter(state[name].untyped_storage().data_ptr() for name in stored)
+    # safetensors takes no views of the same memory
+    tensors = {
+        name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        if storages[state[name].untyped_storage().data_ptr()] > 1
+        else state[name].detach().cpu().contiguous()
+        for name in stored
+    }
+    metadata = {"quantization": json.dumps(described), "tied": json.dumps(tied), **format_metadata(described)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"quantization": json.dumps(described), **format_metadata(described)})
+        save_file(tensors, temporary, metadata=metadata)
     return Path(path)
+
+
+def _untied(state: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
+    """The entries of a state dict that are stored, and by name of each other one the entry that is the same tensor."""
+    stored: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        first = stored.setdefault((*place, name) if not tensor.numel() else place, name)
+        if first != name:
+            tied[name] = first
+    return list(stored.values()), tied
 
 
 def load(model: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
@@ -215,12 +241,31 @@ def load(model: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
     """
     path = Path(path)
     with opening_safetensors(path) as file:
-        text = (file.metadata() or {}).get("quantization")
-    if text is None:
+        metadata = file.metadata() or {}
+    if "quantization" not in metadata:
         raise CorruptWeightsError(f"{path} holds no quantized model")
-    restore(model, json.loads(text))
     try:
-        model.load_state_dict(read_state(path), strict=True, assign=True)
+        described, tied = json.loads(metadata["quantization"]), json.loads(metadata.get("tied", "{}"))
+        state = read_state(path)
+        state |= {name: state[first] for name, first in tied.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptWeightsError(f"{path}: what it says about its layers is damaged: {error!r}") from error
+    restore(model, described)
+    shared = _shared_parameters(model)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise KeysError(f"{path} does not fit the model: {error}") from error
+    for first, others in shared.items():
+        for name in others:
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, model.get_parameter(first))
     return model
+
+
+def _shared_parameters(model: nn.Module) -> dict[str, list[str]]:
+    """The names of parameters that stand in several places, by the first of them; assigning a state dict would part them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values() if others}

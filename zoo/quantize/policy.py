@@ -5,6 +5,8 @@ By default
 - linear layers and convolutions are quantized, embeddings, norms, LSTMs and biases are not;
 - nothing inside a `zoo.nn.precision.Float32Module` or a tokenizer's ``encoder`` is, because ids flip when encoders and
   codebooks are rounded, nor is what identifies a checkpoint;
+- nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings, which needs the
+  weight as it is: packed, the model would grow;
 - layers with fewer than 32 weights per output stay as they are: a depth-wise convolution's scales would cost as much as its
   weights;
 - of a model in 4 bits or fewer, the first and the last convolution and the layers of time embeddings get 8 bits, as is common
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -85,6 +87,8 @@ def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Ch
     kept = {name: reason for name, layer, exact in layers if (reason := _why_kept(name, layer, exact, policy))}
     if isinstance(model, Tokenizer):
         kept |= {name: "identifies the checkpoint" for name, _, _ in layers if f"{name}.weight" in model.identity}
+    for name, reason in tied_weights(model, {name: layer for name, layer, _ in layers}).items():
+        kept.setdefault(name, reason)
     special = _ends(layers, kept) if policy.protect_ends and wanted.bits <= 4 else {}
     choices = []
     for name, layer, _ in layers:
@@ -126,9 +130,50 @@ def _why_kept(name: str, layer: nn.Module, exact: bool, policy: Policy) -> str:
         return "skipped"
     if exact and policy.keep_exact:
         return "ids would change"
+    if not weight.numel():
+        return "it has no weights"
     if weight[0].numel() < policy.fewest_weights:
         return f"{weight[0].numel()} weights per output are too few"
     return "" if _does_what_its_base_does(layer) else "computes something of its own"
+
+
+def tied_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The layers whose weight lies in the memory of another tensor of the model, and why they stay as they are.
+
+    The other one needs the numbers as they are, so a packed copy would come on top of them, and ``tie_weights()`` of a
+    transformers model would put them back. A module that stands in several places is no such case: it is one layer.
+    """
+    by_storage: dict[int, list[tuple[str, nn.Module, torch.Tensor]]] = {}
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False)):
+            by_storage.setdefault(_storage(tensor), []).append((name, module, tensor))
+    tied = {}
+    for name, layer in layers.items():
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        for other, module, tensor in by_storage.get(_storage(weight), ()):
+            if module is not layer and _overlap(weight, tensor):
+                tied.setdefault(name, f"its weight is tied to {other}, so that packing it would save nothing")
+    return tied
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What tensors that share memory have in common."""
+    return id(tensor) if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of the same storage have an element in common, gaps between their elements counted as theirs."""
+
+    def span(tensor: torch.Tensor) -> tuple[int, int]:
+        steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        first = tensor.storage_offset() * tensor.element_size()
+        return first, first + (steps + 1) * tensor.element_size()
+
+    if not one.numel() or not other.numel():
+        return False
+    (start, end), (other_start, other_end) = span(one), span(other)
+    return start < other_end and other_start < end
 
 
 def _does_what_its_base_does(layer: nn.Module) -> bool:
