@@ -7,6 +7,7 @@ codes, repository creation, the pre-upload check, LFS uploads and commits.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -47,12 +48,17 @@ class Fault:
         drop_after: close the connection after that many bytes, ``times`` times.
         corrupt: flip a byte of the content.
         status: answer with this status instead.
+        drip: send pieces of that many bytes, with ``pause`` seconds after each.
+        silent_after: send nothing more after that many bytes, and keep the connection.
     """
 
     drop_after: int | None = None
     times: int = 1
     corrupt: bool = False
     status: int | None = None
+    drip: int | None = None
+    pause: float = 0.0
+    silent_after: int | None = None
 
 
 class HubServer:
@@ -63,6 +69,7 @@ class HubServer:
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.lfs: dict[str, bytes] = {}
+        self.closing = threading.Event()
         server = self
 
         class Handler(_Handler):
@@ -85,6 +92,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -158,6 +166,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             self.connection.close()
+            return
+        if fault.drip is not None:
+            with contextlib.suppress(OSError):  # the client may give up
+                for start in range(0, len(body), fault.drip):
+                    self.wfile.write(body[start : start + fault.drip])
+                    self.wfile.flush()
+                    if self.hub.closing.wait(fault.pause):
+                        break
+            self.close_connection = True
+            return
+        if fault.silent_after is not None:
+            self.wfile.write(body[: fault.silent_after])
+            self.wfile.flush()
+            self.hub.closing.wait()
+            self.close_connection = True
             return
         self.wfile.write(body)
 

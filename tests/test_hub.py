@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import save
 import zoo
 from hub_server import Fault, HubServer
 from small_models import SMALL, small_wavtokenizer, upstream_state
-from zoo import hub, registry
+from zoo import download, hub, registry
 
 REPO = "lab/wavtokenizer"
 FILE = "model.ckpt"
@@ -200,6 +201,88 @@ def test_disk_full(published: HubServer, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
     with pytest.raises(zoo.DiskFullError, match="free some space"):
         load()
+
+
+@pytest.mark.parametrize("fault", [Fault(drip=20, pause=0.05), Fault(silent_after=100)], ids=["a trickle", "silence"])
+def test_transfers_that_stall(fault: Fault, published: HubServer, tokenizer: zoo.Tokenizer, monkeypatch: Any) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    published.faults[FILE] = fault
+    with pytest.raises(zoo.DownloadError, match=rf"{FILE}: the download stalled: \d+ bytes"):
+        load()
+    published.faults.clear()
+    assert same(load(), tokenizer)
+
+
+def test_slow_but_steady_transfers_go_on(published: HubServer, tokenizer: zoo.Tokenizer, monkeypatch: Any) -> None:
+    """Many periods long, each with just enough."""
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(download, "STALL_BYTES", 50)
+    size = len(published.repo(REPO).commits[published.repo(REPO).branches["main"]][FILE])
+    published.faults[FILE] = Fault(drip=size // 20, pause=0.1)
+    assert same(load(), tokenizer)
+
+
+def test_transfers_of_others_are_left_alone(published: HubServer, monkeypatch: Any) -> None:
+    """The client is shared by the process; only what the zoo downloads has its limit."""
+    import huggingface_hub
+
+    load()
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.0)
+    published.repo(REPO).commit({"other.txt": b"x" * 100})
+    assert Path(huggingface_hub.hf_hub_download(REPO, "other.txt")).read_bytes() == b"x" * 100
+
+
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("cause", "kind"), [(READ_ONLY, zoo.NotWritableError), (FULL, zoo.DiskFullError)])
+def test_disks_that_cannot_be_written(
+    cause: OSError, kind: type, published: HubServer, tokenizer: zoo.Tokenizer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """For the client's cache, our own, and folders of the user's; each error names what was to be written."""
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> str:
+        raise cause
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "hf_hub_download", refuse)
+        with pytest.raises(kind, match=f"{FILE}.*HF_HOME"):
+            load()
+    load()
+    latents = zoo.Latents((torch.zeros(4, 2),), "a", "")
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkstemp", refuse)
+        for write, name in (
+            (lambda: zoo.convert(NAME), "converted"),
+            (lambda: tokenizer.save_pretrained(tmp_path / "saved"), "saved"),
+            (lambda: latents.save(tmp_path / "latents.safetensors"), "latents"),
+        ):
+            with pytest.raises(kind, match=name):
+                write()
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file() and "hf" not in path.parts]
+
+
+def test_a_cache_that_cannot_be_written_serves_what_is_in_it(
+    published: HubServer, tokenizer: zoo.Tokenizer, monkeypatch: Any
+) -> None:
+    """Neither the marker of a checked file nor its removal is needed for the answer."""
+    zoo.pull(NAME)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise READ_ONLY
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(download, "cache_root", lambda: Path("/nowhere"))
+    assert same(load(local_files_only=True), tokenizer)
+    with pytest.raises(zoo.ChecksumError, match=r"could not be removed \(Read-only"):
+        download.verify(Path(zoo.pull(NAME)), "0" * 64, None)
 
 
 def test_pickle_with_code_in_it(published: HubServer) -> None:

@@ -81,6 +81,8 @@ def pieces(piece: dict[str, object], name: str = "extra", source: str = "hub") -
         ({"modality": "smell"}, "modality"),
         ({"family": "nosuch"}, "family: unknown family 'nosuch'"),
         ({"name": "Has Spaces"}, "name"),
+        ({"modality": "speech", "tags": None}, "TypeError"),
+        ({"modality": "x" * 100_000}, "there is no modality"),
         ({"licence": None}, "licence"),
     ],
 )

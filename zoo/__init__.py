@@ -23,6 +23,7 @@ from zoo.errors import (
     MismatchError,
     MissingExtraError,
     NotOnHubError,
+    NotWritableError,
     OfflineError,
     OutputError,
     RegistryError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
     from zoo.quantize import quantize
-    from zoo.registry import Entry, info, register
+    from zoo.registry import Entry, info, register, register_family
     from zoo.registry import names as list
     from zoo.spec import Spec
     from zoo.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ _HOMES = {
     "Entry": "zoo.registry",
     "info": "zoo.registry",
     "register": "zoo.registry",
+    "register_family": "zoo.registry",
     "Latents": "zoo.latents",
     "Spec": "zoo.spec",
     "Tokenizer": "zoo.tokenizer",
@@ -82,6 +84,7 @@ __all__ = [
     "MismatchError",
     "MissingExtraError",
     "NotOnHubError",
+    "NotWritableError",
     "OfflineError",
     "OutputError",
     "RegistryError",
@@ -101,6 +104,7 @@ __all__ = [
     "pull",
     "quantize",
     "register",
+    "register_family",
 ]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import importlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import (
     ChecksumError,
@@ -16,8 +21,18 @@ from zoo.errors import (
     GatedRepoError,
     HubError,
     NotOnHubError,
+    NotWritableError,
     OfflineError,
+    ZooError,
 )
+
+#: A transfer that brings fewer bytes than this within so many seconds has stalled. A slow line that is steady has a hundred
+#: times as much, and what was received is kept: the next attempt goes on there.
+STALL_BYTES = 64 << 10
+STALL_SECONDS = 60.0
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def cache_root() -> Path:
@@ -38,23 +53,48 @@ def verify(path: Path, sha256: str | None, size: int | None) -> None:
     if marker.exists():
         return
     if size is not None and status.st_size != size:
-        _discard(path, real)
-        raise ChecksumError(f"{path.name} has {status.st_size} bytes, not {size}; it was removed, load it again")
+        raise ChecksumError(f"{path.name} has {status.st_size} bytes, not {size}; {_discard(path, real)}")
     if expected is not None:
         with real.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
-            _discard(path, real)
-            raise ChecksumError(
-                f"{path.name} is corrupt: its SHA-256 is {found}, not {expected}; it was removed from the cache, load it again"
-            )
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+            raise ChecksumError(f"{path.name} is corrupt: its SHA-256 is {found}, not {expected}; {_discard(path, real)}")
+    # Where the marker cannot be kept, the file is hashed again the next time.
+    with contextlib.suppress(OSError):
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
-def _discard(path: Path, real: Path) -> None:
-    path.unlink(missing_ok=True)
-    real.unlink(missing_ok=True)
+def _discard(path: Path, real: Path) -> str:
+    """Remove a file from the cache; returns what to say about it."""
+    try:
+        path.unlink(missing_ok=True)
+        real.unlink(missing_ok=True)
+    except OSError as error:
+        return f"it could not be removed ({error.strerror}): remove {path}, then load it again"
+    return "it was removed from the cache, load it again"
+
+
+@contextmanager
+def naming_write_errors(path: Path) -> Iterator[None]:
+    """A full or read-only disk as an error that names what was to be written.
+
+    Raises:
+        DiskFullError, NotWritableError: so it is.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        # Safetensors puts the system's error into the text of its own.
+        number = error.errno if isinstance(error, OSError) else None
+        text = str(error) if type(error).__name__ == "SafetensorError" else ""
+        if number in _NO_ROOM or "No space left" in text or "quota exceeded" in text:
+            raise DiskFullError(f"no room for {path}: free some space, or write to another disk") from error
+        if number in _NO_PERMISSION or "Permission denied" in text or "Read-only" in text:
+            raise NotWritableError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise
 
 
 def download(
@@ -67,10 +107,14 @@ def download(
     token: str | None,
     ask: str | None = None,
 ) -> Path:
-    """A file of a Hub repository, from the cache where it is there."""
+    """A file of a Hub repository, from the cache where it is there.
+
+    Raises:
+        HubError: it cannot be had; each subclass says what to do next. A transfer that stalls is a DownloadError.
+    """
     import huggingface_hub
 
-    with translating_hub_errors(repo, file, revision, ask):
+    with translating_hub_errors(repo, file, revision, ask), _watching(f"{repo}/{file}"):
         found = huggingface_hub.hf_hub_download(
             repo,
             file,
@@ -80,6 +124,75 @@ def download(
             token=token,
         )
     return Path(found)
+
+
+class _Transfer:
+    """What has arrived lately of one file, over all attempts of the client."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since = time.monotonic()
+        self._received = 0
+
+    def advance(self, received: int) -> None:
+        """Count bytes that arrived.
+
+        Raises:
+            DownloadError: there were too few of them for too long.
+        """
+        self._received += received
+        now = time.monotonic()
+        if now - self._since < STALL_SECONDS:
+            return
+        if self._received < STALL_BYTES:
+            raise DownloadError(
+                f"{self._what}: the download stalled: {self._received} bytes in {now - self._since:.0f} s; try again later"
+            )
+        self._since, self._received = now, 0
+
+
+_transfer: ContextVar[_Transfer | None] = ContextVar("_transfer", default=None)
+
+
+@contextmanager
+def _watching(what: str) -> Iterator[None]:
+    """Watch the transfers of this thread within the block: the client's time limits are for single reads, however small."""
+    from huggingface_hub import get_session
+
+    responses = get_session().event_hooks["response"]
+    if _watch_response not in responses:
+        responses.append(_watch_response)
+    token = _transfer.set(_Transfer(what))
+    try:
+        yield
+    finally:
+        _transfer.reset(token)
+
+
+def _watch_response(response: Any) -> None:
+    """Have the body of a response counted while it is read."""
+    transfer = _transfer.get()
+    if transfer is None:
+        return
+    # The client's HTTP library goes by two names.
+    library = importlib.import_module(type(response).__module__.partition(".")[0])
+
+    count = transfer.advance
+
+    class Watched(library.SyncByteStream):  # type: ignore[misc, name-defined]
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            count(0)
+            for piece in self._stream:
+                count(len(piece))
+                yield piece
+
+        def close(self) -> None:
+            self._stream.close()
+
+    response.stream = Watched(response.stream)
 
 
 @contextmanager
@@ -119,11 +232,16 @@ def translating_hub_errors(repo: str, file: str | None, revision: str | None, as
     except (errors.HfHubHTTPError, transport_error) as error:
         raise DownloadError(f"{what}: the download failed: {error}; try again, it goes on where it stopped") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _NO_ROOM:
             raise DiskFullError(
                 f"no room for {what}: free some space, or point cache_dir= or HF_HOME to another disk"
             ) from error
         if isinstance(error, HubError):
             raise
+        if error.errno in _NO_PERMISSION:
+            raise NotWritableError(
+                f"{what}: the cache cannot be written ({error}): point cache_dir= or HF_HOME to a folder that can, or "
+                "load with local_files_only=True what is in it"
+            ) from error
         # The client checks the size of what it received and says so in a bare OSError.
         raise DownloadError(f"{what}: the download failed: {error}; try again") from error

@@ -71,8 +71,12 @@ class NotOnHubError(HubError):
         return type(self), (str(self), self.missing)
 
 
+class NotWritableError(HubError):
+    """A folder, the cache say, cannot be written: no permission, or a read-only disk."""
+
+
 class DiskFullError(HubError):
-    """The cache has no room for the file."""
+    """The cache, or the disk that a file is written to, has no room for it."""
 
 
 class DownloadError(HubError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo import registry
+from zoo import documents, registry
 from zoo.checkpoint import as_ours
-from zoo.download import cache_root, download, translating_hub_errors, verify
+from zoo.download import cache_root, download, naming_write_errors, translating_hub_errors, verify
 from zoo.errors import (
     CorruptWeightsError,
-    DiskFullError,
     InputError,
     KeysError,
     NotOnHubError,
+    RegistryError,
     WeightsError,
+    ZooError,
     listing,
 )
 from zoo.media import replacing, write_json
@@ -158,7 +158,7 @@ def load_upstream(
     """Load a checkpoint that was trained with the original code.
 
     Args:
-        family: name of the codec family.
+        family: name of the codec family; that of a plug-in has to be registered before.
         config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights.
         weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
 
@@ -172,9 +172,11 @@ def load_upstream(
     request = _Request(Sources(download))
     if not isinstance(weights, Mapping):
         return _from_upstream_file(cls, raw, Path(weights), name, request)
-    upstream = None if raw is None else cls.checkpoint.config(raw)
-    state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
-    return _build(cls, *as_ours(cls, state, upstream), name=name, request=request)
+    with _blaming(f"the checkpoint for {family}"):
+        upstream = None if raw is None else cls.checkpoint.config(raw)
+        state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
+        found, state = _as_ours(cls, state, upstream)
+    return _build(cls, found, state, name=name, request=request)
 
 
 def _from_upstream_file(
@@ -187,15 +189,47 @@ def _from_upstream_file(
 ) -> AnyTokenizer:
     """An upstream checkpoint with upstream's configuration: the given one, that in the file's metadata, or ``expected``."""
     if raw is None and path.suffix == ".safetensors":
-        with opening_safetensors(path) as file:
+        with opening_safetensors(path) as file, _blaming(path):
             raw = cls.checkpoint.metadata(file.metadata() or {})
-    config = None if raw is None else cls.checkpoint.config(raw)
+    with _blaming(path):
+        config = None if raw is None else cls.checkpoint.config(raw)
     if config is not None and expected is not None and config != expected:
         found, known = asdict(config), asdict(expected)
         differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
         _log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
-    found, state = as_ours(cls, read_state(path, cls.checkpoint.wanted), config or expected)
-    return _build(cls, found, state, name=name, request=request)
+    with _blaming(path):
+        found, state = _as_ours(cls, read_state(path, cls.checkpoint.wanted), config or expected)
+    return _build(cls, found, state, name=name, request=request, path=path)
+
+
+def _as_ours(cls: type[AnyTokenizer], state: Mapping[str, Tensor], config: Any) -> tuple[Any, dict[str, Tensor]]:
+    """An upstream state dict in our names, whose model is built in outline to compare."""
+    with _at_most(len(state)):
+        return as_ours(cls, state, config)
+
+
+@contextmanager
+def _blaming(what: Path | str) -> Iterator[None]:
+    """Whatever goes wrong with what somebody else wrote, as an error that names it.
+
+    A family reads configurations and tensors as its authors made them. With others it fails as it may: a division by zero, a
+    missing attribute, a shape that does not fit. The cause stays in the chain of the error.
+
+    Raises:
+        RegistryError, WeightsError: so it is.
+    """
+    try:
+        yield
+    except (WeightsError, RegistryError) as error:
+        if str(what) in str(error):
+            raise
+        raise type(error)(f"{what}: {error}") from error
+    except ZooError:
+        raise
+    except OSError as error:
+        raise CorruptWeightsError(f"{what} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise CorruptWeightsError(f"{what} cannot be used: {repr(error)[:300]}") from error
 
 
 def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> Mapping[str, Any] | None:
@@ -203,12 +237,12 @@ def _read_config(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> M
         return config
     path = Path(config)
     # YAML 1.1 takes JSON's 1e-12 for a string.
-    parse = json.loads if path.suffix == ".json" else yaml.safe_load
+    parse = documents.parse_json if path.suffix == ".json" else documents.parse_yaml
     try:
-        raw = parse(path.read_text(encoding="utf-8"))
+        raw = parse(documents.read_text(path))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise WeightsError(f"{path}: not valid YAML or JSON: {error}") from error
     if not isinstance(raw, Mapping):
         raise WeightsError(f"{path}: must hold a mapping")
@@ -259,12 +293,14 @@ def _from_pieces(cls: type[AnyTokenizer], entry: Entry, config: Any, request: _R
         found = fetch_piece(entry, name, piece, request.sources)
         if piece.config_field:
             configs = {component: _json_config(files.config) for component, files in found.items() if files.config}
-            config = replace(config, **{piece.config_field: configs})
+            with _blaming(f"{entry.name}: the configurations of {name}"):
+                config = replace(config, **{piece.config_field: configs})
         for files in found.values():
             if files.weights:
                 state = _read_prefixed(cls, files.weights, files.prefix) | state
-    # What is not taken over must not stay in memory while the rest is cast: the name is bound anew.
-    found, state = as_ours(cls, state, config)
+    with _blaming(f"{entry.name}: {', '.join(pieces)}"):
+        # What is not taken over must not stay in memory while the rest is cast: the name is bound anew.
+        found, state = _as_ours(cls, state, config)
     if absent := sorted(set(parts_of(config)) - set(parts_of(found))):
         raise KeysError(f"{entry.name}: the files hold no {listing(absent)}")
     return _build(cls, found, state, name=entry.name, request=request)
@@ -349,8 +385,10 @@ def _from_foreign(path: Path, name: str, config: Mapping[str, Any], request: _Re
 def _json_config(path: Path) -> Mapping[str, Any]:
     """A ``config.json``, ours or somebody else's; empty if it holds no mapping."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        raw = documents.parse_json(documents.read_text(path))
+    except OSError as error:
+        raise CorruptWeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise CorruptWeightsError(f"{path} is not valid JSON: {error}") from error
     return raw if isinstance(raw, Mapping) else {}
 
@@ -361,39 +399,98 @@ def _from_saved_file(path: Path, request: _Request, expect: Any) -> AnyTokenizer
         text = (file.metadata() or {}).get("zoo")
     if text is None:
         raise CorruptWeightsError(f"{path} has no zoo metadata")
-    tokenizer = _from_saved(json.loads(text), path, request)
+    try:
+        saved = documents.parse_json(text)
+    except ValueError as error:
+        raise CorruptWeightsError(f"{path}: its metadata are not valid JSON: {error}") from error
+    tokenizer = _from_saved(saved, path, request)
     if expect is not None and tokenizer.config != expect:
         raise KeysError(f"{path} holds {tokenizer.config}, the catalogue says {expect}")
     return tokenizer
 
 
-def _from_saved(saved: Mapping[str, Any], path: Path, request: _Request) -> AnyTokenizer:
+def _from_saved(saved: Any, path: Path, request: _Request) -> AnyTokenizer:
     """A tokenizer in our own layout, with the parts that are wanted."""
-    try:
-        cls = registry.family_class(saved["family"])
-        settings = saved["config"].items()
-        config = cls.Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings})
-        name, fingerprint = saved["name"], saved["fingerprint"]
-        quantization = dict(saved.get("quantization", {}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptWeightsError(f"the saved configuration cannot be used: {error!r}") from error
+    with _blaming(path):
+        cls, config, name, fingerprint, quantization = _read_saved(saved)
     chosen = request.choose_parts(config, name)
     state = read_state(path)
     if chosen != config:
-        there = {layer for layer, _ in _outline(cls, chosen, name).named_modules()}
-        quantization = {layer: described for layer, described in quantization.items() if layer in there}
-        needed = _outline(cls, chosen, name, quantization).state_dict().keys()
+        with _blaming(path):
+            there = {layer for layer, _ in _outline(cls, chosen, name, tensors=len(state)).named_modules()}
+            quantization = {layer: described for layer, described in quantization.items() if layer in there}
+            needed = _outline(cls, chosen, name, quantization, tensors=len(state)).state_dict().keys()
         state = {key: tensor for key, tensor in state.items() if key in needed}
-    return _build(cls, chosen, state, name=name, request=request, fingerprint=fingerprint, quantization=quantization)
+    return _build(cls, chosen, state, name=name, request=request, path=path, fingerprint=fingerprint, quantization=quantization)
+
+
+def _read_saved(saved: Any) -> tuple[type[AnyTokenizer], Any, str, str, dict[str, Mapping[str, Any]]]:
+    """What a saved tokenizer says about itself: class, configuration, name, fingerprint and quantization.
+
+    Raises:
+        RegistryError: its family is neither built in nor registered.
+        CorruptWeightsError: something is missing or of the wrong kind.
+    """
+    try:
+        family, settings, name, fingerprint = (saved[key] for key in ("family", "config", "name", "fingerprint"))
+        quantization = saved.get("quantization", {})
+    except (KeyError, TypeError) as error:
+        raise CorruptWeightsError(f"the saved configuration cannot be used: {error!r}") from error
+    sound = isinstance(settings, Mapping) and isinstance(name, str) and isinstance(fingerprint, str)
+    if not sound or not isinstance(quantization, Mapping):
+        raise CorruptWeightsError("the saved configuration cannot be used: a field is of the wrong kind")
+    cls = registry.family_class(family)
+    try:
+        config = cls.Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptWeightsError(f"the saved configuration cannot be used: {repr(error)[:300]}") from error
+    return cls, config, name, fingerprint, dict(quantization)
 
 
 def _outline(
-    cls: type[AnyTokenizer], config: Any, name: str, quantization: Mapping[str, Mapping[str, Any]] | None = None
+    cls: type[AnyTokenizer],
+    config: Any,
+    name: str,
+    quantization: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    tensors: int,
 ) -> AnyTokenizer:
-    """A tokenizer without memory behind its tensors, its layers packed where they were saved so."""
-    with torch.device("meta"):
+    """A tokenizer without memory behind its tensors, its layers packed where they were saved so.
+
+    Args:
+        tensors: how many the file has; a configuration of a much larger model is refused while that is built.
+    """
+    with torch.device("meta"), _at_most(tensors):
         tokenizer = cls(config, name=name)
         return restore(tokenizer, quantization) if quantization else tokenizer
+
+
+# How many modules may be built: some for each tensor of a model, and those that have none or are built only to be taken apart.
+_MODULES_PER_TENSOR, _OTHER_MODULES = 64, 4096
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Refuse to build a model of many more tensors within the block: a depth of a billion is a short number in a file.
+
+    Raises:
+        CorruptWeightsError: there would be more.
+    """
+    thread, built, modules = threading.get_ident(), 0, _MODULES_PER_TENSOR * tensors + _OTHER_MODULES
+
+    def count(*_: object) -> None:
+        nonlocal built
+        if threading.get_ident() != thread:
+            return
+        built += 1
+        if built > modules:
+            raise CorruptWeightsError("its configuration is of a far larger model than its tensors")
+
+    hook = nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _build(
@@ -403,27 +500,50 @@ def _build(
     *,
     name: str,
     request: _Request,
+    path: Path | None = None,
     fingerprint: str | None = None,
     quantization: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AnyTokenizer:
     """A tokenizer around a state dict in our own names, whose tensors are put in as they are or, one by one, cast."""
-    tokenizer = _outline(cls, config, name, quantization)
-    request.cast(tokenizer)
+    what = path or f"the checkpoint of {name}"
+    with _blaming(what):
+        tokenizer = _outline(cls, config, name, quantization, tensors=len(state))
+        request.cast(tokenizer)
+        expected = tokenizer.state_dict()
+        _require_kinds(state, expected)
     # The fingerprint is that of the tensors as they were stored.
-    types = {key: tensor.dtype for key, tensor in tokenizer.state_dict().items()} | dict.fromkeys(cls.identity, torch.float32)
+    types = {key: tensor.dtype for key, tensor in expected.items()} | dict.fromkeys(cls.identity, torch.float32)
+    del expected
     ready: dict[str, Tensor] = {}
     for key in list(state):
         tensor = state.pop(key)
         ready[key] = tensor.to(types.get(key, torch.float32)) if tensor.is_floating_point() else tensor
-    try:
-        tokenizer.load_state_dict(ready, strict=True, assign=True)
-    except RuntimeError as error:
-        raise KeysError(f"the tensors do not fit {cls.family}: {error}") from error
-    tokenizer.reset_buffers()
-    tokenizer.eval().requires_grad_(False)
-    tokenizer.fingerprint = fingerprint or tokenizer.compute_fingerprint()
+    with _blaming(what):
+        try:
+            tokenizer.load_state_dict(ready, strict=True, assign=True)
+        except RuntimeError as error:
+            raise KeysError(f"the tensors do not fit {cls.family}: {error}") from error
+        tokenizer.reset_buffers()
+        tokenizer.eval().requires_grad_(False)
+        tokenizer.fingerprint = fingerprint or tokenizer.compute_fingerprint()
     request.cast(tokenizer)
     return tokenizer
+
+
+def _require_kinds(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse whole or complex numbers in place of real ones and the reverse, which PyTorch would take as they are.
+
+    Raises:
+        KeysError: there are some.
+    """
+    wrong = [
+        f"{key} is {tensor.dtype}, not {expected[key].dtype}"
+        for key, tensor in state.items()
+        if key in expected
+        and (tensor.is_floating_point(), tensor.is_complex()) != (expected[key].is_floating_point(), expected[key].is_complex())
+    ]
+    if wrong:
+        raise KeysError(f"tensors of the wrong kind: {listing(wrong)}")
 
 
 @functools.cache
@@ -533,7 +653,7 @@ def saved_config(tokenizer: AnyTokenizer) -> dict[str, Any]:
     quantization = descriptions(tokenizer)
     return {
         "zoo": 1,
-        "family": tokenizer.family,
+        "family": registry.family_name(type(tokenizer)),
         "name": tokenizer.name,
         "fingerprint": tokenizer.fingerprint or tokenizer.compute_fingerprint(),
         "config": asdict(tokenizer.config),
@@ -542,7 +662,11 @@ def saved_config(tokenizer: AnyTokenizer) -> dict[str, Any]:
 
 
 def write_saved_file(tokenizer: AnyTokenizer, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write one safetensors file in our layout, its configuration in the metadata; floats in ``dtype`` if one is given."""
+    """Write one safetensors file in our layout, its configuration in the metadata; floats in ``dtype`` if one is given.
+
+    Raises:
+        DiskFullError, NotWritableError: there is no room for it, or no permission.
+    """
     tensors = {}
     exact = exact_keys(tokenizer)
     for key, tensor in tokenizer.state_dict().items():
@@ -550,30 +674,21 @@ def write_saved_file(tokenizer: AnyTokenizer, path: Path, dtype: torch.dtype | N
         cast = dtype is not None and stored.is_floating_point() and key not in exact
         tensors[key] = (stored.to(dtype) if cast else stored).contiguous()
     metadata = {"zoo": json.dumps(saved_config(tokenizer)), **format_metadata(descriptions(tokenizer))}
-    with replacing(path) as temporary, _naming_full_disk(path):
+    with naming_write_errors(path), replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
-@contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no room for {path}") from error
-        raise
-    except SafetensorError as error:
-        if "No space left" in str(error):
-            raise DiskFullError(f"no room for {path}") from error
-        raise
-
-
 def save_pretrained(tokenizer: AnyTokenizer, folder: str | os.PathLike[str]) -> Path:
-    """Write ``model.safetensors``, ``config.json`` and a model card into a folder."""
+    """Write ``model.safetensors``, ``config.json`` and a model card into a folder.
+
+    Raises:
+        DiskFullError, NotWritableError: there is no room for them, or no permission.
+    """
     folder = Path(folder)
     write_saved_file(tokenizer, folder / WEIGHTS_FILE)
-    write_json(folder / CONFIG_FILE, saved_config(tokenizer), indent=2)
-    with replacing(folder / "README.md") as temporary:
+    with naming_write_errors(folder / CONFIG_FILE):
+        write_json(folder / CONFIG_FILE, saved_config(tokenizer), indent=2)
+    with naming_write_errors(folder / "README.md"), replacing(folder / "README.md") as temporary:
         temporary.write_text(_model_card(tokenizer), encoding="utf-8")
     return folder
 

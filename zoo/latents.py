@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from zoo.download import naming_write_errors
 from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.media import replacing
 
@@ -147,21 +147,23 @@ class Latents:
         try:
             tensors = load_safetensors(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        except (SafetensorError, LookupError, ValueError, RuntimeError) as error:
-            raise FormatError(f"the file of latents is truncated or corrupt: {error}") from error
-        attributes = header.get("__metadata__", {})
-        if attributes.get("kind") != _KIND:
+        except Exception as error:
+            # Safetensors reports damage as its own error; what it lets pass (types unknown to torch, shapes that overflow)
+            # fails where tensors are made, in as many ways.
+            raise FormatError(f"the file of latents is truncated or corrupt: {str(error)[:200]}") from error
+        attributes = header.get("__metadata__")
+        if not isinstance(attributes, Mapping) or attributes.get("kind") != _KIND:
             raise FormatError("this safetensors file does not hold latents")
         if attributes.get("version") != _VERSION:
             raise FormatError(
-                f"version {attributes.get('version')} of latents is not known to this release (it reads {_VERSION})"
+                f"version {str(attributes.get('version'))[:20]} of latents is not known to this release (it reads {_VERSION})"
             )
         try:
             meta = _META.validate_json(attributes["meta"])
             values = tuple(tensors.pop(str(i)) for i in range(len(tensors)))
             tokenizer, fingerprint = attributes["tokenizer"], attributes["fingerprint"]
         except (KeyError, ValueError) as error:
-            raise FormatError(f"the file of latents is incomplete or corrupt: {error}") from error
+            raise FormatError(f"the file of latents is incomplete or corrupt: {str(error)[:200]}") from error
         if len(meta) not in (0, len(values)):
             raise FormatError(f"meta of {len(meta)} items does not fit latents of {len(values)}")
         for i, value in enumerate(values):
@@ -170,8 +172,12 @@ class Latents:
         return cls(values, tokenizer, fingerprint, tuple(meta))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a ``.safetensors`` file, under a temporary name first."""
-        with replacing(path) as temporary:
+        """Write a ``.safetensors`` file, under a temporary name first.
+
+        Raises:
+            DiskFullError, NotWritableError: there is no room for it, or no permission.
+        """
+        with naming_write_errors(Path(path)), replacing(path) as temporary:
             temporary.write_bytes(self.to_bytes())
         return Path(path)
 

@@ -8,17 +8,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
+import sys
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zoo.errors import InputError, RegistryError
+from zoo import documents
+from zoo.errors import InputError, RegistryError, ZooError
 from zoo.modality import modality as modality_called
 
 if TYPE_CHECKING:
@@ -153,7 +156,8 @@ class Entry(_Strict):
     """One loadable model.
 
     Attributes:
-        family: module ``zoo.codecs.<family>``, or the dotted path of a plug-in's module.
+        family: module ``zoo.codecs.<family>``, or the dotted path of a plug-in's module. Who registers a catalogue lets the
+            modules that it names be imported; files of models cannot name any others (see `family_class`).
         config: fields of the family's ``Config``.
         modality: kind of media, a name in `zoo.modality`.
         tags: words for what it is made for, such as ``speech``, which `names` filters by as well.
@@ -209,20 +213,9 @@ class Entry(_Strict):
         return self.weights.source != "none"
 
 
-class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
-    """Safe YAML that refuses duplicate keys, of which PyYAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 _registered: list[Path] = []
+# Modules that `register_family` was told.
+_plugins: list[str] = []
 
 
 def catalogue_path() -> Path:
@@ -258,9 +251,21 @@ def _read_all(environment: str, registered: tuple[Path, ...]) -> Mapping[str, En
 def _plugin_paths() -> list[Path]:
     paths = []
     for point in importlib.metadata.entry_points(group="zoo.registry"):
-        value = point.load()
-        paths.append(Path(value() if callable(value) else value))
+        with _translating(f"entry point {getattr(point, 'name', point)!r} of the group zoo.registry"):
+            value = point.load()
+            paths.append(Path(value() if callable(value) else value))
     return paths
+
+
+@contextmanager
+def _translating(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the code or the data of somebody else, as an error that names them."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        raise RegistryError(f"{what}: {repr(error)[:300]}") from error
 
 
 def read(path: str | os.PathLike[str]) -> list[Entry]:
@@ -271,38 +276,126 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = documents.parse_yaml(documents.read_text(path), documents.Loader)
     except OSError as error:
         raise RegistryError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RegistryError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, list):
         raise RegistryError(f"{path}: must be a list of entries")
     found: dict[str, Entry] = {}
     for position, item in enumerate(raw):
-        name = item.get("name", f"number {position + 1}") if isinstance(item, dict) else f"number {position + 1}"
-        where = f"{path}: entry {name!r}"
-        try:
-            entry = Entry.model_validate(item)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in error.errors()]
-            raise RegistryError(f"{where}: {'; '.join(problems)}") from error
+        name = item.get("name") if isinstance(item, dict) else None
+        where = f"{path}: entry {shortened(name) if isinstance(name, str) else repr(f'number {position + 1}')}"
+        with _translating(where):
+            try:
+                entry = Entry.model_validate(item)
+            except ValidationError as error:
+                problems = [f"{'.'.join(map(str, e['loc']))[:80] or 'entry'}: {e['msg'][:300]}" for e in error.errors()[:20]]
+                raise RegistryError(f"{where}: {'; '.join(problems)}") from error
         if entry.name in found:
             raise RegistryError(f"{where}: the name occurs twice in this file")
-        if _family_module(entry.family) is None:
-            raise RegistryError(f"{where}: family: unknown family {entry.family!r}")
+        if (
+            entry.family not in _plugins
+            and not _is_built_in(entry.family)
+            and not ("." in entry.family and _exists(entry.family))
+        ):
+            raise RegistryError(f"{where}: family: unknown family {shortened(entry.family)}")
         found[entry.name] = entry
     return list(found.values())
 
 
-@lru_cache
-def _family_module(family: str) -> str | None:
-    """The module of a family, located without importing it."""
-    module = family if "." in family else f"zoo.codecs.{family}"
-    try:
-        return module if importlib.util.find_spec(module) else None
-    except (ModuleNotFoundError, ValueError):
-        return None
+# -------------------------------------------------------------------------------------------------------------- families
+
+
+_CODECS = "zoo.codecs"
+
+
+@lru_cache(maxsize=1)
+def _built_in() -> frozenset[str]:
+    """Names of the modules in ``zoo.codecs``, exactly as they are written."""
+    spec = importlib.util.find_spec(_CODECS)
+    assert spec is not None and spec.submodule_search_locations is not None
+    return frozenset(module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+
+
+def _is_built_in(family: str) -> bool:
+    return family in _built_in()
+
+
+def _is_dotted_path(module: str) -> bool:
+    """Whether this is an absolute path of a module that could be written in an import statement."""
+    return all(part.isidentifier() for part in module.split("."))
+
+
+def _exists(module: str) -> bool:
+    """Whether a plug-in's module can be imported: found without importing it or the packages that it lies in."""
+    if not _is_dotted_path(module):
+        return False
+    if module in sys.modules:
+        return True
+    places: list[str] | None = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        try:
+            specs = (finder.find_spec(name, places) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            spec = next((found for found in specs if found is not None), None)
+        except KeyError:
+            # A package without __init__.py in another one asks its parent, which is not imported, where it is.
+            places = [place for parent in places or () if (Path(place := os.path.join(parent, parts[depth - 1]))).is_dir()]
+            if not places:
+                return False
+            continue
+        except (ImportError, ValueError, AttributeError):
+            return False
+        if spec is None:
+            return False
+        if depth < len(parts):
+            if spec.submodule_search_locations is None:
+                return False
+            places = list(spec.submodule_search_locations)
+    return True
+
+
+def register_family(module: str) -> None:
+    """Let this process import a plug-in's module as a family, so that models saved by it load.
+
+    A catalogue that names the family does the same (`register`, ``ZOO_REGISTRY``, entry points).
+
+    Args:
+        module: dotted path of the module whose ``TOKENIZER`` is the tokenizer's class.
+
+    Raises:
+        RegistryError: there is no such module, or the name is that of a built-in family.
+    """
+    if not isinstance(module, str) or not _exists(module):
+        raise RegistryError(f"there is no module {shortened(module)}; a family is the dotted path of an installed module")
+    if _is_built_in(module):
+        raise RegistryError(f"{module!r} is the name of a family of this package")
+    if module not in _plugins:
+        _plugins.append(module)
+
+
+def _is_registered(family: str) -> bool:
+    """Whether the user's own process named a plug-in: by itself, or in a catalogue."""
+    return family in _plugins or any(entry.family == family for entry in entries().values())
+
+
+def family_name(cls: type[Tokenizer[Any]]) -> str:
+    """The family under which a class is found again: the module, or the package around it, whose ``TOKENIZER`` it is."""
+    module = cls.__module__
+    while module and module != "__main__":
+        if getattr(sys.modules.get(module), "TOKENIZER", None) is cls:
+            return module.removeprefix(f"{_CODECS}.")
+        module = module.rpartition(".")[0]
+    return cls.family
+
+
+def shortened(value: object) -> str:
+    """What somebody wrote in a file, for a message: quoted, and not longer than a line."""
+    text = repr(value[:81]) if isinstance(value, str) else repr(type(value))
+    return f"{text[:77]}...{text[-1]}" if len(text) > 80 else text
 
 
 def register(path: str | os.PathLike[str]) -> list[str]:
@@ -364,17 +457,38 @@ def names(
     )
 
 
-def family_class(family: str) -> type[Tokenizer[Any]]:
+def family_class(family: Any) -> type[Tokenizer[Any]]:
     """The tokenizer class of a family, imported now.
 
+    The name may come from a file that somebody else wrote. So it is looked up among the modules of ``zoo.codecs`` and the
+    families that the user's own process registered before, and nothing else is ever imported or even searched for.
+
     Raises:
-        RegistryError: there is no such family.
+        RegistryError: the family is neither built in nor registered, or its plug-in cannot be imported.
     """
-    module = _family_module(family)
-    if module is None:
-        raise RegistryError(f"unknown family {family!r}")
-    cls: type[Tokenizer[Any]] = importlib.import_module(module).TOKENIZER
+    if not isinstance(family, str):
+        raise RegistryError(f"a family is the name of one, not {shortened(family)}")
+    if _is_built_in(family):
+        module = f"{_CODECS}.{family}"
+    elif _is_registered(family):
+        module = family
+    else:
+        raise RegistryError(_unknown_family(family))
+    with _translating(f"family {family!r}: its module cannot be imported"):
+        cls: type[Tokenizer[Any]] = importlib.import_module(module).TOKENIZER
     return cls
+
+
+def _unknown_family(family: str) -> str:
+    """Why a family was not imported, and what to do."""
+    near = difflib.get_close_matches(family[:80], _built_in(), n=1, cutoff=0.6)
+    advice = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "for a plug-in that you have installed and trust, call zoo.register_family with the dotted path of its module, or "
+        "zoo.register with its catalogue, before"
+    )
+    return f"unknown family {shortened(family)}: it is neither built in nor registered, so nothing was imported; {advice}"
 
 
 def check_config(entry: Entry) -> Any:
@@ -389,7 +503,8 @@ def check_config(entry: Entry) -> Any:
         raise RegistryError(f"entry {entry.name!r}: config: {entry.family} has no field {', '.join(unknown)}")
     # YAML has lists where the frozen configurations have tuples.
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.config.items()}
-    try:
-        return config_class(**settings)
-    except (TypeError, ValueError) as error:
-        raise RegistryError(f"entry {entry.name!r}: config: {error}") from error
+    with _translating(f"entry {entry.name!r}: config"):
+        try:
+            return config_class(**settings)
+        except (TypeError, ValueError) as error:
+            raise RegistryError(f"entry {entry.name!r}: config: {error}") from error

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.seed.config import SeedConfig
+from zoo.errors import WeightsError
 from zoo.nn.vae import VAE, VAESizes
 
 Embeddings = Float[Tensor, "batch dim"]
@@ -21,6 +22,8 @@ Latents = Float[Tensor, "batch channels rows columns"]
 
 #: Solvers that add no noise of their own, by the name of their class in diffusers.
 SOLVERS = ("PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+# The schedule by which unCLIP adds noise to an image embedding.
+_NOISING = "DDPMScheduler"
 # What diffusers' autoencoders assume where their configuration says nothing.
 _SCALING_FACTOR = 0.18215
 _TEXT_SETTINGS = (
@@ -52,11 +55,12 @@ class Diffusion(nn.Module):
         from diffusers import UNet2DConditionModel
 
         parts = config.diffusion
-        self.unet = UNet2DConditionModel.from_config(dict(parts["unet"]))
+        self.unet = UNet2DConditionModel.from_config(_settings(parts["unet"]))
         sizes = vae_sizes(parts["vae"])
         self.vae, self.factor = VAE(sizes).decoder, sizes.factor
         self.scaling_factor: float = parts["vae"].get("scaling_factor") or _SCALING_FACTOR
         self.scheduler: Mapping[str, Any] = parts["scheduler"]
+        _require_known(solver_name(self.scheduler))
         self.noising: Mapping[str, Any] | None = parts.get("image_noising_scheduler")
         length, width = parts["text_encoder"].get("max_position_embeddings", 77), parts["text_encoder"]["hidden_size"]
         self.prompt_states = nn.Parameter(torch.zeros(length, width))
@@ -86,7 +90,7 @@ class Diffusion(nn.Module):
         from diffusers.models.embeddings import get_timestep_embedding
 
         assert self.noising is not None
-        kept = _scheduler(self.noising, "DDPMScheduler").alphas_cumprod[level].to(embeddings.device)
+        kept = _scheduler(self.noising, _NOISING).alphas_cumprod[level].to(embeddings.device)
         mean, std = self.mean.float(), self.std.float()
         mixed = (kept.sqrt() * ((embeddings - mean) / std) + (1 - kept).sqrt() * noise) * std + mean
         levels = torch.full((len(embeddings),), level, device=embeddings.device)
@@ -162,10 +166,21 @@ def evaluations(config: Mapping[str, Any], steps: int, solver: str | None) -> in
 
 
 def _scheduler(config: Mapping[str, Any], name: str) -> Any:
+    """A scheduler by name, which a file may have chosen: no other class of diffusers can be reached by it."""
+    _require_known(name)
     import diffusers
 
-    settings = {key: value for key, value in config.items() if key != "class"}
-    return getattr(diffusers, name).from_config(settings)
+    return getattr(diffusers, name).from_config(_settings(config))
+
+
+def _require_known(scheduler: str) -> None:
+    if scheduler not in (*SOLVERS, _NOISING):
+        raise WeightsError(f"the scheduler {scheduler[:80]!r} is not supported; known are {', '.join(SOLVERS)}")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's configuration without the names of classes, which diffusers would look up."""
+    return {key: value for key, value in config.items() if key not in ("class", "_class_name", "auto_map")}
 
 
 def solver_name(config: Mapping[str, Any]) -> str:
