@@ -17,7 +17,7 @@ Features = Mapping[str, NDArray[np.float32]]
 PART_FILE = "items.part.jsonl"
 
 
-class Journal:
+class RunJournal:
     """One line of JSON per finished item, and the features of metrics that compare whole sets beside it.
 
     Attributes:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import zoo
 from zoo.errors import InputError, MissingExtraError
-from zoo.eval.journal import Journal
+from zoo.eval.journal import RunJournal
 from zoo.eval.options import add_options, given, network_sources, token_counts
 from zoo.eval.plan import NetworkSource, Plan, make_plan
 from zoo.eval.summary import summarise, write_tables
@@ -97,7 +97,7 @@ def run(
         "prefixes": plan.prefixes,
         "zoo": zoo.__version__,
     }
-    journal = Journal(out, header, resume=resume)
+    journal = RunJournal(out, header, resume=resume)
     rows = [_finished_or_measured(plan, journal, path) for path in _with_progress(paths, progress)]
 
     summary = summarise(plan, rows, journal, command)
@@ -117,7 +117,7 @@ def _with_progress(paths: Sequence[Path], shown: bool) -> Iterator[Path]:
     yield from tqdm(paths, desc="reconstruct", unit="item")
 
 
-def _finished_or_measured(plan: Plan, journal: Journal, path: Path) -> dict[str, Any]:
+def _finished_or_measured(plan: Plan, journal: RunJournal, path: Path) -> dict[str, Any]:
     """The row of an item, from the journal if the file is the same as then."""
     status = path.stat()
     identity = {"file": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}

@@ -14,7 +14,7 @@ import torch
 
 import zoo
 from zoo import registry
-from zoo.eval.journal import Journal
+from zoo.eval.journal import RunJournal
 from zoo.eval.modality.base import Row
 from zoo.eval.plan import Plan
 from zoo.eval.tokens import position_entropy, usage_statistics
@@ -39,7 +39,7 @@ _PACKAGES = (
 )
 
 
-def summarise(plan: Plan, rows: Sequence[Row], journal: Journal, command: str | None) -> dict[str, Any]:
+def summarise(plan: Plan, rows: Sequence[Row], journal: RunJournal, command: str | None) -> dict[str, Any]:
     """The content of ``metrics.json``."""
     spec, modality = plan.tokenizer.spec, plan.modality
     good = [row for row in rows if row["error"] is None]
@@ -110,7 +110,7 @@ def _metrics(plan: Plan, rows: Sequence[Row], whole: Distances) -> dict[str, dic
     return found
 
 
-def _curve(plan: Plan, rows: Sequence[Row], journal: Journal, whole: Distances) -> list[dict[str, Any]]:
+def _curve(plan: Plan, rows: Sequence[Row], journal: RunJournal, whole: Distances) -> list[dict[str, Any]]:
     """Mean figures at each prefix length, over the items that are longer, and of whole sequences at the end."""
     points = []
     for length in [*sorted({prefix["tokens"] for row in rows for prefix in row["prefixes"]}), None]:
@@ -133,7 +133,9 @@ def _figures_at(row: Row, length: int | None) -> Row | None:
     return next((prefix for prefix in row["prefixes"] if prefix["tokens"] == length), None)
 
 
-def _set_distances(plan: Plan, rows: Sequence[Row], name: str, length: int | None, journal: Journal) -> dict[str, float | None]:
+def _set_distances(
+    plan: Plan, rows: Sequence[Row], name: str, length: int | None, journal: RunJournal
+) -> dict[str, float | None]:
     """A metric of the whole set for reconstructions from ``length`` tokens (from all without one) and for the baseline."""
     distance = plan.modality.METRICS[name].distance
     assert distance is not None

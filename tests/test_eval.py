@@ -18,7 +18,7 @@ from torch import Tensor
 import zoo
 from small_models import small_wavtokenizer
 from zoo.eval import reconstruct
-from zoo.eval.journal import PART_FILE, Journal
+from zoo.eval.journal import PART_FILE, RunJournal
 from zoo.eval.modality import audio
 from zoo.eval.modality import base as modality
 from zoo.eval.tokens import position_entropy, usage_statistics
@@ -190,14 +190,14 @@ def test_other_settings_start_afresh(folder: Path, no_report: None) -> None:
 
 def test_journal_keeps_the_features_of_each_item(tmp_path: Path) -> None:
     first, second = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((4, 3), np.float32)
-    journal = Journal(tmp_path, {"metrics": ["rfid"]}, resume=True)
+    journal = RunJournal(tmp_path, {"metrics": ["rfid"]}, resume=True)
     journal.append({"file": "a"}, {"rfid": first})
     (tmp_path / "items.part.rfid.f32").open("ab").write(b"cut o")  # a process that died while it wrote
-    journal = Journal(tmp_path, {"metrics": ["rfid"]}, resume=True)
+    journal = RunJournal(tmp_path, {"metrics": ["rfid"]}, resume=True)
     journal.append({"file": "b"}, {"rfid": second})
     assert np.array_equal(journal.features("rfid", journal.rows["a"]), first)
     assert np.array_equal(journal.features("rfid", journal.rows["b"]), second)
-    assert not Journal(tmp_path, {"metrics": []}, resume=True).rows
+    assert not RunJournal(tmp_path, {"metrics": []}, resume=True).rows
     journal.remove()
     assert not list(tmp_path.iterdir())
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.weights.data import image as image_data
+from zoo.weights.data.image import Pictures, as_images, make_pictures
 from zoo.weights.recipes import flextok as recipe_module
 from zoo.weights.recipes.closed_form import regress
 from zoo.weights.recipes.flextok import (
@@ -39,7 +40,6 @@ from zoo.weights.recipes.flextok_start import (
     prefix_condition,
     regions,
 )
-from zoo.weights.recipes.trainer import Pictures, as_images, make_pictures
 
 SMALL = FlexTokConfig(
     vae_widths=(8, 12, 12, 16, 16),
@@ -68,7 +68,7 @@ BRIEF = Recipe(
     flow_batch=8,
     tune_batch=8,
     warmup=2,
-    averaging=(0.5, 0.5, 0.5),
+    ema_decay=(0.5, 0.5, 0.5),
     threads=1,
     seed=7,
 )
@@ -369,7 +369,7 @@ def test_the_written_file_holds_the_exported_model(pictures: Pictures, tmp_path:
     """Ids from the file equal those of the model that was exported: rounding to half precision comes first."""
     monkeypatch.setattr(recipe_module, "make_pictures", lambda path, count, seed: pictures)
     out = tmp_path / "tiny.safetensors"
-    exported = train(BRIEF, out, SMALL, every=0.0)
+    exported = train(BRIEF, out, SMALL, checkpoint_seconds=0.0)
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "no checkpoint or temporary file is left"
 
     with safe_open(out, "pt") as file:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from small_models import SMALL_SEED, SMALL_TOKENFLOW
 from zoo.codecs.tokenflow import TokenFlow
 from zoo.weights.data import image as image_data
+from zoo.weights.data.image import as_images
 from zoo.weights.recipes import closed_form, seed, tokenflow
-from zoo.weights.recipes.trainer import Schedule, Trainer, as_images
+from zoo.weights.recipes.trainer import Schedule, Trainer
 
 COUNT = 12
 CONFIG = replace(SMALL_TOKENFLOW, encoder_widths=(16, 64, 64), norm_groups=1, feature_dim=32)
@@ -123,7 +124,7 @@ def trainer(steps: int) -> tuple[nn.Linear, Trainer]:
         loss = (layer(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
         return loss, {"loss": loss.item()}
 
-    return layer, Trainer("test", [(list(layer.parameters()), 1.0)], step, Schedule(steps, 0.1, warmup=2, averaging=0.9), 0)
+    return layer, Trainer("test", [(list(layer.parameters()), 1.0)], step, Schedule(steps, 0.1, warmup=2, ema_decay=0.9), 0)
 
 
 def to_the_end(stage: Trainer) -> None:

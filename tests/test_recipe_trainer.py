@@ -43,7 +43,7 @@ class ToyStage(trainer.Stage):
         self.set_rates(warmup=2)
         noise = torch.randn(5, 4, generator=None if self.careless else self.rng)
         loss = (self.model(noise[:, :3]) - noise[:, 3:]).square().mean()
-        self.descend(loss, self.model.parameters())
+        self.optimizer_step(loss, self.model.parameters())
         return {"loss": loss.item()}
 
     def finish(self) -> None:
@@ -107,7 +107,7 @@ def test_rates_rise_and_fall() -> None:
     stage = ToyStage(Recipe(steps=10), nn.Linear(3, 1), "stage")
     found = []
     for stage.step in range(10):
-        stage.set_rates(warmup=4, lowest=0.1)
+        stage.set_rates(warmup=4, min_lr_ratio=0.1)
         found.append([optimizer.param_groups[0]["lr"] for optimizer in stage.optimizers])
     expected = [min(1, (i + 1) / 4) * (0.1 + 0.45 * (1 + math.cos(math.pi * i / 10))) for i in range(10)]
     assert np.allclose(np.array(found), np.outer(expected, [0.1, 0.2]))
@@ -124,11 +124,13 @@ def test_the_schedule_ends_with_the_steps_or_the_minutes() -> None:
     assert stage.progress == 1
 
 
-@pytest.mark.parametrize("every", [0.0, 1e9])
-def test_what_is_written_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float) -> None:
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9])
+def test_what_is_written_on_the_way_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_seconds: float
+) -> None:
     """Snapshots draw random numbers, and when they are due depends on the clock."""
     monkeypatch.setattr(ToyStage, "careless", True)
-    made = trainer.run(Recipe(), tmp_path / "toy.pt", lambda: Toy(Recipe()), every)
+    made = trainer.run(Recipe(), tmp_path / "toy.pt", lambda: Toy(Recipe()), checkpoint_seconds)
     by_hand = Toy(Recipe())
     for _ in range(4):
         by_hand.stage.train_step()

@@ -44,7 +44,7 @@ SMALL = VATConfig(
 )
 BRIEF = Recipe(
     solids=12, points=128, volume=64, near=64, steps=8, quantized=0.5, batch=3, seen_points=96, seen_volume=48, seen_near=48,
-    warmup=2, averaging=0.5, seed=7,
+    warmup=2, ema_decay=0.5, seed=7,
 )  # fmt: skip
 UPRIGHT = np.eye(3)
 #: Sizes that make each primitive about as large as a ball of radius 0.5.
@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(samples: Samples, tmp_path: P
 def test_the_written_file_holds_the_exported_model(tmp_path: Path) -> None:
     """Ids from the file equal those of the model that was exported: rounding to half precision comes first."""
     out = tmp_path / "tiny.safetensors"
-    exported = train(replace(BRIEF, steps=3), out, SMALL, every=0.0)
+    exported = train(replace(BRIEF, steps=3), out, SMALL, checkpoint_seconds=0.0)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pt", ".safetensors"], "no checkpoint is left"
     with safe_open(out, "pt") as file:
         saved = json.loads(file.metadata()["zoo"])

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(examples: Examples, tmp_path:
 
 def test_the_written_file_holds_the_model(tmp_path: Path) -> None:
     out = tmp_path / "vlm.safetensors"
-    trained = vlm.train(BRIEF, out, every=0.0)
+    trained = vlm.train(BRIEF, out, checkpoint_seconds=0.0)
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "no checkpoint or temporary file is left"
     loaded = vlm.load(out)
     with safe_open(out, "pt") as file:

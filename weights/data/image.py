@@ -12,11 +12,17 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+from tqdm import tqdm
+
+from zoo.media import replacing
 
 SIZE = 128
 FIELD = 256
@@ -26,6 +32,9 @@ Number = float | int | np.number
 Plane = Float[np.ndarray, "rows columns"]
 Colour = Float[np.ndarray, "3"]
 Picture = Float[np.ndarray, "3 rows columns"]
+#: A set of pictures, and a batch of them in the range of the models.
+Pictures = UInt8[np.ndarray, "count 3 height width"]
+Images = Float[Tensor, "batch 3 height width"]
 Scene = Callable[["Canvas"], None]
 #: Signed distance in pixels from the outline of a shape, negative inside, at offsets (x, y) from its centre.
 Outline = Callable[[Plane, Plane], Plane]
@@ -635,3 +644,27 @@ def pictures(count: int, seed: int, processes: int) -> Iterator[UInt8[np.ndarray
     """The first ``count`` pictures of a seed, made by several processes."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(functools.partial(picture, seed=seed), range(count), chunksize=64)
+
+
+def make_pictures(path: Path, count: int, seed: int, processes: int = 2) -> Pictures:
+    """The first pictures of a seed, mapped from a file that is written on the first call."""
+    if not path.exists():
+        with replacing(path) as temporary:
+            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, 3, SIZE, SIZE))
+            drawn = pictures(count, seed, processes)
+            for index, made in enumerate(tqdm(drawn, total=count, desc="pictures", mininterval=10)):
+                array[index] = made
+            array.flush()
+    mapped: Pictures = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def as_images(pixels: UInt8[np.ndarray, "batch 3 height width"]) -> Images:
+    """8-bit pixels to the range of the models."""
+    return torch.from_numpy(pixels).float() / 127.5 - 1
+
+
+def random_rows(count: int, total: int, rng: torch.Generator) -> list[int]:
+    """Random indices."""
+    drawn: list[int] = torch.randint(total, (count,), generator=rng).tolist()
+    return drawn

@@ -176,13 +176,13 @@ class Stage(trainer.Stage):
         super().__init__("byteformer-tiny", recipe.steps, recipe.minutes, [optimizer], parts, rng)
 
     def update(self) -> dict[str, float]:
-        self.set_rates(self.recipe.warmup, lowest=0.01)
+        self.set_rates(self.recipe.warmup, min_lr_ratio=0.01)
         files, labels = self.corpus.batch(self.recipe, self.step)
         # Of attention within windows, the fused kernel's backward pass is the slowest part by far.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = self.model([torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files])
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.smoothing)
-        self.descend(loss, self.model.parameters())
+        self.optimizer_step(loss, self.model.parameters())
         self.average.update_parameters(self.model)
         return {"loss": loss.item()} | self._right((logits.argmax(1) == labels).float())
 
@@ -218,9 +218,9 @@ class Training(trainer.Training[ByteFormer]):
         return trainer.shipped(self.model, self.stage.average.module.state_dict())
 
 
-def train(recipe: Recipe, out: Path, config: ByteFormerConfig = TINY, every: float = 90.0) -> ByteFormer:
-    """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe), config), every)
+def train(recipe: Recipe, out: Path, config: ByteFormerConfig = TINY, checkpoint_seconds: float = 90.0) -> ByteFormer:
+    """Train, or go on training, until the schedule ends; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
+    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe), config), checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.weights.recipes.trainer import Images
+from zoo.weights.data.image import Images
 
 Latents = Float[Tensor, "batch channels rows columns"]
 Rows = Float[Tensor, "rows channels"]

@@ -34,10 +34,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from zoo.codecs.flextok import FlexTok, FlexTokConfig
 from zoo.codecs.flextok.flow import noise_levels, prefix_ladder
 from zoo.nn.vae import VAE
+from zoo.weights.data.image import Images, Pictures, as_images, make_pictures, random_rows
 from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import least_squares
 from zoo.weights.recipes.flextok_start import initialise, initialise_autoencoder, prefix_condition
-from zoo.weights.recipes.trainer import Images, Pictures, as_images, make_pictures
 
 TINY = FlexTokConfig(
     vae_widths=(16, 32, 48, 64),
@@ -81,7 +81,7 @@ class Recipe:
         flow_rate, flow_other_rate, tune_rate: highest learning rates; of the flow for matrices of blocks and for the rest.
         balance_share: highest learning rates of the second stage, as a share of the first one's.
         warmup: steps of rising learning rate.
-        averaging: share of the running average of the weights that remains after a step, in each stage.
+        ema_decay: share of the running average of the weights that remains after a step, in each stage.
         null: share of the items below t = 1 that are trained without condition.
         pure_noise: share of items at t = 1.
         threads: that train on a CPU, each on its part of a batch.
@@ -103,7 +103,7 @@ class Recipe:
     balance_share: float = 0.35
     tune_rate: float = 1e-4
     warmup: int = 50
-    averaging: tuple[float, float, float] = (0.995, 0.995, 0.99)
+    ema_decay: tuple[float, float, float] = (0.995, 0.995, 0.99)
     null: float = 0.3
     pure_noise: float = 0.85
     threads: int = 2
@@ -126,7 +126,7 @@ class Stage(trainer.Stage):
         recipe: of the whole training.
         module: what is trained; its running average is what later stages and the file get.
         steps, minutes: length of the schedule, whichever is over first.
-        averaging: share of the running average that remains after a step.
+        ema_decay: share of the running average that remains after a step.
         optimizers: of the module's parameters, at their highest learning rates.
     """
 
@@ -139,12 +139,12 @@ class Stage(trainer.Stage):
         module: nn.Module,
         steps: int,
         minutes: float | None,
-        averaging: float,
+        ema_decay: float,
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
         self.recipe, self.module = recipe, module
         self.device = next(module.parameters()).device
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(averaging))
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.pool = ThreadPoolExecutor(recipe.threads)
         parts = {"module": module, "average": self.average}
@@ -275,16 +275,16 @@ class FlowStage(Stage):
 
     def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
         trained = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
-        steps, minutes, averaging, share = self.schedule(recipe)
+        steps, minutes, ema_decay, share = self.schedule(recipe)
         chosen = optimizers(trained, share * recipe.flow_rate, share * recipe.flow_other_rate)
-        super().__init__(recipe, trained, steps, minutes, averaging, chosen)
+        super().__init__(recipe, trained, steps, minutes, ema_decay, chosen)
         self.model, self.latents = model, latents
         self.augment = LatentAugmentation(model.vae, pictures[:START_PICTURES])
 
     @staticmethod
     def schedule(recipe: Recipe) -> tuple[int, float | None, float, float]:
         """Steps, minutes, running average, and share of the flow's learning rates."""
-        return recipe.flow_steps, recipe.flow_minutes, recipe.averaging[0], 1.0
+        return recipe.flow_steps, recipe.flow_minutes, recipe.ema_decay[0], 1.0
 
     def shards(self) -> list[Shard]:
         lengths = [0, *prefix_ladder(self.model.config.registers)]
@@ -293,14 +293,14 @@ class FlowStage(Stage):
             place = turn % (len(lengths) - 1)
             shorter, length = lengths[place : place + 2]
             # Lengths between the powers of two get a quarter of the steps.
-            count = length if trainer.rows(1, 4, self.rng)[0] else shorter + 1 + trainer.rows(1, length - shorter, self.rng)[0]
+            count = length if random_rows(1, 4, self.rng)[0] else shorter + 1 + random_rows(1, length - shorter, self.rng)[0]
             shards.append(partial(self.losses, f"k{length}", count, *self.draws()))
         return shards
 
     def draws(self) -> tuple[Latents, Latents, Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """Latents, noise, noise levels and which items get no condition."""
         batch = self.recipe.flow_batch
-        latents = self.augment(self.latents[trainer.rows(batch, len(self.latents), self.rng)].float(), self.rng)
+        latents = self.augment(self.latents[random_rows(batch, len(self.latents), self.rng)].float(), self.rng)
         pure, uniform = round(batch * self.recipe.pure_noise), torch.rand(batch, generator=self.rng)
         t = noise_levels(uniform, self.model.config)
         t[:pure] = 1.0
@@ -340,7 +340,7 @@ class BalanceStage(FlowStage):
 
     @staticmethod
     def schedule(recipe: Recipe) -> tuple[int, float | None, float, float]:
-        return recipe.balance_steps, recipe.balance_minutes, recipe.averaging[1], recipe.balance_share
+        return recipe.balance_steps, recipe.balance_minutes, recipe.ema_decay[1], recipe.balance_share
 
     def weighed(self, errors: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         return torch.where(t == 1, (errors + self.FLOOR).log(), errors)
@@ -367,18 +367,18 @@ class TuneStage(Stage):
     def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
         decoder = model.vae.decoder
         optimizer = torch.optim.AdamW(decoder.parameters(), recipe.tune_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        super().__init__(recipe, decoder, recipe.tune_steps, recipe.tune_minutes, recipe.averaging[2], [optimizer])
+        super().__init__(recipe, decoder, recipe.tune_steps, recipe.tune_minutes, recipe.ema_decay[2], [optimizer])
         self.model, self.pictures, self.latents = model, pictures, latents
 
     def shards(self) -> list[Shard]:
         lengths = list(prefix_ladder(self.model.config.registers))
         shards: list[Shard] = []
         for number in range(self.recipe.tune_batch // SHARD):
-            rows, count = trainer.rows(SHARD, len(self.latents), self.rng), lengths[trainer.rows(1, len(lengths), self.rng)[0]]
+            rows, count = random_rows(SHARD, len(self.latents), self.rng), lengths[random_rows(1, len(lengths), self.rng)[0]]
             latents = self.latents[rows].float()
             noise = torch.randn(SHARD // 2, *latents.shape[1:], generator=self.rng)
             room = latents.shape[2] - self.recipe.crop // self.model.config.vae.factor + 1
-            corner = trainer.rows(2, room, self.rng)
+            corner = random_rows(2, room, self.rng)
             images = as_images(self.pictures[rows]).to(self.device)
             draws = images, latents.to(self.device), count, noise.to(self.device), corner
             shards.append(partial(self.losses, *draws, reduced=number % 2 == 1))
@@ -464,15 +464,19 @@ class Training(trainer.Training[FlexTok]):
 
 
 def train(
-    recipe: Recipe, out: Path, config: FlexTokConfig = TINY, every: float = 90.0, device: torch.device | str = "cpu"
+    recipe: Recipe,
+    out: Path,
+    config: FlexTokConfig = TINY,
+    checkpoint_seconds: float = 90.0,
+    device: torch.device | str = "cpu",
 ) -> FlexTok:
-    """Train, or go on training, until the last schedule ends; every so many seconds ``out`` and a checkpoint are written."""
+    """Train, or go on training, to the last schedule's end; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
     path = out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy")
 
     def begin() -> Training:
         return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config, device)
 
-    return trainer.run(recipe, out, begin, every)
+    return trainer.run(recipe, out, begin, checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

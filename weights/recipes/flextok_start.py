@@ -26,8 +26,8 @@ from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import prefix_ladder
 from zoo.codecs.flextok.transformer import normalise
 from zoo.nn.vae import VAE
+from zoo.weights.data.image import Images
 from zoo.weights.recipes.closed_form import CENTRE, close_branches, least_squares, pass_on, principal, regress
-from zoo.weights.recipes.trainer import Images
 
 Latents = Float[Tensor, "batch channels rows columns"]
 Features = Float[Tensor, "batch _ _ _"]

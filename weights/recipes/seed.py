@@ -29,9 +29,10 @@ from tqdm import tqdm
 from zoo.codecs.seed import Seed, SeedConfig
 from zoo.codecs.seed.embedding import States
 from zoo.weights.data import image as image_data
+from zoo.weights.data.image import Images, Pictures, as_images, make_pictures, random_rows
 from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import Decoder, Latents, as_cells, initialise_decoder, principal
-from zoo.weights.recipes.trainer import Images, Pictures, Schedule, Trainer, as_images, make_pictures, rows
+from zoo.weights.recipes.trainer import Schedule, Trainer
 
 LATENT_CHANNELS, EMBEDDING, PROMPT = 6, 48, (1, 32)
 
@@ -123,7 +124,7 @@ class Recipe:
     embedding: Schedule = field(default_factory=lambda: Schedule(4_000, 1e-3))
     codes: Schedule = field(default_factory=lambda: Schedule(4_000, 7e-4))
     images: Schedule = field(default_factory=lambda: Schedule(1_500, 3e-4))
-    diffusion: Schedule = field(default_factory=lambda: Schedule(6_000, 1e-3, averaging=0.995))
+    diffusion: Schedule = field(default_factory=lambda: Schedule(6_000, 1e-3, ema_decay=0.995))
     batch: int = 48
     image_batch: int = 16
     diffusion_batch: int = 48
@@ -182,7 +183,7 @@ def shrunk(images: Float[Tensor, "batch 3 _ _"], size: int) -> Float[Tensor, "ba
 
 def drawn(pictures: Pictures, size: int, count: int, rng: torch.Generator) -> tuple[list[int], Float[Tensor, "batch 3 _ _"]]:
     """Numbers and images of a random batch."""
-    chosen = rows(count, len(pictures), rng)
+    chosen = random_rows(count, len(pictures), rng)
     return chosen, shrunk(as_images(pictures[chosen]), size)
 
 
@@ -264,7 +265,7 @@ def diffusion_trainer(recipe: Recipe, model: Seed, pictures: Pictures, targets: 
         noise = torch.randn(latents.shape, generator=rng)
         t = torch.randint(len(kept), (len(latents),), generator=rng)
         signal, amount = (share.sqrt().view(-1, 1, 1, 1) for share in (kept[t], 1 - kept[t]))
-        level = rows(1, recipe.noise_levels, rng)[0]
+        level = random_rows(1, recipe.noise_levels, rng)[0]
         with torch.no_grad():
             condition = decoder.noised(told[chosen], torch.randn(told[chosen].shape, generator=rng), level)
         condition = condition * (torch.rand(len(condition), 1, generator=rng) >= recipe.unconditional)
@@ -393,8 +394,8 @@ class Training(trainer.Training[Seed]):
         return trainer.shipped(self.model)
 
 
-def train(recipe: Recipe, out: Path, config: SeedConfig = TINY, every: float = 90.0) -> Seed:
-    """Train, or go on training, until all schedules end; a checkpoint is written every so many seconds.
+def train(recipe: Recipe, out: Path, config: SeedConfig = TINY, checkpoint_seconds: float = 90.0) -> Seed:
+    """Train, or go on training, until all schedules end; a checkpoint is written every ``checkpoint_seconds``.
 
     Raises:
         ValueError: the checkpoint beside ``out`` was made by another recipe.
@@ -404,7 +405,7 @@ def train(recipe: Recipe, out: Path, config: SeedConfig = TINY, every: float = 9
     def begin() -> Training:
         return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config)
 
-    return trainer.run(recipe, out, begin, every)
+    return trainer.run(recipe, out, begin, checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

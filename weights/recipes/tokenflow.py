@@ -31,6 +31,7 @@ from zoo.codecs.tokenflow.decoder import PixelDecoder
 from zoo.codecs.tokenflow.encoder import PixelEncoder, SemanticEncoder, resize
 from zoo.codecs.tokenflow.training import semantic_loss
 from zoo.weights.data import image as image_data
+from zoo.weights.data.image import Images, Pictures, as_images, make_pictures, random_rows
 from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import (
     Decoder,
@@ -42,7 +43,7 @@ from zoo.weights.recipes.closed_form import (
     least_squares,
     principal,
 )
-from zoo.weights.recipes.trainer import Images, Pictures, Schedule, Trainer, as_images, make_pictures, rows
+from zoo.weights.recipes.trainer import Schedule, Trainer
 
 TINY = TokenFlowConfig(
     image_size=128,
@@ -97,7 +98,7 @@ class Recipe:
     """
 
     pictures: int = 16_000
-    teacher: Schedule = field(default_factory=lambda: Schedule(3_000, 2e-3, averaging=0.99))
+    teacher: Schedule = field(default_factory=lambda: Schedule(3_000, 2e-3, ema_decay=0.99))
     decoders: Schedule = field(default_factory=lambda: Schedule(4_000, 3e-4))
     teacher_batch: int = 32
     kept: int = 64
@@ -157,9 +158,9 @@ def teacher_trainer(recipe: Recipe, model: TokenFlow, pictures: Pictures) -> Tra
     teacher = Teacher(encoder, len(mean))
 
     def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = rows(recipe.teacher_batch, len(pictures), rng)
+        chosen = random_rows(recipe.teacher_batch, len(pictures), rng)
         images = as_images(pictures[chosen])
-        if rows(1, 2, rng)[0]:
+        if random_rows(1, 2, rng)[0]:
             images = images.flip(3)
         kept = torch.randperm(model.config.grid**2, generator=rng)[: recipe.kept]
         with torch.autocast("cpu", torch.bfloat16):
@@ -334,8 +335,8 @@ def decoders_trainer(recipe: Recipe, model: TokenFlow, pictures: Pictures) -> Tr
     width = model.config.semantic_code_dim
 
     def step(rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = as_images(pictures[rows(recipe.batch, len(pictures), rng)])
-        if rows(1, 2, rng)[0]:
+        images = as_images(pictures[random_rows(recipe.batch, len(pictures), rng)])
+        if random_rows(1, 2, rng)[0]:
             images = images.flip(3)
         latents, features = latents_of(model, images)
         quantized = model.quantizer.latents(model.quantizer.ids(latents))
@@ -383,8 +384,10 @@ class Training(trainer.Training[TokenFlow]):
         return trainer.shipped(self.model)
 
 
-def train(recipe: Recipe, out: Path, config: TokenFlowConfig = TINY, every: float = 90.0, passes: int = PASSES) -> TokenFlow:
-    """Train, or go on training, until both schedules end; a checkpoint is written every so many seconds.
+def train(
+    recipe: Recipe, out: Path, config: TokenFlowConfig = TINY, checkpoint_seconds: float = 90.0, passes: int = PASSES
+) -> TokenFlow:
+    """Train, or go on training, until both schedules end; a checkpoint is written every ``checkpoint_seconds``.
 
     Raises:
         ValueError: the checkpoint beside ``out`` was made by another recipe.
@@ -394,7 +397,7 @@ def train(recipe: Recipe, out: Path, config: TokenFlowConfig = TINY, every: floa
     def begin() -> Training:
         return Training(recipe, make_pictures(path, recipe.pictures, recipe.seed), config, passes)
 
-    return trainer.run(recipe, out, begin, every)
+    return trainer.run(recipe, out, begin, checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

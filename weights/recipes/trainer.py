@@ -11,19 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from zoo.hub import write_saved_file
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
-from zoo.weights.data import image as image_data
 
-Pictures = UInt8[np.ndarray, "count 3 height width"]
-Images = Float[Tensor, "batch 3 height width"]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 TokenizerT = TypeVar("TokenizerT", bound=Tokenizer[Any])
 
@@ -77,20 +73,20 @@ class Stage(ABC):
         self.elapsed += time.monotonic() - started
         return terms
 
-    def set_rates(self, warmup: int, lowest: float = 0.0) -> None:
-        """Learning rates that rise for ``warmup`` steps and fall along a cosine to a share ``lowest`` of the highest."""
-        falling = lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * self.progress))
+    def set_rates(self, warmup: int, min_lr_ratio: float = 0.0) -> None:
+        """Learning rates that rise for ``warmup`` steps and fall along a cosine to a share ``min_lr_ratio`` of the highest."""
+        falling = min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * self.progress))
         share = min(1.0, (self.step + 1) / warmup) * falling
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
 
-    def descend(self, loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter], longest: float = 1.0) -> None:
-        """Let the optimisers follow the gradient of a loss, which is cut to a norm of ``longest`` over ``parameters``."""
+    def optimizer_step(self, loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter], max_norm: float = 1.0) -> None:
+        """Let the optimisers follow the gradient of a loss, which is cut to a norm of ``max_norm`` over ``parameters``."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, longest)
+        nn.utils.clip_grad_norm_(parameters, max_norm)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -131,14 +127,14 @@ class Schedule:
         steps: length in optimiser steps.
         rate: highest learning rate; it rises for ``warmup`` steps and falls along a cosine.
         minutes: time after which the schedule is at its end, however many steps were done.
-        averaging: share of the running average of the weights that remains after a step.
+        ema_decay: share of the running average of the weights that remains after a step.
     """
 
     steps: int
     rate: float
     minutes: float | None = None
     warmup: int = 50
-    averaging: float = 0.98
+    ema_decay: float = 0.98
 
 
 #: Draws a batch and returns its loss, and the terms of it for the log.
@@ -170,9 +166,9 @@ class Trainer(Stage):
     def update(self) -> dict[str, float]:
         self.set_rates(self.schedule.warmup)
         loss, terms = self.loss(self.rng)
-        self.descend(loss, self.parameters)
+        self.optimizer_step(loss, self.parameters)
         # The average forgets the first weights sooner than its share says.
-        remains = min(self.schedule.averaging, (self.step + 1) / (self.step + 11))
+        remains = min(self.schedule.ema_decay, (self.step + 1) / (self.step + 11))
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - remains)
         return terms
 
@@ -292,14 +288,14 @@ def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any]:
     return state
 
 
-def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], every: float) -> ModelT:
+def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], checkpoint_seconds: float) -> ModelT:
     """Train, or go on training, until the last schedule ends.
 
     Args:
         recipe: its dataclass.
         out: the file that is shipped; a checkpoint lies beside it until the end.
         begin: makes the training, and what it needs.
-        every: seconds after which ``out`` and the checkpoint are written again.
+        checkpoint_seconds: seconds after which ``out`` and the checkpoint are written again.
 
     Raises:
         ValueError: the checkpoint was made by another recipe.
@@ -311,7 +307,7 @@ def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], every: fl
     if resumed is not None:
         training.resume(resumed)
     while True:
-        _run_stage(training, out, checkpoint, every)
+        _run_stage(training, out, checkpoint, checkpoint_seconds)
         if not training.advance():
             break
         training.save(checkpoint)
@@ -321,7 +317,7 @@ def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], every: fl
     return model
 
 
-def _run_stage(training: Training[Any], out: Path, checkpoint: Path, every: float) -> None:
+def _run_stage(training: Training[Any], out: Path, checkpoint: Path, checkpoint_seconds: float) -> None:
     """Train to the end of a stage's schedule."""
     stage = training.stage
     averages: dict[str, float] = {}
@@ -332,7 +328,7 @@ def _run_stage(training: Training[Any], out: Path, checkpoint: Path, every: floa
                 averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
             bar.update()
             bar.set_postfix({name: f"{value:.4f}" for name, value in averages.items()}, refresh=False)
-            if time.monotonic() - saved > every:
+            if time.monotonic() - saved > checkpoint_seconds:
                 training.save(checkpoint)
                 if training.writes_early:
                     # When a file is due depends on the clock, and what training draws must not.
@@ -371,31 +367,3 @@ def recipe_parser(description: str | None, seed: int, timed: bool = True) -> arg
         parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
     parser.add_argument("--seed", type=int, default=seed)
     return parser
-
-
-# --------------------------------------------------------------------------------------------------------------- pictures
-
-
-def as_images(pixels: UInt8[np.ndarray, "batch 3 height width"]) -> Images:
-    """8-bit pixels to the range of the models."""
-    return torch.from_numpy(pixels).float() / 127.5 - 1
-
-
-def rows(count: int, total: int, rng: torch.Generator) -> list[int]:
-    """Random indices."""
-    drawn: list[int] = torch.randint(total, (count,), generator=rng).tolist()
-    return drawn
-
-
-def make_pictures(path: Path, count: int, seed: int, processes: int = 2) -> Pictures:
-    """The first pictures of a seed, mapped from a file that is written on the first call."""
-    if not path.exists():
-        with replacing(path) as temporary:
-            size = image_data.SIZE
-            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, 3, size, size))
-            drawn = image_data.pictures(count, seed, processes)
-            for index, picture in enumerate(tqdm(drawn, total=count, desc="pictures", mininterval=10)):
-                array[index] = picture
-            array.flush()
-    pictures: Pictures = np.load(path, mmap_mode="r")
-    return pictures

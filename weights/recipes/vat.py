@@ -93,7 +93,7 @@ class Recipe:
         softness: distance from the surface at which a label is as good as certain, over 4.
         rate, other_rate: highest learning rates, of the matrices of the transformers and of everything else.
         warmup: steps of rising learning rate.
-        averaging: share of the running average of the weights that remains after a step.
+        ema_decay: share of the running average of the weights that remains after a step.
     """
 
     solids: int = 6_400
@@ -112,7 +112,7 @@ class Recipe:
     rate: float = 5e-3
     other_rate: float = 3e-3
     warmup: int = 50
-    averaging: float = 0.99
+    ema_decay: float = 0.99
     seed: int = 3407
 
 
@@ -367,7 +367,7 @@ class Stage(trainer.Stage):
         super().__init__("vat-tiny", recipe.steps, recipe.minutes, chosen, parts, rng)
 
     def _new_average(self) -> AveragedModel:
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.averaging))
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))
 
     def update(self) -> dict[str, float]:
         if not self.quantizing and self.progress >= 1 - self.recipe.quantized:
@@ -375,11 +375,11 @@ class Stage(trainer.Stage):
             self.quantizing = True
             # What was before the codebook has no part in the average.
             self.average = self.parts["average"] = self._new_average()
-        self.set_rates(self.recipe.warmup, lowest=0.01)
+        self.set_rates(self.recipe.warmup, min_lr_ratio=0.01)
         batch = draw_batch(self.samples, self.recipe, self.rng)
         with torch.autocast("cpu", torch.bfloat16):
             loss, terms = self._losses(batch)
-        self.descend(loss, [*self.model.parameters(), *self.guide.parameters()])
+        self.optimizer_step(loss, [*self.model.parameters(), *self.guide.parameters()])
         self.average.update_parameters(self.model)
         if self.quantizing and (self.step + 1) % REDRAW_EVERY == 0:
             self._redraw()
@@ -462,10 +462,10 @@ class Training(trainer.Training[VAT]):
         return trainer.shipped(self.model, self.stage.average.module.state_dict())
 
 
-def train(recipe: Recipe, out: Path, config: VATConfig = TINY, every: float = 90.0) -> VAT:
-    """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
+def train(recipe: Recipe, out: Path, config: VATConfig = TINY, checkpoint_seconds: float = 90.0) -> VAT:
+    """Train, or go on training, until the schedule ends; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
     path = out.with_suffix(f".solids-{recipe.seed}-{recipe.solids}.pt")
-    return trainer.run(recipe, out, lambda: Training(recipe, make_samples(recipe, path), config), every)
+    return trainer.run(recipe, out, lambda: Training(recipe, make_samples(recipe, path), config), checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -208,9 +208,9 @@ class Stage(trainer.Stage):
         # Dropout draws from the global generator: a step draws the same whenever it is taken.
         torch.manual_seed(self.recipe.seed + self.step)
         self.module.train()
-        self.set_rates(self.recipe.warmup, lowest=0.02)
+        self.set_rates(self.recipe.warmup, min_lr_ratio=0.02)
         losses = self.losses()
-        self.descend(torch.stack(list(losses.values())).sum(), self.module.parameters())
+        self.optimizer_step(torch.stack(list(losses.values())).sum(), self.module.parameters())
         return {name: loss.item() for name, loss in losses.items()}
 
     @abstractmethod
@@ -360,9 +360,11 @@ def voices(sample_rate: int) -> Iterator[tuple[str, Float[Tensor, " samples"]]]:
         yield name, resample(spoken[None] / spoken.abs().max() * 0.7, audio_data.SAMPLE_RATE, sample_rate)[0]
 
 
-def train(recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: VecTokConfig = TINY, every: float = 90.0) -> VecTok:
-    """Train, or go on training, until the last schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    return trainer.run(recipe, out, lambda: Training(recipe, folders, config), every)
+def train(
+    recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: VecTokConfig = TINY, checkpoint_seconds: float = 90.0
+) -> VecTok:
+    """Train, or go on training, to the last schedule's end; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
+    return trainer.run(recipe, out, lambda: Training(recipe, folders, config), checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

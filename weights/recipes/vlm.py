@@ -179,7 +179,7 @@ class Stage(trainer.Stage):
         self.set_rates(self.recipe.warmup)
         with torch.autocast("cpu", torch.bfloat16):
             loss, shown = self.losses()
-        self.descend(loss, self.modules.parameters())
+        self.optimizer_step(loss, self.modules.parameters())
         return shown
 
     def state_dict(self) -> dict[str, Any]:
@@ -394,9 +394,9 @@ def load(path: Path) -> LlavaForConditionalGeneration:
     return model.eval().requires_grad_(False)
 
 
-def train(recipe: Recipe, out: Path, every: float = 60.0) -> LlavaForConditionalGeneration:
-    """Train, or go on training; every so many seconds a checkpoint is written."""
-    return trainer.run(recipe, out, lambda: Training(recipe, make_examples(recipe.seed, recipe.scenes)), every)
+def train(recipe: Recipe, out: Path, checkpoint_seconds: float = 60.0) -> LlavaForConditionalGeneration:
+    """Train, or go on training; a checkpoint is written every ``checkpoint_seconds``."""
+    return trainer.run(recipe, out, lambda: Training(recipe, make_examples(recipe.seed, recipe.scenes)), checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

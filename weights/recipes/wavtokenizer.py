@@ -151,7 +151,7 @@ class Stage(trainer.Stage):
         with torch.autocast("cpu", torch.bfloat16):
             estimate = self.model.decode_latents(latents)
         mel, stft = (loss(waveform, estimate) for loss in self.losses)
-        self.descend(mel + stft + self.recipe.commitment * commitment, self.model.parameters(), longest=5.0)
+        self.optimizer_step(mel + stft + self.recipe.commitment * commitment, self.model.parameters(), max_norm=5.0)
         return {"mel": mel.item(), "stft": stft.item(), "commit": commitment.item()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,10 +208,14 @@ def scale_encoder(encoder: Encoder, waveform: Float[Tensor, "batch samples"]) ->
 
 
 def train(
-    recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: WavTokenizerConfig = TINY, every: float = 180.0
+    recipe: Recipe,
+    out: Path,
+    folders: Sequence[Path] = (),
+    config: WavTokenizerConfig = TINY,
+    checkpoint_seconds: float = 180.0,
 ) -> WavTokenizer:
-    """Train, or go on training, until the schedule ends; every so many seconds ``out`` and a checkpoint are written."""
-    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe, folders), config), every)
+    """Train, or go on training, until the schedule ends; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
+    return trainer.run(recipe, out, lambda: Training(recipe, make_corpus(recipe, folders), config), checkpoint_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
