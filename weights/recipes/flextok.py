@@ -470,7 +470,7 @@ def train(
     checkpoint_seconds: float = 90.0,
     device: torch.device | str = "cpu",
 ) -> FlexTok:
-    """Train, or go on training, to the last schedule's end; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
+    """Train to the end of the last schedule; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
     path = out.with_suffix(f".pictures-{recipe.seed}-{recipe.pictures}.npy")
 
     def begin() -> Training:

@@ -363,7 +363,7 @@ def voices(sample_rate: int) -> Iterator[tuple[str, Float[Tensor, " samples"]]]:
 def train(
     recipe: Recipe, out: Path, folders: Sequence[Path] = (), config: VecTokConfig = TINY, checkpoint_seconds: float = 90.0
 ) -> VecTok:
-    """Train, or go on training, to the last schedule's end; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
+    """Train to the end of the last schedule; ``out`` and a checkpoint are written every ``checkpoint_seconds``."""
     return trainer.run(recipe, out, lambda: Training(recipe, folders, config), checkpoint_seconds)
 
 
