@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import zoo
-from zoo.vocabulary import Naming
+from zoo.vocabulary import Naming, Section, _shared_code
 
 WORDS = ["[UNK]", "a", "cat", "and", "its", "purr", "draw", "."]
 IMAGE = zoo.Spec("seed-like", "seed", "image", 8192, 32, fingerprint="0011223344556677", max_tokens=32)
@@ -236,3 +238,64 @@ def test_files(vocabulary: zoo.Vocabulary, tmp_path: Path) -> None:
         with pytest.raises(zoo.FormatError, match=reason) as caught:
             zoo.Vocabulary.load(path)
         assert str(path) in str(caught.value)
+
+
+def section(name: str, code: str, vocab_size: int, offset: int) -> dict[str, object]:
+    naming = {"code": code, "begin": f"<{name}>", "end": f"</{name}>"}
+    places = {"offset": offset, "begin": offset + vocab_size, "end": offset + vocab_size + 1}
+    return {"name": name, "tokenizer": name, "fingerprint": "", "vocab_size": vocab_size, "naming": naming} | places
+
+
+def test_size_costs_nothing(tmp_path: Path) -> None:
+    """A vocabulary of billions of ids is checked without writing any of them out."""
+    path, large = tmp_path / "large.json", 1 << 32
+    first, second = section("a", "<a_{:05d}>", large, 0), section("b", "<b_{}>", large, large + 2)
+    path.write_text(json.dumps({"size": 2 * large + 4, "sections": [first, second]}))
+    vocabulary = zoo.Vocabulary.load(path)
+    begin, end = vocabulary["b"].begin, vocabulary["b"].end
+    assert vocabulary.split([begin, large + 5, end])[0].tokens.tolist() == [[3]]
+    for change, reason in (
+        ({"offset": large + 1}, "taken by 'a' and by 'b'"),
+        ({"naming": second["naming"] | {"code": "<a_{}>"}}, "'<a_10000>' is taken by 'a' and by 'b'"),
+        ({"naming": second["naming"] | {"code": "<a_{:02d}>"}}, "'<a_10000>' is taken"),
+        ({"naming": second["naming"] | {"code": "<a_1{}>"}}, "'<a_1.*>' is taken"),
+        ({"naming": second["naming"] | {"begin": "<a_00007>"}}, "'<a_00007>' is taken by 'b' and by 'a'"),
+        ({"naming": second["naming"] | {"code": "<b_{:0999999999d}>"}}, "must hold one number"),
+        ({"vocab_size": 0}, "no ids"),
+        ({"offset": -1}, "id -1 of 'b' is outside"),
+    ):
+        path.write_text(json.dumps({"size": 2 * large + 4, "sections": [first, second | change]}))
+        with pytest.raises(zoo.FormatError, match=reason):
+            zoo.Vocabulary.load(path)
+    for size, sections in ((-1, []), ((1 << 48) + 1, []), (2 * large + 4, [first] * 257)):
+        path.write_text(json.dumps({"size": size, "sections": sections}))
+        with pytest.raises(zoo.FormatError):
+            zoo.Vocabulary.load(path)
+
+
+def test_strings_that_two_sections_share() -> None:
+    """Found exactly where writing all strings out finds one."""
+    rng = random.Random(3)
+    shared = 0
+    for _ in range(3_000):
+        made = []
+        for name in ("a", "b"):
+            before = rng.choice(["<", "<1", "<12", "<0", "<10", ""])
+            behind = rng.choice([">", "1>", "21>", "0>", "00>", ""])
+            width = rng.choice(["", ":01d", ":02d", ":03d"])
+            naming = Naming(f"{before}{{{width}}}{behind}", f"({name}", f"{name})")
+            made.append(Section(name, name, "", rng.choice([1, 2, 9, 11, 25, 120, 1200]), 0, 0, 0, naming))
+        one, other = made
+        expected = set(map(one.naming.code.format, range(one.vocab_size))) & set(
+            map(other.naming.code.format, range(other.vocab_size))
+        )
+        found = _shared_code(one, other)
+        assert (found in expected) if expected else found is None, (one, other)
+        shared += bool(expected)
+    assert 300 < shared < 2_700
+
+
+def test_long_numbers_are_no_codes(vocabulary: zoo.Vocabulary) -> None:
+    for number in ("9" * 5_000, "٣" * 5, "-0001"):
+        with pytest.raises(zoo.InputError, match="is no token"):
+            vocabulary.from_text(f"<sound><sound_{number}></sound>")

@@ -36,6 +36,10 @@ class ArgumentError(InputError):
     """An argument of the call is wrong, whatever the items are, so that trying other items is of no use."""
 
 
+class IndexingError(ArgumentError, IndexError):
+    """A batch is indexed beyond its end, by a mask of another length, or by something that is no index."""
+
+
 class MismatchError(InputError):
     """Tokens of one checkpoint were handed to another one, which would decode to babble."""
 

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from zoo.errors import FormatError, InputError, MismatchError
-from zoo.media import FITS, replacing
+from zoo import zt
+from zoo.errors import FormatError, InputError, ItemError, MismatchError
+from zoo.indexing import positions
+from zoo.media import replacing
+from zoo.media.items import as_array
 
 Meta = Mapping[str, Any]
-
-# What an item keeps besides its ids, in the order in which it is written. The position of a layout is its number in a file.
-META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
-    (),
-    (("samples", "count"), ("sample_rate", "rate")),
-    (("width", "count"), ("height", "count"), ("fit", "fit")),
-    (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float")),
-)
-
-_MAGIC = b"\x89zt"
-# Version 2 has ids in fewer bits than the vocabulary takes; nothing else differs.
-_VERSION, _NARROW_VERSION = 1, 2
-_LARGEST = 1 << 48
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """A batch of token sequences of one tokenizer.
+
+    A batch takes memory for the ids that it holds. Padding is made when ``ids`` is read for the first time; nothing else in
+    this class needs it.
 
     Attributes:
         ids: int64 ``[batch, length]``, right-padded with -1.
@@ -47,6 +38,10 @@ class Tokens:
         vocab_size: ids lie in ``[0, vocab_size)``.
         meta: per item what decoding needs besides the ids, such as the number of samples.
         segments: ends of the scales or stages within the longest sequence, where there are any, in increasing order.
+
+    >>> tokens = Tokens.from_sequences([[5, 6, 7], [8]], tokenizer="mine", fingerprint="", vocab_size=10)
+    >>> tokens.ids.tolist(), tokens[-1].tolist(), tokens[[True, False]].tolist()
+    ([[5, 6, 7], [8, -1, -1]], [[8]], [[5, 6, 7]])
     """
 
     ids: Int[Tensor, "batch length"]
@@ -60,7 +55,7 @@ class Tokens:
     @classmethod
     def from_sequences(
         cls,
-        sequences: Sequence[Int[Tensor, " _"]],
+        sequences: Sequence[Any],
         *,
         tokenizer: str,
         fingerprint: str,
@@ -68,28 +63,81 @@ class Tokens:
         meta: Sequence[Meta] = (),
         segments: Sequence[int] = (),
     ) -> Tokens:
-        """Pad sequences of ids into one batch."""
-        lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
-        if sequences:
-            ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=-1).to(torch.int64)
-        else:
-            ids = torch.empty(0, 0, dtype=torch.int64)
-        return cls(ids, lengths.to(ids.device), tokenizer, fingerprint, vocab_size, tuple(meta), tuple(segments))
+        """One batch of sequences of ids.
+
+        Args:
+            sequences: ``[length]`` each: tensors or arrays of any integer type, or lists of integers.
+            tokenizer, fingerprint, vocab_size, segments: as the attributes.
+            meta: nothing, or a mapping per sequence.
+
+        Raises:
+            InputError: a sequence is not made of integers, or has another rank; or there is not one ``meta`` per sequence.
+        """
+        rows = [as_ids(sequence, index) for index, sequence in enumerate(sequences)]
+        if meta and len(meta) != len(rows):
+            raise InputError(f"the meta of {len(meta)} items does not suit {len(rows)} sequences")
+        device = rows[0].device if rows else torch.device("cpu")
+        run = torch.cat([*rows, torch.empty(0, dtype=torch.int64, device=device)])
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
+        return cls._of_run(run, lengths, tokenizer, fingerprint, vocab_size, tuple(meta), tuple(segments))
+
+    @classmethod
+    def _of_run(
+        cls,
+        run: Int[Tensor, " total"],
+        lengths: Int[Tensor, " batch"],
+        tokenizer: str,
+        fingerprint: str,
+        vocab_size: int,
+        meta: tuple[Meta, ...],
+        segments: tuple[int, ...],
+    ) -> Tokens:
+        """A batch whose ids are given one item behind the other."""
+        tokens = cls.__new__(cls)
+        vars(tokens).update(
+            _run=run,
+            lengths=lengths,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            vocab_size=vocab_size,
+            meta=meta,
+            segments=segments,
+        )
+        return tokens
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            # A batch holds its ids either padded, as ``ids``, or in one run. Padding replaces the run for good, so that
+            # there is one truth about ids that are changed in place.
+            state = vars(self)
+            run = state.get("_run") if name == "ids" else None
+            if run is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            padded = state.setdefault("ids", _padded(run, self.lengths))
+            state.pop("_run", None)
+            return padded
 
     def __len__(self) -> int:
-        return self.ids.shape[0]
+        return self.lengths.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int]) -> Tokens:
-        """The chosen items, as tokens again; padding that none of them needs is dropped."""
-        rows = range(len(self))[index] if isinstance(index, int | slice) else index
-        chosen = [rows] if isinstance(rows, int) else list(rows)
-        lengths = self.lengths[chosen]
-        longest = int(lengths.max()) if chosen else 0
-        meta = tuple(self.meta[i] for i in chosen) if self.meta else ()
-        return replace(self, ids=self.ids[chosen, :longest], lengths=lengths, meta=meta)
+    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> Tokens:
+        """The chosen items, as tokens again; padding that none of them needs is dropped.
+
+        Args:
+            index: an integer, a slice, several integers ``[chosen]``, or a mask of booleans ``[batch]``.
+
+        Raises:
+            IndexingError: an index is out of range, or a mask of another length; it is an `InputError` and an ``IndexError``.
+        """
+        return self._chosen(positions(index, len(self)))
 
     def __iter__(self) -> Iterator[Tokens]:
-        return (self[i] for i in range(len(self)))
+        return (self._chosen([i]) for i in range(len(self)))
+
+    def _chosen(self, rows: Sequence[int]) -> Tokens:
+        meta = tuple(self.meta[i] for i in rows) if self.meta else ()
+        return self._with([self._row(i) for i in rows], meta=meta)
 
     def __repr__(self) -> str:
         lengths = self.lengths.tolist()
@@ -98,7 +146,7 @@ class Tokens:
 
     def unpadded(self) -> list[Int[Tensor, " _"]]:
         """The ids of each item without padding."""
-        return [ids[:length] for ids, length in zip(self.ids, self.lengths.tolist(), strict=True)]
+        return [self._row(i) for i in range(len(self))]
 
     def tolist(self) -> list[list[int]]:
         """The ids of each item as plain lists."""
@@ -111,22 +159,20 @@ class Tokens:
             other.vocab_size,
             other.segments,
         )
-        return same_kind and self.tolist() == other.tolist() and self.meta == other.meta
+        same_lengths = self.lengths.tolist() == other.lengths.tolist()
+        return (
+            same_kind and same_lengths and self.meta == other.meta and torch.equal(self._joined().cpu(), other._joined().cpu())
+        )
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on a device."""
-        return replace(self, ids=self.ids.to(device), lengths=self.lengths.to(device))
+        return self._with([self._joined().to(device)], lengths=self.lengths.to(device))
 
     def truncate(self, length: int) -> Tokens:
         """The first ``length`` ids of each item; shorter items stay as they are."""
         if length < 1:
             raise InputError(f"cannot truncate to {length} tokens; keep at least 1")
-        return replace(
-            self,
-            ids=self.ids[:, :length],
-            lengths=self.lengths.clamp(max=length),
-            segments=_segments_within(self.segments, length),
-        )
+        return self._with([row[:length] for row in self.unpadded()], segments=_segments_within(self.segments, length))
 
     @staticmethod
     def cat(batches: Sequence[Tokens]) -> Tokens:
@@ -146,7 +192,7 @@ class Tokens:
                 raise MismatchError(f"segments that end at {other.segments} cannot join those that end at {segments}", i)
         with_meta = all(batch.meta for batch in batches)
         return Tokens.from_sequences(
-            [ids.to(first.ids.device) for batch in batches for ids in batch.unpadded()],
+            [ids.to(first.lengths.device) for batch in batches for ids in batch.unpadded()],
             tokenizer=first.tokenizer,
             fingerprint=first.fingerprint,
             vocab_size=first.vocab_size,
@@ -155,113 +201,33 @@ class Tokens:
         )
 
     # ---- .zt files
-    #
-    #   3  magic 0x89 'z' 't'
-    #   1  version (low 4 bits), number of the meta layout (next 3 bits), whether there are segments (high bit)
-    #      name            count, then that many bytes of UTF-8
-    #   8  fingerprint     zeros when unknown
-    #      vocab_size      count
-    #   1  bits per id     in version 2; ceil(log2(vocab_size)) in version 1
-    #      items           count
-    #      segments        count, then as many counts, the lengths of the segments, where there are any
-    #      lengths         a count per item
-    #      meta            the fields of the layout, per item
-    #      ids             all items in one run, high bit first, that many bits each, zero-padded to bytes
-    #   4  CRC-32 of everything before, little-endian
-    #
-    # A "count" is an unsigned LEB128 integer below 2^48, a "float" a little-endian float32, a "fit" one byte, the position in
-    # FITS, and a "rate" a count: rate / 25 * 2 where 25 divides the rate, rate * 2 + 1 elsewhere.
 
     def to_bytes(self) -> bytes:
-        """The content of a ``.zt`` file."""
-        layout = self._layout()
-        fingerprint = bytes.fromhex(self.fingerprint) if self.fingerprint else bytes(8)
-        name = self.tokenizer.encode()
-        lengths = self.lengths.tolist()
-        ids = torch.cat([*self.unpadded(), self.ids.new_empty(0)]).cpu().numpy()
-        # A file's bytes take 8 bits, although the vocabulary of bytes has an id more for padding.
-        bits = _bits(int(ids.max()) + 1) if len(ids) else _bits(self.vocab_size)
-        version = _NARROW_VERSION if bits < _bits(self.vocab_size) else _VERSION
-        parts = [
-            _MAGIC,
-            bytes([version | layout << 4 | bool(self.segments) << 7]),
-            _count(len(name)),
-            name,
-            fingerprint,
-            _count(self.vocab_size),
-            bytes([bits]) if version == _NARROW_VERSION else b"",
-            _count(len(self)),
-            _count(len(self.segments)) if self.segments else b"",
-            *(_count(end - start) for start, end in pairwise([0, *self.segments])),
-            *map(_count, lengths),
-            *(_WRITE[kind](item[key]) for item in self.meta for key, kind in META_LAYOUTS[layout]),
-            _pack(ids, bits),
-        ]
-        content = b"".join(parts)
-        return content + struct.pack("<I", zlib.crc32(content))
+        """The content of a ``.zt`` file, which ``cards/zt.md`` describes.
 
-    def _layout(self) -> int:
-        keys = {tuple(sorted(item)) for item in self.meta} or {()}
-        for number, fields in enumerate(META_LAYOUTS):
-            if keys == {tuple(sorted(key for key, _ in fields))}:
-                return number
-        raise FormatError(f"meta with the keys {sorted(keys)} has no place in a .zt file")
+        Raises:
+            FormatError: something has no place in a file, such as ids outside of the vocabulary or an unknown meta.
+        """
+        lengths = self.lengths.cpu().numpy().astype(np.int64)
+        header = zt.Header(self.tokenizer, self.fingerprint, self.vocab_size, lengths, self.meta, self.segments)
+        return zt.dumps(header, self._joined().cpu().to(torch.int64).numpy())
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Tokens:
+    def from_bytes(cls, content: bytes | bytearray | memoryview) -> Tokens:
         """Read the content of a ``.zt`` file.
 
         Raises:
             FormatError: it is truncated, corrupt, of an unknown version, or claims sizes that it does not hold.
         """
-        if content[:3] != _MAGIC:
-            other = "; it looks like safetensors: latents are read by zoo.Latents.load" if content[8:9] == b"{" else ""
-            raise FormatError(f"not a .zt file{other}")
-        if len(content) < 20:
-            raise FormatError("the .zt file is truncated")
-        version = content[3] & 15
-        if version not in (_VERSION, _NARROW_VERSION):
-            raise FormatError(f".zt version {version} is not known to this release (it reads {_VERSION} and {_NARROW_VERSION})")
-        body = content[:-4]
-        if zlib.crc32(body) != struct.unpack("<I", content[-4:])[0]:
-            raise FormatError("the .zt file is truncated or corrupt: its checksum does not match")
-        layout = content[3] >> 4 & 7
-        if layout >= len(META_LAYOUTS):
-            raise FormatError(f"meta layout {layout} is not known to this release")
-
-        reader = _Reader(body, 4)
-        try:
-            name = reader.take(reader.count(limit=255)).decode()
-        except UnicodeDecodeError as error:
-            raise FormatError("the tokenizer's name is not UTF-8") from error
-        fingerprint = reader.take(8)
-        vocab_size = reader.count(limit=1 << 32)
-        if vocab_size < 1:
-            raise FormatError("the vocabulary is empty")
-        bits = reader.take(1)[0] if version == _NARROW_VERSION else _bits(vocab_size)
-        if not 1 <= bits <= _bits(vocab_size):
-            raise FormatError(f"ids of {bits} bits do not suit a vocabulary of {vocab_size}")
-        # Every item takes at least one byte, so a count beyond the file's size is a lie that must not allocate anything.
-        items = reader.count(limit=len(body))
-        sizes = [reader.count() for _ in range(reader.count(limit=len(body)))] if content[3] & 0x80 else []
-        if 0 in sizes:
-            raise FormatError("one of the segments is empty")
-        lengths = [reader.count() for _ in range(items)]
-        fields = META_LAYOUTS[layout]
-        meta = [{key: _READ[kind](reader) for key, kind in fields} for _ in range(items)] if fields else []
-        packed = reader.rest()
-        if -(-sum(lengths) * bits // 8) != len(packed):
-            raise FormatError(f"{sum(lengths)} ids of {bits} bits do not make {len(packed)} bytes")
-        ids = _unpack(packed, sum(lengths), bits)
-        if len(ids) and int(ids.max()) >= vocab_size:
-            raise FormatError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
-        return cls.from_sequences(
-            list(torch.from_numpy(ids).split(lengths)) if lengths else [],
-            tokenizer=name,
-            fingerprint=fingerprint.hex() if any(fingerprint) else "",
-            vocab_size=vocab_size,
-            meta=meta,
-            segments=tuple(accumulate(sizes)),
+        header, ids = zt.loads(content)
+        return cls._of_run(
+            torch.from_numpy(ids),
+            torch.from_numpy(header.lengths),
+            header.tokenizer,
+            header.fingerprint,
+            header.vocab_size,
+            tuple(header.meta),
+            header.segments,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -282,101 +248,83 @@ class Tokens:
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error
 
+    # ---- how the ids are held
+
+    @property
+    def _starts(self) -> list[int]:
+        """Where each item begins in the run, and where the last one ends."""
+        if "_places" not in vars(self):
+            vars(self)["_places"] = [0, *accumulate(self.lengths.tolist())]
+        places: list[int] = vars(self)["_places"]
+        return places
+
+    def _row(self, item: int) -> Int[Tensor, " _"]:
+        start, end = self._starts[item : item + 2]
+        run: Tensor | None = vars(self).get("_run")
+        return self.ids[item, : end - start] if run is None else run[start:end]
+
+    def _joined(self) -> Int[Tensor, " total"]:
+        """All ids in one run."""
+        run: Tensor | None = vars(self).get("_run")
+        if run is not None:
+            return run
+        if self._starts[-1] == self.ids.numel():
+            return self.ids.reshape(-1)
+        return torch.cat([self._row(i) for i in range(len(self))])
+
+    def _with(self, rows: Sequence[Int[Tensor, " _"]], **changes: Any) -> Tokens:
+        """These tokens with other sequences, of the lengths that they have unless ``changes`` says otherwise."""
+        device = rows[0].device if rows else self.lengths.device
+        settings: dict[str, Any] = {
+            "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device),
+            "tokenizer": self.tokenizer,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "meta": self.meta,
+            "segments": self.segments,
+        }
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        return self._of_run(torch.cat([*rows, empty]), **(settings | changes))
+
+
+def as_ids(sequence: Any, index: int) -> Int[Tensor, " length"]:
+    """A sequence of ids as int64: a tensor or array of any integer type, a list of integers, or what holds one.
+
+    Raises:
+        ItemError: it is not made of integers, has another rank, or holds a number beyond int64; names item ``index``.
+    """
+    try:
+        row = sequence if isinstance(sequence, Tensor) else as_array(sequence)
+    except InputError as error:
+        raise ItemError(f"ids must be a sequence of integers: {error.reason}", index) from error
+    if row.ndim == 1 and not len(row):
+        return torch.empty(0, dtype=torch.int64, device=row.device if isinstance(row, Tensor) else None)
+    if row.ndim != 1 or not is_integral(row):
+        raise ItemError(f"ids must be a sequence of integers, not {row.dtype} {list(row.shape)}", index)
+    if isinstance(row, np.ndarray):
+        if row.dtype == np.uint64 and row.max() > np.iinfo(np.int64).max:
+            raise ItemError(f"id {row.max()} is beyond every vocabulary", index)
+        row = torch.from_numpy(np.array(row, np.int64))
+    return row.detach().to(torch.int64)
+
+
+def is_integral(array: Tensor | np.ndarray) -> bool:
+    """Whether an array is of an integer type."""
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind in "iu"
+    return not (array.is_floating_point() or array.is_complex() or array.dtype == torch.bool)
+
+
+def _padded(run: Int[Tensor, " total"], lengths: Int[Tensor, " batch"]) -> Int[Tensor, "batch length"]:
+    sizes = lengths.tolist()
+    if len(set(sizes)) <= 1:
+        return run.reshape(len(sizes), sizes[0] if sizes else 0)
+    ids = run.new_full((len(sizes), max(sizes)), -1)
+    for row, start, size in zip(ids, accumulate([0, *sizes]), sizes, strict=False):
+        row[:size] = run[start : start + size]
+    return ids
+
 
 def _segments_within(segments: tuple[int, ...], length: int) -> tuple[int, ...]:
     """The segments of a prefix: whole ones, and what is left of the one that the cut goes through."""
     return tuple(dict.fromkeys(min(end, length) for end in segments))
-
-
-def _bits(vocab_size: int) -> int:
-    return max(1, (vocab_size - 1).bit_length())
-
-
-def _count(value: int) -> bytes:
-    value = int(value)
-    if not 0 <= value < _LARGEST:
-        raise FormatError(f"{value} cannot be written as a count")
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _rate(value: int) -> bytes:
-    return _count(value // 25 * 2) if value % 25 == 0 else _count(value * 2 + 1)
-
-
-def _fit(value: str) -> bytes:
-    if value not in FITS:
-        raise FormatError(f"a fit of {value!r} cannot be written; it is one of {', '.join(FITS)}")
-    return bytes([FITS.index(value)])
-
-
-class _Reader:
-    """A cursor over bytes that never reads past the end."""
-
-    def __init__(self, content: bytes, position: int) -> None:
-        self.content, self.position = content, position
-
-    def take(self, size: int) -> bytes:
-        if size > len(self.content) - self.position:
-            raise FormatError("the .zt file ends in the middle of a field")
-        self.position += size
-        return self.content[self.position - size : self.position]
-
-    def rest(self) -> bytes:
-        return self.take(len(self.content) - self.position)
-
-    def count(self, limit: int = _LARGEST) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-            if shift > 48:
-                raise FormatError("a count in the .zt file is too long")
-        if value > limit:
-            raise FormatError(f"a count of {value} in the .zt file is out of bounds")
-        return value
-
-    def rate(self) -> int:
-        value = self.count()
-        return value // 2 if value & 1 else value // 2 * 25
-
-    def float(self) -> float:
-        value: float = struct.unpack("<f", self.take(4))[0]
-        return value
-
-    def fit(self) -> str:
-        number = self.take(1)[0]
-        if number >= len(FITS):
-            raise FormatError(f"fit {number} is not known to this release")
-        return FITS[number]
-
-
-_WRITE = {"count": _count, "rate": _rate, "float": lambda value: struct.pack("<f", value), "fit": _fit}
-_READ = {"count": _Reader.count, "rate": _Reader.rate, "float": _Reader.float, "fit": _Reader.fit}
-_PACK_BLOCK = 1 << 16
-
-
-def _pack(ids: np.ndarray[Any, np.dtype[np.int64]], bits: int) -> bytes:
-    """Ids as consecutive ``bits``-bit big-endian fields."""
-    shifts = np.arange(bits - 1, -1, -1)
-    # Blocks of a multiple of eight ids end on whole bytes.
-    blocks = (ids[i : i + _PACK_BLOCK] for i in range(0, len(ids), _PACK_BLOCK))
-    return b"".join(np.packbits((block[:, None] >> shifts & 1).astype(np.uint8)).tobytes() for block in blocks)
-
-
-def _unpack(packed: bytes, count: int, bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    weights = 1 << np.arange(bits - 1, -1, -1)
-    ids = np.empty(count, np.int64)
-    raw = np.frombuffer(packed, np.uint8)
-    for start in range(0, count, _PACK_BLOCK):
-        stop = min(start + _PACK_BLOCK, count)
-        fields = np.unpackbits(raw[start * bits // 8 : -(-stop * bits // 8)], count=(stop - start) * bits)
-        ids[start:stop] = fields.reshape(-1, bits) @ weights
-    return ids

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,11 @@ from zoo.tokens import Tokens
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-_CODE_FORMAT = re.compile(r"([^{}]*)\{(?::0\d+d)?\}([^{}]*)")
+_CODE_FORMAT = re.compile(r"([^{}]*)\{(?::0(\d{1,2})d)?\}([^{}]*)")
+# Digits of the largest number that a code is padded to, or that a vocabulary has.
+_MOST_DIGITS = 99
+_MOST_SECTIONS = 256
+_LARGEST_SIZE = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,13 @@ class Naming:
             raise InputError(f"the code {self.code!r} must hold one number, such as '<img_{{:05d}}>'")
         if not self.begin or not self.end or self.begin == self.end:
             raise InputError(f"begin and end must be two different strings, not {self.begin!r} and {self.end!r}")
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What stands before and behind the number of a code."""
+        parts = _CODE_FORMAT.fullmatch(self.code)
+        assert parts is not None
+        return parts[1], parts[3]
 
     @classmethod
     def of(cls, name: str) -> Naming:
@@ -91,6 +103,13 @@ class Section:
     def holds(self, own_id: int) -> bool:
         """Whether an id of the vocabulary is one of the tokenizer's."""
         return self.offset <= own_id < self.offset + self.vocab_size
+
+    def code_of(self, string: str) -> int | None:
+        """The tokenizer's id that a string stands for; ``None`` if it is none of its codes."""
+        before, behind = self.naming.around
+        match = re.fullmatch(rf"{re.escape(before)}([0-9]{{1,{_MOST_DIGITS}}}){re.escape(behind)}", string)
+        number = int(match[1]) if match else self.vocab_size
+        return number if number < self.vocab_size and self.naming.code.format(number) == string else None
 
     def check_length(self, count: int) -> None:
         """Refuse an item that does not decode.
@@ -156,19 +175,22 @@ class Vocabulary:
     sections: tuple[Section, ...]
 
     def __post_init__(self) -> None:
-        owners: dict[int | str, str] = {}
+        if len(self.sections) > _MOST_SECTIONS:
+            raise InputError(f"{len(self.sections)} sections are more than the {_MOST_SECTIONS} that a vocabulary may have")
+        if not 0 <= self.size <= _LARGEST_SIZE:
+            raise InputError(f"a vocabulary has 0 to {_LARGEST_SIZE} ids, not {self.size}")
         if len({section.name for section in self.sections}) < len(self.sections):
             raise InputError("two sections have the same name")
         for section in self.sections:
             if section.vocab_size < 1:
                 raise InputError(f"{section.name!r} has no ids: a continuous tokenizer has no place in a vocabulary")
-            if outside := [number for number in section.ids() if not 0 <= number < self.size]:
-                raise InputError(f"id {outside[0]} of {section.name!r} is outside the vocabulary, 0 to {self.size - 1}")
-            keys: list[int | str] = [*section.ids(), *section.strings()]
-            for key in keys:
-                if key in owners:
-                    raise InputError(f"{key!r} is taken by {owners[key]!r} and by {section.name!r}: sections overlap")
-                owners[key] = section.name
+            for first, last in _id_ranges(section):
+                if first < 0 or last >= self.size:
+                    outside = first if first < 0 else max(first, self.size)
+                    raise InputError(f"id {outside} of {section.name!r} is outside the vocabulary, 0 to {self.size - 1}")
+        if clash := _shared_id(self.sections) or _shared_string(self.sections):
+            key, one, other = clash
+            raise InputError(f"{key!r} is taken by {one!r} and by {other!r}: sections overlap")
 
     # ---- layouts
 
@@ -431,11 +453,61 @@ def _text_size(text: Any) -> int:
     return max(text.get_vocab().values()) + 1
 
 
+def _id_ranges(section: Section) -> list[tuple[int, int]]:
+    """First and last ids of what a section takes."""
+    codes = (section.offset, section.offset + section.vocab_size - 1)
+    return [codes, (section.begin, section.begin), (section.end, section.end)]
+
+
+def _shared_id(sections: Sequence[Section]) -> tuple[int, str, str] | None:
+    """An id that is taken twice, and by whom."""
+    ranges = sorted((*ids, number) for number, section in enumerate(sections) for ids in _id_ranges(section))
+    for (_, last, one), (first, _, other) in pairwise(ranges):
+        if first <= last:
+            return first, sections[min(one, other)].name, sections[max(one, other)].name
+    return None
+
+
+def _shared_string(sections: Sequence[Section]) -> tuple[str, str, str] | None:
+    """A string that is taken twice, and by whom, found without writing all of them out."""
+    owners: dict[str, str] = {}
+    for section in sections:
+        for marker in (section.naming.begin, section.naming.end):
+            if marker in owners:
+                return marker, owners[marker], section.name
+            owners[marker] = section.name
+    for section in sections:
+        for marker, owner in owners.items():
+            if section.code_of(marker) is not None:
+                return marker, owner, section.name
+    for one, other in combinations(sections, 2):
+        if (code := _shared_code(one, other)) is not None:
+            return code, one.name, other.name
+    return None
+
+
+def _shared_code(one: Section, other: Section) -> str | None:
+    """A string that is a code of both.
+
+    It begins with the longer of their beginnings and ends with the longer of their ends. What is between is part of both
+    numbers, so if any digits fit there, then the smallest of that length do, with a leading zero or without.
+    """
+    (before, behind), (other_before, other_behind) = one.naming.around, other.naming.around
+    start, end = max(before, other_before, key=len), max(behind, other_behind, key=len)
+    if not (start.startswith(before) and start.startswith(other_before)):
+        return None
+    if not (end.endswith(behind) and end.endswith(other_behind)):
+        return None
+    between = ["", *(first + "0" * zeros for zeros in range(_MOST_DIGITS) for first in ("0", "1"))]
+    candidates = [start + digits + end for digits in between]
+    candidates += [start + end[shared:] for shared in range(1, len(end) + 1) if start.endswith(end[:shared])]
+    return next((code for code in candidates if one.code_of(code) is not None and other.code_of(code) is not None), None)
+
+
 def _read_codes(section: Section, content: str) -> list[int]:
     """The ids that are written between two markers."""
-    parts = _CODE_FORMAT.fullmatch(section.naming.code)
-    assert parts is not None
-    code = re.compile(rf"\s*{re.escape(parts[1])}(\d+){re.escape(parts[2])}\s*")
+    before, behind = section.naming.around
+    code = re.compile(rf"\s*{re.escape(before)}([0-9]{{1,{_MOST_DIGITS}}}){re.escape(behind)}\s*")
     ids: list[int] = []
     position = 0
     while position < len(content):

@@ -21,6 +21,7 @@ from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILE
 from zoo.codecs.byteformer.embedding import ByteEmbedding
 from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
 from zoo.errors import InputError, ItemError, naming_item
+from zoo.media.items import file_item
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
@@ -92,8 +93,9 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         """Files to ids, one per byte.
 
         Args:
-            items: one item or a list of them, each a path, bytes, an array or tensor of bytes ``[length]``, or a list of
-                numbers. A tensor ``[batch, length]`` is a list. Files may be empty and of any kind; they are not looked into.
+            items: one item or a list of them, each a path, bytes, an open file, a mapping with ``"bytes"`` or ``"path"``, an
+                array or tensor of bytes ``[length]``, or a list of numbers. A tensor ``[batch, length]`` is a list. Files may
+                be empty and of any kind; they are not looked into.
             max_bytes: refuse larger ones; `encode_chunks` takes a file of any size.
             progress: show a progress bar.
 
@@ -360,6 +362,7 @@ def _warn_axis_rule(name: str, length: int) -> None:
 
 def _read(item: Any, max_bytes: int) -> transforms.Bytes:
     """The bytes of an item."""
+    item = file_item(item)
     if isinstance(item, str | os.PathLike):
         path = _regular_file(item)
         _check_size(path.stat().st_size, max_bytes)
@@ -371,16 +374,10 @@ def _read(item: Any, max_bytes: int) -> transforms.Bytes:
         content = item.tobytes() if isinstance(item, memoryview) else item
         _check_size(len(content), max_bytes)
         return np.frombuffer(content, np.uint8)
-    if not isinstance(item, np.ndarray | Tensor | list):
-        raise InputError(f"expected a path, bytes or an array of bytes, not {type(item).__name__}")
     return _from_array(item.detach().cpu().numpy() if isinstance(item, Tensor) else item, max_bytes)
 
 
-def _from_array(item: np.ndarray | list[Any], max_bytes: int) -> transforms.Bytes:
-    try:
-        array = np.asarray(item)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"cannot read the list: {error}") from error
+def _from_array(array: np.ndarray, max_bytes: int) -> transforms.Bytes:
     if array.ndim != 1:
         raise InputError(f"bytes must be [length], not of shape {array.shape}")
     _check_size(len(array), max_bytes)

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.media.files import FILE_TYPES, open_source, replacing
+from zoo.media.items import audio_item
 from zoo.nn.precision import exact_float32
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
-# More rows than this are taken for an array stored the other way round, [samples, channels].
-_MOST_CHANNELS = 16
 _BLOCK_SECONDS = 20
 
 
@@ -51,8 +50,9 @@ def read_audio(
     Files are read, averaged and resampled block by block, so that memory holds little more than the result.
 
     Args:
-        source: a path, the bytes of an audio file, ``(array, sample_rate)``, or an array or tensor of
-            ``default_sample_rate``; arrays are ``[samples]`` or ``[channels, samples]``, integers are scaled to [-1, 1).
+        source: a path, the bytes of an audio file, an open file, ``(array, sample_rate)``, an item of a Hugging Face data set,
+            or an array or tensor of ``default_sample_rate``; arrays are ``[samples]`` or ``[channels, samples]``, integers are
+            scaled to [-1, 1). `zoo.media.items.audio_item` has the rules.
         sample_rate: rate to resample to by windowed sinc (torchaudio's defaults); the source's own if ``None``.
         mono: average the channels.
         default_sample_rate: rate of arrays that come without one.
@@ -60,10 +60,13 @@ def read_audio(
     Raises:
         InputError: the source is of the wrong kind or rank, empty, not finite, unreadable or truncated.
     """
+    blocks: Iterator[Tensor]
+    source = audio_item(source, default_sample_rate)
     if isinstance(source, FILE_TYPES):
         rate, samples, blocks = _open_file(source)
     else:
-        rate, samples, blocks = _from_array(source, default_sample_rate)
+        array, rate = source
+        samples, blocks = array.shape[1], iter([array])
     target = sample_rate or rate
     resampler = Resampler(rate, target)
     parts = []
@@ -74,44 +77,6 @@ def read_audio(
     parts.append(resampler.finish())
     waveform = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     return Audio(waveform, target, rate, samples)
-
-
-def _from_array(source: Any, default_sample_rate: int | None) -> tuple[int, int, Iterator[Tensor]]:
-    rate = default_sample_rate
-    if isinstance(source, tuple):
-        if len(source) != 2:
-            raise InputError(f"a tuple must be (array, sample_rate), not {len(source)} values")
-        source, rate = source
-    if rate is None:
-        raise InputError("an array needs its sample rate: pass (array, sample_rate)")
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate < 1:
-        raise InputError(f"the sample rate must be a positive integer, not {rate!r}")
-    if not isinstance(source, np.ndarray | Tensor | list):
-        raise InputError(f"expected a path, bytes, an array, a tensor or (array, sample_rate), not {type(source).__name__}")
-    try:
-        waveform = torch.as_tensor(source).detach().cpu()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"cannot read the array: {error}") from error
-    if waveform.ndim == 1:
-        waveform = waveform[None]
-    if waveform.ndim != 2:
-        raise InputError(f"audio must be [samples] or [channels, samples], not of shape {tuple(waveform.shape)}")
-    if waveform.numel() == 0:
-        raise InputError("the audio is empty")
-    if waveform.shape[0] > _MOST_CHANNELS:
-        raise InputError(f"{waveform.shape[0]} channels: expected [channels, samples]; is the array transposed?")
-    return int(rate), waveform.shape[1], iter([_to_float(waveform)])
-
-
-def _to_float(waveform: Tensor) -> Float[Tensor, "channels samples"]:
-    """float32 in [-1, 1): integers are divided by their range, unsigned bytes are centred first."""
-    if waveform.is_floating_point():
-        return waveform.float()
-    if waveform.dtype == torch.uint8:
-        return (waveform.float() - 128) / 128
-    if waveform.dtype in (torch.int8, torch.int16, torch.int32):
-        return (waveform.double() / (torch.iinfo(waveform.dtype).max + 1.0)).float()
-    raise InputError(f"audio samples must be floating point or 8-, 16- or 32-bit integers, not {waveform.dtype}")
 
 
 def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:

@@ -21,9 +21,10 @@ from zoo.errors import ArgumentError, InputError, ItemError, MismatchError, Weig
 from zoo.errors import listing as listing  # old home of the name; it goes with the next release
 from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
+from zoo.media.items import as_array, item_list
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Spec
-from zoo.tokens import Meta, Tokens
+from zoo.tokens import Meta, Tokens, as_ids, is_integral
 
 ConfigT = TypeVar("ConfigT")
 #: What a family encodes to: tokens, or the latents of a continuous tokenizer.
@@ -318,40 +319,47 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
         return self.check(tokens)
 
 
-def _bare_sequences(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Sequences of ids without their padding of -1."""
-    if isinstance(ids, Tensor):
-        if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InputError(f"ids must be integers [batch, length], not {ids.dtype} {list(ids.shape)}")
-        ids = list(ids.reshape(-1, ids.shape[-1]))
+def _bare_sequences(ids: Any) -> list[Int[Tensor, " _"]]:
+    """Sequences of ids without their padding of -1.
+
+    Args:
+        ids: an array or tensor ``[batch, length]`` or ``[length]``, a list of integers, or a list, a NumPy array of objects or
+            an array of PyArrow that holds sequences ``[length]``.
+
+    Raises:
+        InputError: they are no integers, or padding stands before the end; names the item.
+    """
+    if isinstance(ids, list | tuple):
+        single = bool(ids) and hasattr(ids[0], "__index__") and getattr(ids[0], "ndim", 0) == 0
+        rows = [ids] if single else list(ids)
+    else:
+        array = ids if isinstance(ids, Tensor) else _array_of_ids(ids)
+        if array.dtype == object:
+            rows = list(array)
+        else:
+            if array.ndim not in (1, 2) or (0 not in array.shape and not is_integral(array)):
+                raise InputError(f"ids must be integers [batch, length], not {array.dtype} {list(array.shape)}")
+            rows = list(array[None] if array.ndim == 1 else array)
     sequences = []
-    for index, row in enumerate(ids):
-        row = torch.as_tensor(row)
-        if row.ndim != 1 or row.is_floating_point() or row.dtype == torch.bool:
-            raise ItemError(f"ids must be a sequence of integers, not {row.dtype} {list(row.shape)}", index)
+    for index, sequence in enumerate(rows):
+        row = as_ids(sequence, index)
         end = int((row != -1).sum())
         if (row[end:] != -1).any():
             raise ItemError("padding of -1 stands before the end", index)
-        sequences.append(row[:end].to(torch.int64))
+        sequences.append(row[:end])
     return sequences
 
 
-def as_items(items: Any, batch_rank: int) -> list[Any]:
-    """A list of items; a single one becomes a list of one, and a tensor of rank ``batch_rank`` is taken apart.
+def _array_of_ids(ids: Any) -> Any:
+    try:
+        return as_array(ids)
+    except InputError as error:
+        raise InputError(f"ids must be integers [batch, length]: {error.reason}") from error
 
-    Raises:
-        InputError: there are none.
-    """
-    if isinstance(items, list):
-        numbers = bool(items) and isinstance(items[0], int | float)
-        listed = [items] if numbers else items
-    elif getattr(items, "ndim", None) == batch_rank:
-        listed = list(items)
-    else:
-        listed = [items]
-    if not listed:
-        raise InputError("there is nothing to encode")
-    return listed
+
+def as_items(items: Any, batch_rank: int) -> list[Any]:
+    """A list of items; see `zoo.media.items.item_list`."""
+    return item_list(items, batch_rank)
 
 
 def runs_of_equals(keys: Sequence[Hashable], most: int) -> Iterator[list[int]]:

@@ -57,7 +57,8 @@ def prepare_image(
     has the size already is not changed by a single bit.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image, an array ``[height, width]`` or ``[height, width, 1|3|4]`` or
+        source: a path, the bytes of an image file, an open file, an item of a Hugging Face data set, a PIL image, an array
+            ``[height, width]`` or ``[height, width, 1|3|4]`` or
             a tensor ``[1|3|4, height, width]``. uint8 is 0..255, uint16 is 0..65535; see ``range`` for floating point. An
             opened PIL image is read from its file, unless it was decoded before.
         size: ``(height, width)`` of the result.

@@ -20,6 +20,7 @@ from zoo.errors import InputError
 from zoo.media.files import FILE_TYPES, open_source
 from zoo.media.image import heif, jpeg2000, netpbm, png, tiff
 from zoo.media.image.levels import RANGES, Range, check_range, limits, signed_pixels, unit_values, upright
+from zoo.media.items import image_item
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +55,7 @@ def load(source: Any, max_pixels: int, range: Range | None) -> Image.Image | Ten
 
     if range is not None:
         limits(range)
+    source = image_item(source)
     if isinstance(source, FILE_TYPES):
         handle, name = open_source(source, "image")
         with handle, _decoding(name):
@@ -86,6 +88,7 @@ def image_info(source: Any) -> tuple[int, int]:
     """
     from PIL import Image
 
+    source = image_item(source)
     if isinstance(source, Tensor | np.ndarray):
         height, width = _channels_last(source).shape[:2]
         return width, height

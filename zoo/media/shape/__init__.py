@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo.errors import InputError, MissingExtraError
 from zoo.media.files import FILE_TYPES, replacing
+from zoo.media.items import shape_item
 from zoo.media.shape.formats import read_file
 from zoo.media.shape.geometry import NO_FACES, Geometry, Indices, Vectors, check_count, check_indices, joined
 from zoo.media.shape.normals import estimate_normals
@@ -148,6 +149,7 @@ def read_shape(source: Any, *, max_faces: int = MAX_FACES) -> trimesh.Trimesh | 
     require_shape_packages()
     import trimesh
 
+    source = shape_item(source)
     if isinstance(source, FILE_TYPES):
         return _checked(read_file(source, max_faces), max_faces)
     if isinstance(source, trimesh.Scene):
