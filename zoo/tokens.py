@@ -121,11 +121,12 @@ class Tokens:
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
-    def __getitem__(self, index: int | np.integer | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> Tokens:
+    def __getitem__(self, index: Any) -> Tokens:
         """The chosen items, as tokens again; padding that none of them needs is dropped.
 
         Args:
-            index: an integer, a slice, several integers ``[chosen]``, or a mask of booleans ``[batch]``.
+            index: an integer, a slice, several integers ``[chosen]``, or a mask of booleans ``[batch]``; the latter two as a
+                list, an array or a tensor.
 
         Raises:
             IndexingError: an index is out of range, or a mask of another length; it is an `InputError` and an ``IndexError``.

@@ -198,6 +198,10 @@ class _Grouping:
         return self.words * self.width // 8
 
     @property
+    def units(self) -> int:
+        return -(-self.bytes // 8)
+
+    @property
     def places(self) -> list[tuple[int, int]]:
         """For each word of a group, the 64-bit unit it begins in, and the left shift that puts it there; below zero, a right
         shift, and the rest goes into the next unit."""
@@ -208,7 +212,8 @@ class _Grouping:
 def pack(ids: Ids, bits: int) -> memoryview:
     """Ids ``[count]`` below ``2 ** bits`` as consecutive big-endian fields of 1 to 32 bits, zero-padded to bytes."""
     group = _Grouping.of(bits)
-    units = -(-group.bytes // 8)
+    if bits == group.narrow:
+        return memoryview(ids.astype(f">u{bits // 8}").view(np.uint8))
     packed = np.empty((-(-len(ids) // group.ids), group.bytes), np.uint8)
     done = 0
     for start in range(0, len(ids), _BLOCK):
@@ -218,47 +223,67 @@ def pack(ids: Ids, bits: int) -> memoryview:
         width, size = bits, group.narrow
         while size < 64:
             pairs = fields.view(f"<u{size // 4}")
-            fields = (pairs & ((1 << size) - 1)) << width | pairs >> size
+            fields = pairs & ((1 << size) - 1)
+            fields <<= width
+            fields |= pairs >> size
             width, size = 2 * width, 2 * size
-        words = fields.reshape(-1, group.words)
-        joined = np.zeros((len(words), units), np.uint64)
-        for word, (unit, shift) in enumerate(group.places):
-            if shift >= 0:
-                joined[:, unit] |= words[:, word] << shift
-            else:
-                joined[:, unit] |= words[:, word] >> -shift
-                joined[:, unit + 1] |= words[:, word] << (64 + shift)
+        joined = _join(fields.reshape(-1, group.words), group)
         # Whole groups are copied as elements of that many bytes.
-        whole = np.ndarray(len(words), f"V{group.bytes}", joined.astype(">u8"), 0, (8 * units,))
-        packed[done : done + len(words)].view(f"V{group.bytes}")[:, 0] = whole
-        done += len(words)
+        whole = np.ndarray(len(joined), f"V{group.bytes}", joined.astype(">u8"), 0, joined.strides[:1])
+        packed[done : done + len(joined)].view(f"V{group.bytes}")[:, 0] = whole
+        done += len(joined)
     return memoryview(packed.reshape(-1))[: -(-len(ids) * bits // 8)]
+
+
+def _join(words: NDArray[np.uint64], group: _Grouping) -> NDArray[np.uint64]:
+    """Words ``[groups, words]`` as the 64-bit units ``[groups, units]`` that they fill from the high end."""
+    if group.words == 1:
+        return words << (64 - group.width)
+    joined = np.zeros((len(words), group.units), np.uint64)
+    for word, (unit, shift) in enumerate(group.places):
+        if shift >= 0:
+            joined[:, unit] |= words[:, word] << shift
+        else:
+            joined[:, unit] |= words[:, word] >> -shift
+            joined[:, unit + 1] |= words[:, word] << (64 + shift)
+    return joined
 
 
 def unpack(packed: Buffer, count: int, bits: int) -> Ids:
     """The ``count`` ids that `pack` was given."""
     group = _Grouping.of(bits)
-    units = -(-group.bytes // 8)
+    if bits == group.narrow:
+        return np.frombuffer(packed, f">u{bits // 8}", count).astype(np.int64)
     # What is read of the last group reaches beyond the end.
-    content = bytes(packed) + bytes(group.bytes + 8)
+    content = np.zeros(len(packed) + group.bytes + 8, np.uint8)
+    content[: len(packed)] = np.frombuffer(packed, np.uint8)
     ids = np.empty(count, np.int64)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         groups = -(-(stop - start) // group.ids)
-        joined = [
-            np.ndarray(groups, ">u8", content, start * bits // 8 + 8 * unit, (group.bytes,)).astype("<u8")
-            for unit in range(units)
-        ]
-        words = np.empty((groups, group.words), "<u8")
-        for word, (unit, shift) in enumerate(group.places):
-            field = joined[unit] >> shift if shift >= 0 else joined[unit] << -shift | joined[unit + 1] >> (64 + shift)
-            words[:, word] = field & ((1 << group.width) - 1)
-        fields, width, size = words.reshape(-1), group.width, 64
+        places = (start * bits // 8 + 8 * unit for unit in range(group.units))
+        units = [np.ndarray(groups, ">u8", content, place, (group.bytes,)).astype("<u8") for place in places]
+        fields, width, size = _split(units, group), group.width, 64
         while size > group.narrow:
             width, size = width // 2, size // 2
-            fields = (fields >> width | (fields & ((1 << width) - 1)) << size).view(f"<u{size // 8}")
+            high = fields >> width
+            fields &= (1 << width) - 1
+            fields <<= size
+            fields |= high
+            fields = fields.view(f"<u{size // 8}")
         ids[start:stop] = fields[: stop - start]
     return ids
+
+
+def _split(units: Sequence[NDArray[np.uint64]], group: _Grouping) -> NDArray[np.uint64]:
+    """The words ``[groups * words]`` that `_join` was given."""
+    if group.words == 1:
+        return units[0] >> (64 - group.width)
+    words = np.empty((len(units[0]), group.words), np.uint64)
+    for word, (unit, shift) in enumerate(group.places):
+        field = units[unit] >> shift if shift >= 0 else units[unit] << -shift | units[unit + 1] >> (64 + shift)
+        np.bitwise_and(field, (1 << group.width) - 1, out=words[:, word])
+    return words.reshape(-1)
 
 
 # -------------------------------------------------------------------------------------------------------------------- fields

@@ -97,9 +97,10 @@ def audio_item(item: Any, default_sample_rate: int | None = None) -> Any:
         if len(item) != 2:
             raise InputError(f"a tuple must be (array, sample_rate), not {len(item)} values")
         item, rate = item
+    waveform = _waveform(item, wanted)
     if rate is None:
         raise InputError("an array needs its sample rate: pass (array, sample_rate)")
-    return _waveform(item, wanted), _sample_rate(rate)
+    return waveform, _sample_rate(rate)
 
 
 def image_item(item: Any) -> Any:
