@@ -213,7 +213,7 @@ def pack(ids: Ids, bits: int) -> memoryview:
     """Ids ``[count]`` below ``2 ** bits`` as consecutive big-endian fields of 1 to 32 bits, zero-padded to bytes."""
     group = _Grouping.of(bits)
     if bits == group.narrow:
-        return memoryview(ids.astype(f">u{bits // 8}").view(np.uint8))
+        return ids.astype(f">u{bits // 8}").view(np.uint8).data
     packed = np.empty((-(-len(ids) // group.ids), group.bytes), np.uint8)
     done = 0
     for start in range(0, len(ids), _BLOCK):
@@ -232,10 +232,10 @@ def pack(ids: Ids, bits: int) -> memoryview:
         whole = np.ndarray(len(joined), f"V{group.bytes}", joined.astype(">u8"), 0, joined.strides[:1])
         packed[done : done + len(joined)].view(f"V{group.bytes}")[:, 0] = whole
         done += len(joined)
-    return memoryview(packed.reshape(-1))[: -(-len(ids) * bits // 8)]
+    return packed.reshape(-1).data[: -(-len(ids) * bits // 8)]
 
 
-def _join(words: NDArray[np.uint64], group: _Grouping) -> NDArray[np.uint64]:
+def _join(words: NDArray[Any], group: _Grouping) -> NDArray[Any]:
     """Words ``[groups, words]`` as the 64-bit units ``[groups, units]`` that they fill from the high end."""
     if group.words == 1:
         return words << (64 - group.width)
@@ -275,7 +275,7 @@ def unpack(packed: Buffer, count: int, bits: int) -> Ids:
     return ids
 
 
-def _split(units: Sequence[NDArray[np.uint64]], group: _Grouping) -> NDArray[np.uint64]:
+def _split(units: Sequence[NDArray[Any]], group: _Grouping) -> NDArray[Any]:
     """The words ``[groups * words]`` that `_join` was given."""
     if group.words == 1:
         return units[0] >> (64 - group.width)
