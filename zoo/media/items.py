@@ -315,7 +315,7 @@ def _as_tensor(array: NDArray[Any], wanted: str) -> Tensor:
         except (TypeError, ValueError) as error:
             raise InputError(f"expected {wanted}, not an array of objects: {error}") from error
     if array.dtype.kind not in "fiu":
-        raise InputError(f"audio samples must be numbers, not {array.dtype}")
+        raise InputError(f"audio samples must be floating point or integers, not {array.dtype}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     # Torch warns of arrays that it must not write to.
