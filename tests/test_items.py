@@ -18,7 +18,7 @@ from PIL import Image
 import zoo
 from zoo import media
 from zoo.media.items import as_array, audio_item, file_item, image_item, item_list, shape_item
-from zoo.tokenizer import _bare_sequences
+from zoo.tokenizer.base import _bare_sequences
 from zoo.tokens import Tokens
 
 RATE = 16_000
