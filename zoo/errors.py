@@ -111,6 +111,10 @@ class MissingExtraError(ZooError, ImportError):
     """An optional dependency is not installed; the message names the ``pip install`` that brings it."""
 
 
+class MissingReaderError(InputError, MissingExtraError):
+    """A file is of a kind that only an optional dependency reads; the message names the ``pip install`` that brings it."""
+
+
 class OutputError(ZooError, OSError):
     """A file cannot be written: the disk is full, the folder is read-only, something else is in the way."""
 

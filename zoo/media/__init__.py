@@ -2,11 +2,11 @@
 
 from zoo.media.audio import (
     AUDIO_EXTENSIONS,
+    READ_ONLY_AUDIO_EXTENSIONS,
     Audio,
-    Resampler,
+    AudioInfo,
+    audio_info,
     read_audio,
-    resample,
-    resampled_length,
     restore_audio,
     write_audio,
 )
@@ -22,6 +22,7 @@ from zoo.media.image import (
     restore_image,
     write_image,
 )
+from zoo.media.resampling import Resampler, resample, resampled_length
 from zoo.media.shape import (
     MAX_FACES,
     SHAPE_EXTENSIONS,
@@ -41,11 +42,14 @@ __all__ = [
     "INTERPOLATIONS",
     "MAX_FACES",
     "MAX_PIXELS",
+    "READ_ONLY_AUDIO_EXTENSIONS",
     "SHAPE_EXTENSIONS",
     "Audio",
+    "AudioInfo",
     "PreparedImage",
     "PreparedShape",
     "Resampler",
+    "audio_info",
     "contains",
     "expand_paths",
     "frame_of",

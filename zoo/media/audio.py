@@ -1,30 +1,42 @@
-"""Audio: files through soundfile, arrays and tensors as they are, resampled block by block."""
+"""Audio: files through soundfile or PyAV, arrays and tensors as they are, resampled block by block."""
 
 from __future__ import annotations
 
-import io
-import math
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.media.items import audio_item
-from zoo.nn.precision import exact_float32
+from zoo.media.resampling import Resampler, resample, resampled_length
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
-_BLOCK_SECONDS = 20
+# Read and written.
+AUDIO_EXTENSIONS = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".mp3",
+    ".aiff",
+    ".aif",
+    ".aifc",
+    ".au",
+    ".snd",
+    ".caf",
+    ".w64",
+    ".rf64",
+)
+# Read only; all but the first with PyAV.
+READ_ONLY_AUDIO_EXTENSIONS = (".mp2", ".m4a", ".m4b", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")
 
 
 @dataclass(frozen=True)
@@ -42,24 +54,48 @@ class Audio:
     original_samples: int
 
 
+@dataclass(frozen=True)
+class AudioInfo:
+    """What can be told of an audio file without decoding it.
+
+    Attributes:
+        samples: per channel, at ``sample_rate``; ``None`` where only decoding tells.
+        sample_rate: samples per second.
+        channels: how many.
+    """
+
+    samples: int | None
+    sample_rate: int
+    channels: int
+
+
 def read_audio(
     source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
 ) -> Audio:
     """Read audio from a file or take it from an array.
 
-    Files are read, averaged and resampled block by block, so that memory holds little more than the result.
+    Files are recognised by their content, and read, averaged and resampled block by block, so that memory holds little more
+    than the result. A length in a header is a claim: samples are read to the end of the data, and several recordings in one
+    file (chained Ogg, files glued together) are read one after the other. What libsndfile does not know (M4A, AAC, WebM, WMA,
+    the sound of a video) is read with PyAV, which the ``video`` extra brings.
+
+    Channels come in WAV's order whatever the format: front left, front right, front centre, LFE, back left, back right,
+    side left, side right.
 
     Args:
         source: a path, the bytes of an audio file, an open file, ``(array, sample_rate)``, an item of a Hugging Face data set,
             or an array or tensor of ``default_sample_rate``; arrays are ``[samples]`` or ``[channels, samples]``, integers are
             scaled to [-1, 1). `zoo.media.items.audio_item` has the rules.
-        sample_rate: rate to resample to by windowed sinc (torchaudio's defaults); the source's own if ``None``.
+        sample_rate: rate to resample to by windowed sinc (torchaudio's defaults); the source's own if ``None``. Rates from
+            1 Hz to 1 MHz are possible.
         mono: average the channels.
         default_sample_rate: rate of arrays that come without one.
 
     Raises:
-        InputError: the source is of the wrong kind or rank, empty, not finite, unreadable or truncated.
+        InputError: the source is of the wrong kind or rank, empty, not finite, unreadable, truncated or of an absurd rate.
+        MissingReaderError: reading the file needs the ``video`` extra.
     """
+    samples: int | None
     blocks: Iterator[Tensor]
     source = audio_item(source, default_sample_rate)
     if isinstance(source, FILE_TYPES):
@@ -67,135 +103,93 @@ def read_audio(
     else:
         array, rate = source
         samples, blocks = array.shape[1], iter([array])
-    target = sample_rate or rate
+    target = rate if sample_rate is None else sample_rate
     resampler = Resampler(rate, target)
-    parts = []
+    whole = _Whole(None if samples is None else resampled_length(samples, rate, target))
+    received = 0
     for block in blocks:
         if not torch.isfinite(block).all():
             raise InputError("the audio holds NaN or infinite samples")
-        parts.append(resampler.push(block.mean(0, keepdim=True) if mono else block))
-    parts.append(resampler.finish())
-    waveform = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-    return Audio(waveform, target, rate, samples)
+        received += block.shape[1]
+        if mono:
+            block = block.mean(0, keepdim=True)
+        for part in block.split(resampler.block_samples(block.shape[0]) or max(1, block.shape[1]), dim=1):
+            whole.append(resampler.push(part))
+    whole.append(resampler.finish())
+    return Audio(whole.result(), target, rate, received)
 
 
-def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
-    """Rate, frames and blocks of an audio file; the file stays open until the blocks are read."""
-    import soundfile
+class _Whole:
+    """Blocks put together in memory that is taken once where their length is known."""
+
+    def __init__(self, expected: int | None) -> None:
+        self._expected, self._done = expected, 0
+        self._whole: Tensor | None = None
+        self._parts: list[Tensor] = []
+
+    def append(self, block: Float[Tensor, "channels _"]) -> None:
+        end = self._done + block.shape[1]
+        if self._expected is None or end > self._expected:
+            self._parts.append(block)
+            return
+        if self._whole is None:
+            self._whole = torch.empty(block.shape[0], self._expected, dtype=torch.float32)
+        self._whole[:, self._done : end] = block
+        self._done = end
+
+    def result(self) -> Float[Tensor, "channels samples"]:
+        first = [] if self._whole is None else [self._whole[:, : self._done]]
+        return torch.cat([*first, *self._parts], dim=1) if self._parts else first[0]
+
+
+def audio_info(source: Any) -> AudioInfo:
+    """Samples, rate and channels of an audio file, without decoding it; MP3 and Ogg are walked through frame by frame.
+
+    Args:
+        source: a path, the bytes of an audio file, or an open file.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read, is truncated or of an absurd rate.
+        MissingReaderError: reading the file needs the ``video`` extra.
+    """
+    from zoo.media.decoders import open_decoders
+
+    # An array has a rate of its own or none, neither of which matters here.
+    source = audio_item(source, 1)
+    if not isinstance(source, FILE_TYPES):
+        raise InputError("expected a path, the bytes of an audio file or an open file, not samples")
+    handle, name = open_source(source, "audio")
+    with handle:
+        decoders = open_decoders(handle, name)
+        samples = [decoder.samples for decoder in decoders]
+        known = None if None in samples else sum(count for count in samples if count is not None)
+        return AudioInfo(known, decoders[0].sample_rate, decoders[0].channels)
+
+
+def _open_file(source: Any) -> tuple[int, int | None, Iterator[Tensor]]:
+    """Rate, samples (where they are known) and blocks of an audio file, which stays open until the blocks are read."""
+    from zoo.media.decoders import open_decoders
 
     handle, name = open_source(source, "audio")
     try:
-        _check_riff_complete(handle, name)
-        file = soundfile.SoundFile(handle)
-    except soundfile.LibsndfileError as error:
-        handle.close()
-        raise InputError(f"{name} is not an audio file that can be read: {error.error_string}") from error
-    except InputError:
+        decoders = open_decoders(handle, name)
+    except BaseException:
         handle.close()
         raise
-    if file.frames == 0:
-        handle.close()
-        raise InputError(f"{name} holds no samples")
-    return file.samplerate, file.frames, _read_blocks(file, handle, name)
 
+    def blocks() -> Iterator[Tensor]:
+        received = 0
+        with handle:
+            for decoder in decoders:
+                for block in decoder.blocks():
+                    received += block.shape[1]
+                    yield block
+        if not received:
+            raise InputError(f"{name} holds no samples")
 
-def _read_blocks(file: Any, handle: io.BufferedIOBase, name: str) -> Iterator[Float[Tensor, "channels samples"]]:
-    import soundfile
-
-    done = 0
-    with handle, file:
-        while done < file.frames:
-            try:
-                block = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise InputError(f"{name} is damaged after {done} samples: {error.error_string}") from error
-            if not len(block):
-                raise InputError(f"{name} is truncated: {done} of {file.frames} samples can be read")
-            done += len(block)
-            yield torch.from_numpy(np.ascontiguousarray(block.T))
-
-
-def _check_riff_complete(handle: io.BufferedIOBase, name: str) -> None:
-    """Refuse a WAV file whose data chunk is cut short, which libsndfile would read without a word."""
-    size = handle.seek(0, os.SEEK_END)
-    handle.seek(0)
-    try:
-        header = handle.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-            return
-        while len(chunk := handle.read(8)) == 8:
-            kind, length = struct.unpack("<4sI", chunk)
-            # Streaming writers leave 0 or the largest value where they cannot know the length.
-            if kind == b"data" and length not in (0, 0xFFFFFFFF, 0x7FFFFFFF) and handle.tell() + length > size:
-                raise InputError(f"{name} is truncated: {size - handle.tell()} of {length} bytes of samples are there")
-            handle.seek(length + length % 2, os.SEEK_CUR)
-    finally:
-        handle.seek(0)
-
-
-def resampled_length(samples: int, rate: int, new_rate: int) -> int:
-    """Samples that `resample` gives: ``ceil(samples * new_rate / rate)``."""
-    return -(-samples * new_rate // rate)
-
-
-@lru_cache(maxsize=32)
-def _sinc_resampler(rate: int, new_rate: int) -> torchaudio.transforms.Resample:
-    # The transform computes its kernel in float64, as the original code does; the functional form would not.
-    return torchaudio.transforms.Resample(rate, new_rate)
-
-
-class Resampler:
-    """Windowed-sinc resampling of a stream; the blocks add up to what the whole signal would give."""
-
-    def __init__(self, rate: int, new_rate: int) -> None:
-        divisor = math.gcd(rate, new_rate)
-        self.rate, self.new_rate = rate, new_rate
-        self._orig, self._new = rate // divisor, new_rate // divisor
-        # torchaudio's kernel reaches ceil(6 * orig / (0.99 * min(orig, new))) input samples to either side.
-        reach = math.ceil(6 * self._orig / (0.99 * min(self._orig, self._new)))
-        self._context = -(-reach // self._orig) * self._orig + self._orig
-        self._pending: Tensor | None = None
-        self._seen_context = 0
-
-    def push(self, block: Float[Tensor, "channels samples"]) -> Float[Tensor, "channels _"]:
-        """Take the next samples; return those output samples that no later input can change."""
-        if self.rate == self.new_rate:
-            return block
-        self._pending = block if self._pending is None else torch.cat([self._pending, block], dim=1)
-        fixed = (self._pending.shape[1] - self._context) // self._orig * self._orig
-        if fixed <= self._seen_context:
-            return block[:, :0]
-        kept = self._emit(self._seen_context, fixed)
-        drop = max(0, fixed - self._context)
-        self._pending = self._pending[:, drop:]
-        self._seen_context = fixed - drop
-        return kept
-
-    def finish(self) -> Float[Tensor, "channels _"]:
-        """The rest of the output, which makes ``ceil(received * new_rate / rate)`` samples in all."""
-        if self._pending is None:
-            return torch.zeros(1, 0)
-        rest = self._emit(self._seen_context, None)
-        self._pending = None
-        return rest
-
-    def _emit(self, start: int, stop: int | None) -> Tensor:
-        """Resample the pending samples and keep the outputs that belong to inputs ``start`` to ``stop``."""
-        assert self._pending is not None
-        with exact_float32(self._pending.device):
-            resampled = _sinc_resampler(self._orig, self._new)(self._pending)
-        end = None if stop is None else stop // self._orig * self._new
-        return resampled[:, start // self._orig * self._new : end]
-
-
-def resample(waveform: Float[Tensor, "channels samples"], rate: int, new_rate: int) -> Float[Tensor, "channels _"]:
-    """Windowed-sinc resampling (torchaudio's defaults: width 6, roll-off 0.99, Hann window) in bounded extra memory."""
-    if rate == new_rate:
-        return waveform
-    resampler = Resampler(rate, new_rate)
-    block = _BLOCK_SECONDS * rate
-    parts = [resampler.push(part) for part in waveform.cpu().split(block, dim=1)]
-    return torch.cat([*parts, resampler.finish()], dim=1).to(waveform.device)
+    samples = [decoder.samples for decoder in decoders]
+    known = None if None in samples else sum(count for count in samples if count is not None)
+    return decoders[0].sample_rate, known, blocks()
 
 
 def restore_audio(
@@ -225,19 +219,70 @@ def restore_audio(
     return waveform
 
 
+# What an extension is written as: the format and the encoding of libsndfile.
+_WRITTEN = {
+    "WAV": ("WAV", "PCM_16"),
+    "AIF": ("AIFF", "PCM_16"),
+    "AIFC": ("AIFF", "PCM_16"),
+    "SND": ("AU", "PCM_16"),
+    "OGA": ("OGG", "VORBIS"),
+    "OGG": ("OGG", "VORBIS"),
+    "OPUS": ("OGG", "OPUS"),
+}
+# The sample rates of formats that know but a few, and the most channels of those that know but a few.
+_RATES_WRITTEN = {
+    "MPEG_LAYER_III": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+    "OPUS": (8_000, 12_000, 16_000, 24_000, 48_000),
+}
+_CHANNELS_WRITTEN = {"MP3": 2, "FLAC": 8, "OGG": 8}
+_BLOCK_WRITTEN = 1 << 18
+
+
 def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels samples"], sample_rate: int) -> Path:
     """Write an audio file, its format chosen by the extension; samples are clipped to [-1, 1] and WAV is 16-bit PCM.
 
+    Args:
+        path: its extension is one that soundfile writes (``.wav``, ``.flac``, ``.ogg``, ``.opus``, ``.mp3``, ``.aiff``, ...).
+        waveform: channels in WAV's order: front left and right, centre, LFE, back left and right, side left and right.
+        sample_rate: samples per second.
+
     Raises:
-        InputError: soundfile knows no format of that extension.
+        InputError: soundfile writes no format of that extension, or the format does not know the rate or so many channels.
     """
     import soundfile
 
+    from zoo.media.containers import vorbis_order
+
     path = Path(path)
-    kind = path.suffix.lstrip(".").upper() or "WAV"
+    extension = path.suffix.lstrip(".").upper() or "WAV"
+    kind, encoding = _WRITTEN.get(extension, (extension, None))
     if kind not in soundfile.available_formats():
-        raise InputError(f"cannot write {path.name}: no audio format {path.suffix!r}")
-    samples = waveform.detach().float().clamp(-1, 1).cpu().numpy().T
+        raise InputError(
+            f"cannot write {path.name}: no audio format {path.suffix!r}; .wav, .flac, .ogg, .opus and .mp3 are some"
+        )
+    encoding = encoding or soundfile.default_subtype(kind)
+    rates = _RATES_WRITTEN.get(encoding)
+    if rates is not None and sample_rate not in rates:
+        raise InputError(
+            f"cannot write {path.name} at {sample_rate} Hz: {path.suffix} knows {', '.join(map(str, rates))} Hz; choose one of"
+            " these sample rates, or .wav or .flac"
+        )
+    channels = waveform.shape[0]
+    if channels > _CHANNELS_WRITTEN.get(kind, channels):
+        raise InputError(
+            f"cannot write {path.name} with {channels} channels: {path.suffix} has at most {_CHANNELS_WRITTEN[kind]}"
+        )
+    samples = waveform.detach().float().clamp(-1, 1).cpu().numpy()
+    order = vorbis_order(channels) if kind == "OGG" else None
+    if order is not None:
+        samples = samples[np.argsort(order)]
     with replacing(path) as temporary:
-        soundfile.write(temporary, samples, sample_rate, format=kind)
+        try:
+            with soundfile.SoundFile(temporary, "w", sample_rate, channels, encoding, format=kind) as file:
+                # Encoders keep a whole block on their stack.
+                for start in range(0, samples.shape[1], _BLOCK_WRITTEN):
+                    file.write(samples[:, start : start + _BLOCK_WRITTEN].T)
+        except (soundfile.SoundFileError, ValueError) as error:
+            reason = getattr(error, "error_string", error)
+            raise InputError(f"cannot write {path.name} at {sample_rate} Hz with {channels} channels: {reason}") from error
     return path
