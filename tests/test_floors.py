@@ -1,0 +1,244 @@
+"""The floors of the house and the arrows between them: which modules may import which.
+
+Every import counts: at the top of a module, inside functions, under ``TYPE_CHECKING``, and `import_module` of a constant name.
+Two things don't: the packages above an imported module, which Python imports along with it, and modules that a table names and
+somebody imports when asked (families in the catalogue, the homes of a modality, the public names of a package). These tables
+are the joints of the house: a line more in them is how it grows.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+class Floor(NamedTuple):
+    """Modules that lie on one floor, and the floors that they may import beside their own."""
+
+    modules: tuple[str, ...]
+    below: tuple[str, ...]
+
+
+# From the ground up. A module lies where the longest prefix of its name says.
+FLOORS = {
+    "ground": Floor(
+        (
+            "zoo.documents",
+            "zoo.download",
+            "zoo.errors",
+            "zoo.indexing",
+            "zoo.machine",
+            "zoo.modality",
+            "zoo.nn.derived",
+            "zoo.nn.precision",
+            "zoo.progress",
+            "zoo.spec",
+            "zoo.state_dict",
+            "zoo.zt",
+        ),
+        (),
+    ),
+    "media": Floor(("zoo.media",), ("ground",)),
+    "catalogue": Floor(("zoo.registry",), ("ground",)),
+    "kernels": Floor(("zoo.kernels",), ("ground", "media")),
+    "layers": Floor(("zoo.nn",), ("ground", "kernels")),
+    "tokens": Floor(("zoo.tokens", "zoo.latents"), ("ground", "media")),
+    "quantize": Floor(("zoo.quantize",), ("ground", "media", "kernels")),
+    "tokenizer": Floor(
+        ("zoo.tokenizer", "zoo.checkpoint", "zoo.vocabulary"),
+        ("ground", "media", "tokens"),
+    ),
+    "compress": Floor(("zoo.compress",), ("ground", "media", "tokens", "tokenizer")),
+    "codecs": Floor(("zoo.codecs",), ("ground", "media", "kernels", "layers", "tokens", "tokenizer")),
+    "hub": Floor(
+        ("zoo.hub", "zoo.pieces"),
+        ("ground", "media", "catalogue", "quantize", "tokenizer"),
+    ),
+    "front": Floor(
+        ("zoo",),
+        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "hub"),
+    ),
+    "bench": Floor(
+        ("zoo.bench",),
+        ("ground", "media", "catalogue", "kernels", "quantize", "tokenizer", "compress", "hub"),
+    ),
+    "weights": Floor(
+        ("zoo.weights",),
+        ("ground", "media", "layers", "tokenizer", "codecs", "hub", "front"),
+    ),
+    "eval": Floor(
+        ("zoo.eval",),
+        (
+            *("ground", "media", "catalogue", "layers", "quantize", "tokens", "tokenizer", "compress", "hub"),
+            *("front", "bench", "weights"),
+        ),
+    ),
+    "command line": Floor(
+        ("zoo.cli", "zoo.__main__"),
+        ("ground", "media", "catalogue", "tokens", "tokenizer", "hub", "front", "bench", "eval"),
+    ),
+    "cards": Floor(("zoo.cards",), ()),
+}
+
+# Imports that break the rules today, with what ties them. The list may only shrink.
+EXCEPTIONS = {
+    ("zoo.checkpoint", "zoo.tokenizer"): "`listing` is imported by way of the package that imports the checkpoint's mapping",
+    ("zoo.tokenizer.base", "zoo.hub"): "`save_pretrained` and `push_to_hub` are methods of the tokenizer that they save",
+    ("zoo.registry", "zoo.tokenizer"): "the type of what a family's module gives",
+    ("zoo.quantize.calibration", "zoo.tokenizer"): "a tokenizer is calibrated by encoding and decoding",
+    ("zoo.quantize.policy", "zoo.tokenizer"): "a tokenizer's encoder keeps its precision",
+    ("zoo.kernels.lowbit", "zoo.quantize.formats"): "number formats are the kernels' own",
+    ("zoo.kernels.lowbit", "zoo.quantize.rounding"): "packing is the kernels' own",
+    ("zoo.kernels.lowbit_triton", "zoo.quantize.formats"): "number formats are the kernels' own",
+    ("zoo.kernels.lowbit_triton", "zoo.kernels.lowbit"): "the size of a block",
+    ("zoo.kernels.binary_triton", "zoo.kernels.binary"): "the bytes of a row",
+    ("zoo.kernels.codebook_triton", "zoo.kernels.codebook"): "the screening of candidates",
+    ("zoo.codecs.tokenflow.training", "zoo.codecs.tokenflow.tokenizer"): "losses take the whole tokenizer, by type",
+    ("zoo.codecs.vat.training", "zoo.codecs.vat.tokenizer"): "losses take the whole tokenizer, by type",
+    ("zoo.codecs.wavtokenizer.streaming", "zoo.codecs.wavtokenizer.tokenizer"): "streams take the whole tokenizer, by type",
+}
+
+
+def module_of(path: Path) -> str:
+    """The name under which a source file is installed."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    named = parts if parts[0] == "zoo" else ("zoo", *parts)
+    return ".".join(named[:-1] if named[-1] == "__init__" else named)
+
+
+@cache
+def sources() -> dict[str, Path]:
+    folders = ("zoo", "codecs", "eval", "weights", "cards")
+    return {module_of(path): path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def floor_of(module: str) -> str:
+    """The floor of a module: the one with the longest prefix of its name. ``zoo`` is the front alone, no prefix."""
+    found = [
+        (len(prefix), name)
+        for name, floor in FLOORS.items()
+        for prefix in floor.modules
+        if module == prefix or (prefix != "zoo" and module.startswith(f"{prefix}."))
+    ]
+    assert found, f"{module} lies on no floor: give it one in tests/test_floors.py"
+    return max(found)[1]
+
+
+def imports(source: str, module: str, package: bool) -> Iterator[str]:
+    """Modules of the house that a source text imports, whenever it does."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            here = module.split(".")[: len(module.split(".")) - node.level + package] if node.level else []
+            origin = ".".join([*here, *([node.module] if node.module else [])])
+            submodules = {alias.name: f"{origin}.{alias.name}" for alias in node.names}
+            named = [full if full in sources() else origin for full in submodules.values()]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            named = [str(node.args[0].value)] if called == "import_module" else []
+        else:
+            continue
+        yield from (name for name in named if name.split(".")[0] == "zoo")
+
+
+@cache
+def arrows() -> frozenset[tuple[str, str]]:
+    found = set()
+    for module, path in sources().items():
+        text = path.read_text(encoding="utf-8")
+        found |= {(module, other) for other in imports(text, module, path.name == "__init__.py")}
+    return frozenset(found)
+
+
+def allowed(module: str, imported: str) -> bool:
+    here, there = floor_of(module), floor_of(imported)
+    if here == there == "codecs":
+        # A family is a module or a package right below `zoo.codecs`, and imports no other.
+        return module.split(".")[:3] == imported.split(".")[:3]
+    return here == there or there in FLOORS[here].below
+
+
+def circle(found: set[tuple[str, str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if none do."""
+    graph: dict[str, set[str]] = {}
+    for module, imported in found:
+        graph.setdefault(module, set()).add(imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_arrows_point_down() -> None:
+    """The table itself allows no circle between floors."""
+    seen: set[str] = set()
+    for name, floor in FLOORS.items():
+        assert set(floor.below) <= seen, name
+        seen.add(name)
+
+
+def test_every_module_has_a_floor() -> None:
+    for module in sources():
+        floor_of(module)
+    for floor in FLOORS.values():
+        for prefix in floor.modules:
+            assert prefix in sources(), f"no module {prefix}"
+
+
+def test_every_import_is_an_arrow_of_the_table() -> None:
+    wrong = {arrow for arrow in arrows() if not allowed(*arrow)} - set(EXCEPTIONS)
+    assert not wrong, "\n".join(f"{a} ({floor_of(a)}) imports {b} ({floor_of(b)})" for a, b in sorted(wrong))
+
+
+def test_no_circle() -> None:
+    assert circle(set(arrows()) - set(EXCEPTIONS)) == []
+
+
+@pytest.mark.parametrize("arrow", EXCEPTIONS, ids="->".join)
+def test_an_exception_is_still_needed(arrow: tuple[str, str]) -> None:
+    """A line of the list that nothing needs any more has to go."""
+    assert arrow in arrows(), "is no import any more: remove it from EXCEPTIONS"
+    assert not allowed(*arrow) or circle(set(arrows()) - (set(EXCEPTIONS) - {arrow})), "breaks no rule any more: remove it"
+
+
+def test_the_reader_of_imports_sees_all_kinds() -> None:
+    text = """
+import zoo.spec as spec
+import torch, zoo.tokens
+from zoo import media, load
+from zoo.errors import InputError
+from . import precision
+from ..zt import pack
+if TYPE_CHECKING:
+    from zoo.hub import pull
+def later():
+    from zoo.kernels.codebook import nearest
+    import_module("zoo.latents")
+    importlib.import_module("zoo.vocabulary")
+    import_module(name)
+"""
+    found = sorted(imports(text, "zoo.nn.vit", package=False))
+    seen = ["zoo", "zoo.errors", "zoo.hub", "zoo.kernels.codebook", "zoo.latents", "zoo.media", "zoo.nn.precision", "zoo.spec"]
+    assert found == [*seen, "zoo.tokens", "zoo.vocabulary", "zoo.zt"]
+    assert sorted(imports("from . import precision", "zoo.nn", package=True)) == ["zoo.nn.precision"]
+
+
+def test_codecs_know_no_other_and_nobody_knows_them() -> None:
+    """Of a wrong import the rules say so."""
+    assert not allowed("zoo.codecs.vat.tokenizer", "zoo.codecs.seed")
+    assert allowed("zoo.codecs.vat.tokenizer", "zoo.codecs.vat.config")
+    for module in ("zoo.hub", "zoo.cli.media", "zoo.bench.audio", "zoo.tokenizer.base", "zoo.eval.plan", "zoo"):
+        assert not allowed(module, "zoo.codecs.vat")
+    assert not allowed("zoo.kernels.lowbit", "zoo.quantize.formats")
+    assert not allowed("zoo.media.files", "zoo")
+    assert circle({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")})
