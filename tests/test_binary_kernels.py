@@ -15,7 +15,8 @@ from torch import Tensor
 
 from zoo import InputError
 from zoo.kernels import binary, native
-from zoo.kernels.binary import Execution, Geometry, binary_conv, binary_matmul, pack_signs, row_bytes, unpack_signs
+from zoo.kernels.binary import Execution, Geometry, binary_conv, binary_matmul, pack_signs, unpack_signs
+from zoo.kernels.packing import row_bytes
 
 EXECUTIONS: list[Execution] = ["native", "numpy", "int8", "float32"]
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

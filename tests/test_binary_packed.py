@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import InputError
-from zoo.kernels.binary import row_bytes
+from zoo.kernels.packing import row_bytes
 from zoo.quantize import binary, packed
 from zoo.quantize.binary import OPERATORS, BinaryConv1d, BinaryConv2d, BinaryLinear, PackedBinary, binarize
 from zoo.quantize.methods import method_named

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from zoo import InputError
 from zoo.bench import codebook as benchmark
 from zoo.kernels import codebook
-from zoo.kernels.codebook import CodebookSearch, Screening, nearest, prepare, unit
+from zoo.kernels.codebook import CodebookSearch, nearest, prepare
+from zoo.kernels.screening import Screening, unit
 
 SCREENINGS: list[Screening] = ["float32", "bfloat16"]
 NN_CASES = ["seed_like", "wavtok_like", "low_dim", "dual_like", "dup", "ties", "offset", "far_offset"]

@@ -20,6 +20,7 @@ import zoo
 from zoo import InputError
 from zoo.errors import CorruptWeightsError, KeysError, WeightsError
 from zoo.kernels import lowbit, native
+from zoo.kernels.packing import block_size
 from zoo.nn.precision import Float32Module
 from zoo.quantize.calibration import observe
 from zoo.quantize.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
@@ -65,7 +66,7 @@ def packed_weight(name: str, rows: int, columns: int, scales: int) -> tuple[Tens
     codes = torch.randint(format.max_code + 1, (rows, columns), generator=generator, dtype=torch.uint8)
     codes |= torch.randint(2, (rows, columns), generator=generator, dtype=torch.uint8) << (format.bits - 1)
     scale = torch.rand(rows, scales, generator=generator) + 0.5
-    block = lowbit.block_size(columns, scales)
+    block = block_size(columns, scales)
     weight = decode(codes, format) * (scale if scales == 1 else scale.repeat_interleave(block, 1)[:, :columns])
     return pack(codes, format.stored_bits), scale, weight
 

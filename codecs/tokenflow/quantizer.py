@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import resize
-from zoo.kernels.codebook import PreparedCodebook, prepare
 from zoo.kernels.codebook import nearest as search
+from zoo.kernels.codebook import prepare
+from zoo.kernels.screening import PreparedCodebook
 from zoo.nn.derived import Derived
 from zoo.nn.precision import Float32Module
 

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
-from zoo.kernels.codebook import PreparedCodebook, prepare
 from zoo.kernels.codebook import nearest as search
+from zoo.kernels.codebook import prepare
+from zoo.kernels.screening import PreparedCodebook
 from zoo.nn.derived import Derived
 from zoo.nn.precision import Float32Module
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from zoo.bench.measure import Job, Work, matmul_rate, measure
 from zoo.kernels import lowbit
+from zoo.kernels.formats import format_named
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantize.formats import format_named
 from zoo.quantize.layers import FloatLayer, Granularity
 from zoo.quantize.methods import method_named
 

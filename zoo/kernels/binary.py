@@ -20,12 +20,11 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.kernels import native
+from zoo.kernels.packing import WORD, row_bytes
 from zoo.nn.precision import exact_float32
 
 Execution = Literal["native", "numpy", "int8", "float32", "triton popcount", "triton int8"]
 
-#: Bytes that rows are padded to.
-WORD = 8
 
 # Without a compiler NumPy counts bits one row of inputs at a time; from this many rows on, signs as int8 are faster.
 _NUMPY_ROWS = 24
@@ -36,11 +35,6 @@ _UNPACKED_BYTES = 4 << 20
 # Signs multiplied in the time of one operation of another kernel.
 _SIGNS_PER_OPERATION = 128
 _SOURCE = "binary.c"
-
-
-def row_bytes(length: int) -> int:
-    """Bytes of a packed row of ``length`` signs."""
-    return -(-length // (8 * WORD)) * WORD
 
 
 def pack_signs(x: Float[Tensor, "*rows length"] | Int8[Tensor, "*rows length"]) -> UInt8[Tensor, "*rows bytes"]:

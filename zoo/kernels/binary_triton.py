@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Int32, Shaped, UInt8
 from torch import Tensor
 
-from zoo.kernels.binary import row_bytes
+from zoo.kernels.packing import row_bytes
 
 _BITS = 32
 _PACK_WORDS = 64

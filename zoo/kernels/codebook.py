@@ -13,9 +13,9 @@ rows costs more than the product when vectors are short: first over groups of co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.kernels.screening import FORMS, Form, PreparedCodebook, Screening, query_factors, split, unit, usable_queries
 from zoo.nn.derived import Derived
 from zoo.nn.precision import exact_float32
-
-Screening = Literal["float32", "bfloat16", "float16x3"]
 
 # Queries of a tile: enough for the matrix product to run at its full rate.
 _ROWS = 512
@@ -61,63 +60,6 @@ def choose_screening(codes: int, dim: int, device: torch.device) -> Screening:
     return "bfloat16" if fast and dim >= _BFLOAT16_DIM and codes >= _BFLOAT16_CODES else "float32"
 
 
-class _Format(NamedTuple):
-    """How screening presents vectors to the matrix product.
-
-    Attributes:
-        dtype: of the factors.
-        parts: numbers per coordinate: it rounded, and the rest rounded. The product of two rests is left out.
-        bias_parts: numbers that half the squared norm is given in, enough for the 24 bits of float32.
-        unit: error of one addition, relative to the sum of the terms' magnitudes.
-        rounding: error of the result's own rounding.
-        multiple: columns are padded to a multiple of this.
-        positive: scores are shifted so that the best one is positive; costs precision where a few codes are far longer.
-    """
-
-    dtype: torch.dtype
-    parts: int
-    bias_parts: int
-    unit: float
-    rounding: float
-    multiple: int
-    positive: bool
-
-
-_FORMATS: dict[Screening, _Format] = {
-    "float32": _Format(torch.float32, 1, 1, 2.0**-24, 0.0, 1, False),
-    "bfloat16": _Format(torch.bfloat16, 1, 2, 2.0**-24, 2.0**-8, 1, True),
-    # A tensor core aligns the terms of a step of 16 to the largest and truncates them: one unit of the last place for each
-    # term and one for their sum.
-    "float16x3": _Format(torch.float16, 2, 2, 1.25 * 2.0**-23, 0.0, 32, False),
-}
-
-
-@dataclass(frozen=True)
-class PreparedCodebook:
-    """A codebook and what every search needs of it. It is a copy: later changes of the codebook do not reach it.
-
-    Attributes:
-        codes: the codes in float32, normalised if asked, without those that equal an earlier one and so can never win.
-        ids: their indices in the codebook, ascending.
-        mean: mean code; it is subtracted from both sides, because a common offset would cost the scores their digits.
-        scale: power of two that both sides are multiplied by, so that the longest centred code has a norm of 0.5 to 1.
-        operand: factors of the screening product, one row per code; rows of padding follow and never win.
-        error: four factors of a bound on the error of the scores of each group of codes: their norm, the norm of what their
-            factors miss together with the rounding of sums, the norm of their rests, and what does not depend on the query.
-        unit_widths: widths of the parts of a vector that are normalised to length 1, each by itself; none if empty.
-        screening: precision of the operand.
-    """
-
-    codes: Float[Tensor, "codes dim"]
-    ids: Int[Tensor, " codes"]
-    mean: Float[Tensor, " dim"]
-    scale: Float[Tensor, ""]
-    operand: Float[Tensor, "padded columns"]
-    error: Float[Tensor, "groups 4"]
-    unit_widths: tuple[int, ...]
-    screening: Screening
-
-
 def prepare(
     codebook: Float[Tensor, "codes dim"], *, unit_widths: Sequence[int] = (), screening: Screening | None = None
 ) -> PreparedCodebook:
@@ -145,7 +87,7 @@ def prepare(
     centred = codes.double() - mean
     scale = torch.exp2(-centred.norm(dim=1).max().clamp(2.0**-100, 2.0**100).log2().ceil())
     screening = screening or choose_screening(len(codes), codes.shape[1], codes.device)
-    operand, error = _code_factors(centred * scale, _FORMATS[screening])
+    operand, error = _code_factors(centred * scale, FORMS[screening])
     return PreparedCodebook(codes, ids, mean, scale.float(), operand, error, tuple(unit_widths), screening)
 
 
@@ -194,22 +136,6 @@ class CodebookSearch:
         return self._prepared.of([codebook], lambda: prepare(codebook, unit_widths=self.unit_widths))
 
 
-def unit(x: Float[Tensor, "*shape dim"], widths: Sequence[int]) -> Float[Tensor, "*shape dim"]:
-    """The vectors in float32 with each part of the given widths at length 1; as they are if there are no widths.
-
-    Lengths are summed in float64, so that the rounded result does not depend on the order of the sum. They count as at least
-    1e-12: a part that is zero stays zero.
-
-    Raises:
-        InputError: the widths do not add up to the vectors' width.
-    """
-    if not widths:
-        return x.float()
-    if sum(widths) != x.shape[-1]:
-        raise InputError(f"parts of widths {tuple(widths)} do not make vectors of {x.shape[-1]} numbers")
-    return torch.cat([F.normalize(part, dim=-1, eps=1e-12) for part in x.double().split(list(widths), dim=-1)], dim=-1).float()
-
-
 # -------------------------------------------------------------------------------------------------------------- factors
 
 
@@ -227,17 +153,8 @@ def _distinct(codes: Float[Tensor, "codes dim"]) -> Int[Tensor, " distinct"]:
     return first.nonzero()[:, 0]
 
 
-def _split(values: Float[Tensor, "*shape"], dtype: torch.dtype, parts: int) -> tuple[list[Tensor], Float[Tensor, "*shape"]]:
-    """Numbers of lower precision that add up to the values, largest first, and what they miss."""
-    found: list[Tensor] = []
-    for _ in range(parts):
-        found.append(values.to(dtype))
-        values = values - found[-1].to(values.dtype)
-    return found, values
-
-
 def _code_factors(
-    centred: Float[Tensor, "codes dim"], form: _Format
+    centred: Float[Tensor, "codes dim"], form: Form
 ) -> tuple[Float[Tensor, "padded columns"], Float[Tensor, "groups 4"]]:
     """``operand`` and ``error`` of `PreparedCodebook` from centred and scaled codes in float64."""
     norm = centred.norm(dim=1)
@@ -245,8 +162,8 @@ def _code_factors(
     if form.positive:
         # The centred codes add up to zero, so the best score is at least the mean bias.
         bias += 1 / 16 - bias.mean()
-    parts, missed = _split(centred, form.dtype, form.parts)
-    bias_parts, bias_missed = _split(bias, form.dtype, form.bias_parts)
+    parts, missed = split(centred, form.dtype, form.parts)
+    bias_parts, bias_missed = split(bias, form.dtype, form.bias_parts)
     # With a query's [rest, rounded, rounded] the small products are summed first and hardly add to the rounding of sums.
     factors = torch.cat([*parts, *parts[: len(parts) - 1], torch.stack(bias_parts, dim=1)], dim=1)
     terms = centred.shape[1] + 8 + (len(parts) - 1) * factors.shape[1] / 512
@@ -263,34 +180,6 @@ def _code_factors(
     operand[count:, columns - form.bias_parts] = torch.finfo(form.dtype).min
     groups = F.pad(torch.stack(error, dim=1), (0, 0, 0, rows)).unflatten(0, (-1, _GROUP)).amax(1)
     return operand, groups.float()
-
-
-def usable_queries(
-    x: Float[Tensor, "queries dim"], codebook: PreparedCodebook
-) -> tuple[Float[Tensor, "queries dim"], Bool[Tensor, " queries"]]:
-    """Queries as they are compared, and which of them are finite; the others become zero."""
-    x = x.float()
-    finite = x.isfinite().all(1)
-    return unit(torch.where(finite[:, None], x, 0), codebook.unit_widths), finite
-
-
-def query_factors(
-    x: Float[Tensor, "rows dim"], codebook: PreparedCodebook
-) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows 4"]]:
-    """The other side of the screening product and of its error bound."""
-    form = _FORMATS[codebook.screening]
-    centred = (x - codebook.mean) * codebook.scale
-    parts, missed = _split(centred, form.dtype, form.parts)
-    ones = torch.ones(len(x), form.bias_parts, dtype=form.dtype, device=x.device)
-    factors = torch.cat([*parts[1:], *parts[:1] * form.parts, ones], dim=1)
-    # The addend stands for squares that vanish; it is far below what matters beside codes of norm 1.
-    norm, *norms = [values.float().norm(dim=1) + 2.0**-50 for values in (centred, missed, *parts[1:])]
-    # Sums beyond this might overflow in between; an infinite bound leaves all codes to the exact comparison.
-    norm = torch.where(norm < 2.0**100, norm, torch.inf)
-    rests = norms[1] if len(parts) == 2 else torch.zeros_like(norm)
-    error = torch.stack([norms[0] + 2.0**-24 * norm, norm, rests, torch.ones_like(norm)], dim=1)
-    # The slack covers second-order terms and the rounding of the bound itself.
-    return F.pad(factors, (0, codebook.operand.shape[1] - factors.shape[1])), 1.02 * error
 
 
 # --------------------------------------------------------------------------------------------------------------- search
@@ -376,7 +265,7 @@ def _screen(
     """
     rows = len(factors)
     codes_at_a_time = max(1, len(memory) // (rows * _GROUP)) * _GROUP
-    as_integers = _FORMATS[codebook.screening].positive
+    as_integers = FORMS[codebook.screening].positive
     # A code whose score cannot reach the floor is not the nearest.
     least = query_error @ codebook.error.amax(0) if as_integers else query_error.new_full((rows,), -torch.inf)
     floor = least
@@ -406,7 +295,7 @@ def _look_again(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> 
     if codebook.screening == "float32":
         return torch.stack([_first_shortest(query, codebook.codes) for query in x])
     centred = (codebook.codes.double() - codebook.mean) * codebook.scale
-    operand, error = _code_factors(centred, _FORMATS["float32"])
+    operand, error = _code_factors(centred, FORMS["float32"])
     return _positions(x, replace(codebook, operand=operand, error=error, screening="float32"))
 
 

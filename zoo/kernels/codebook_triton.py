@@ -9,7 +9,7 @@ Squares are summed in the order of `zoo.kernels.codebook.squared_distance`, so t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, no_type_check
+from typing import no_type_check
 
 import torch
 import triton
@@ -17,8 +17,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from zoo.kernels.codebook import PreparedCodebook
+from zoo.kernels.screening import PreparedCodebook, query_factors, usable_queries
 
 _BLOCK_ROWS = 128
 _BLOCK_CODES = 64
@@ -36,8 +35,6 @@ _CHUNK_NUMBERS = 1 << 22
 
 def search(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[Tensor, " queries"]:
     """Ids of the codes nearest to queries, as `zoo.kernels.codebook.nearest` defines them."""
-    from zoo.kernels.codebook import query_factors, usable_queries
-
     found = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     chunk = max(1, _CHUNK_NUMBERS // (codebook.operand.shape[1] * _BLOCK_ROWS)) * _BLOCK_ROWS
     for start in range(0, len(x), chunk):

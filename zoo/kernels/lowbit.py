@@ -21,8 +21,8 @@ from jaxtyping import Float, Int8, Int64, UInt8
 from torch import Tensor
 
 from zoo.kernels import native
-from zoo.quantize.formats import FloatFormat, format_named, values
-from zoo.quantize.rounding import unpack
+from zoo.kernels.formats import FloatFormat, format_named, values
+from zoo.kernels.packing import block_size, unpack
 
 #: Inputs up to which decoding in registers beats decoding into memory; `zoo bench quantize` shows both sides of it.
 FEW_ROWS_CPU = 32
@@ -43,7 +43,7 @@ def product(
 
     Args:
         x: inputs.
-        codes: packed codes of each row, see `zoo.quantize.rounding.pack`.
+        codes: packed codes of each row, see `zoo.kernels.packing.pack`.
         scale: what the values of a row, or of equal blocks of it, are multiplied with.
         format: of the codes.
     """
@@ -205,16 +205,6 @@ def _native(format: FloatFormat, columns: int, scales: int) -> ctypes._NamedFunc
     function.restype = None
     function.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 10
     return function
-
-
-def block_size(columns: int, scales: int) -> int:
-    """Columns that share a scale: the only power of two of which ``scales`` blocks cover a row; all if there is one scale."""
-    if scales == 1:
-        return columns
-    size = 1
-    while size * scales < columns:
-        size *= 2
-    return size
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from zoo.quantize.formats import FloatFormat
+from zoo.kernels.formats import FloatFormat
+from zoo.kernels.packing import block_size
 
 _BLOCK_BATCH = 16
 _BLOCK_ROWS = 32
@@ -30,8 +31,6 @@ def product(
     format: FloatFormat,
 ) -> Float[Tensor, "batch rows"]:
     """``x @ weight.T`` for a packed weight, in the precision of ``x`` with sums in float32."""
-    from zoo.kernels.lowbit import block_size
-
     x, scale = x.contiguous(), scale.contiguous()
     batch, columns = x.shape
     rows, row_bytes = codes.shape

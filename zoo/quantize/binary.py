@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.kernels.binary import Geometry, binary_conv, binary_matmul, pack_signs, row_bytes, unpack_signs
+from zoo.kernels.binary import Geometry, binary_conv, binary_matmul, pack_signs, unpack_signs
+from zoo.kernels.packing import row_bytes
 from zoo.quantize.binary_operators import OPERATORS, BinaryLayer, Operator, gains_along, mean_input
 from zoo.quantize.methods import Method, method_named
 from zoo.quantize.packed import QuantizedLayer, replace_layer

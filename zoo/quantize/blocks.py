@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.quantize.formats import FloatFormat, format_named
+from zoo.kernels.formats import FloatFormat, format_named
 from zoo.quantize.rounding import decode, encode
 
 Rounding = Literal["floor", "ceil"]

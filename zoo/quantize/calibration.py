@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import InputError
 from zoo.progress import progress_bar
-from zoo.tokenizer import Tokenizer
+from zoo.quantize.policy import IdMaker
 
 Run = Callable[[nn.Module, Any], object]
 
@@ -64,7 +64,7 @@ def default_run(model: nn.Module, batch: Any) -> object:
 
     A tokenizer that classifies does so: its network takes no part in reconstruction.
     """
-    if isinstance(model, Tokenizer):
+    if isinstance(model, IdMaker):
         classify = getattr(model, "classify", None)
         return model.reconstruct(batch) if classify is None else classify(model.encode(batch))
     if isinstance(batch, Mapping):

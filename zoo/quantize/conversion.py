@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.kernels.formats import format_named
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.quantize.calibration import Observed, Run, default_run, observe
-from zoo.quantize.formats import format_named
 from zoo.quantize.journal import Journal, inputs_digest, weights_digest
 from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid, matrix_of
 from zoo.quantize.learned import Learned, LearningConfig, learn

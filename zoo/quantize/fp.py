@@ -3,8 +3,9 @@
 Everything there is about number formats, in one place to import from; `zoo.quantize` is the call that uses it on a model.
 """
 
+from zoo.kernels.formats import FloatFormat, finite, format_named, integer, values
+from zoo.kernels.packing import pack, unpack
 from zoo.quantize.blocks import Blocks, block_scales, dequantize, quantize_mx, quantize_nvfp4
-from zoo.quantize.formats import FloatFormat, finite, format_named, integer, values
 from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid
 from zoo.quantize.learned import (
     Learned,
@@ -18,7 +19,7 @@ from zoo.quantize.learned import (
     rectified_sigmoid,
     regularizer,
 )
-from zoo.quantize.rounding import decode, encode, fake_quantize, pack, round_to, unpack
+from zoo.quantize.rounding import decode, encode, fake_quantize, round_to
 from zoo.quantize.search import Found, mantissa_splits, search
 
 __all__ = [

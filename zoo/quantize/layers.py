@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.kernels import lowbit
+from zoo.kernels.formats import FloatFormat, format_named
+from zoo.kernels.packing import block_size, pack, packed_bytes
 from zoo.quantize.blocks import block_scales, quantize_mx, quantize_nvfp4
-from zoo.quantize.formats import FloatFormat, format_named
 from zoo.quantize.methods import METHODS, Method, method_named
 from zoo.quantize.packed import QuantizedLayer, convolve
-from zoo.quantize.rounding import encode, fake_quantize, pack, packed_bytes
+from zoo.quantize.rounding import encode, fake_quantize
 from zoo.quantize.search import search
 
 #: Inputs from which integer products pay for turning the weight into integers.
@@ -71,7 +72,7 @@ class Grid:
         groups = self.maxval.shape[1]
         if groups == 1:
             return self.maxval
-        return self.maxval.repeat_interleave(lowbit.block_size(columns, groups), 1)[:, :columns]
+        return self.maxval.repeat_interleave(block_size(columns, groups), 1)[:, :columns]
 
 
 def choose_grid(weight: Float[Tensor, "rows columns"], method: Method, granularity: Granularity) -> Grid:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.quantize.formats import FloatFormat
+from zoo.kernels.formats import FloatFormat
 from zoo.quantize.rounding import fake_quantize, round_to
 
 ZETA, GAMMA = 1.1, -0.1

@@ -3,7 +3,7 @@
 By default
 
 - linear layers and convolutions are quantized, embeddings, norms, LSTMs and biases are not;
-- nothing inside a `zoo.nn.precision.Float32Module` or a tokenizer's ``encoder`` is, because ids flip when encoders and
+- nothing inside a `zoo.nn.precision.Float32Module` or a tokenizer's `exact_parts` is, because ids flip when encoders and
   codebooks are rounded, nor is what identifies a checkpoint;
 - nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings, which needs the
   weight as it is: packed, the model would grow;
@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,26 @@ from zoo.errors import InputError
 from zoo.nn.precision import Float32Module
 from zoo.quantize.methods import Method, method_named
 from zoo.quantize.packed import QuantizedLayer
-from zoo.tokenizer import Tokenizer
 
 _TIME_EMBEDDING = re.compile(r"(^|[._])(time|timestep|t)(_|\.)?(emb|embed|embedder|embedding|proj|mlp)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@runtime_checkable
+class IdMaker(Protocol):
+    """A model that makes ids, as tokenizers do, and knows which of its parts they depend on."""
+
+    #: Entries of the state dict that tell its checkpoints apart.
+    identity: tuple[str, ...]
+
+    def exact_parts(self) -> tuple[str, ...]:
+        """Names of the modules that stay as they are."""
+
+    def encode(self, items: Any) -> Any:
+        """The ids of some media."""
+
+    def reconstruct(self, items: Any) -> Any:
+        """The media that come back from their ids."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Ch
     if unused := [pattern for pattern in policy.skip if not any(fnmatchcase(name, pattern) for name, _, _ in layers)]:
         raise InputError(f"skip: no layer is called {unused[0]!r}")
     kept = {name: reason for name, layer, exact in layers if (reason := _why_kept(name, layer, exact, policy))}
-    if isinstance(model, Tokenizer):
+    if isinstance(model, IdMaker):
         kept |= {name: "identifies the checkpoint" for name, _, _ in layers if f"{name}.weight" in model.identity}
     for name, reason in tied_weights(model, {name: layer for name, layer, _ in layers}).items():
         kept.setdefault(name, reason)
@@ -112,7 +129,7 @@ def packed_class(method: Method) -> type[QuantizedLayer]:
 def _candidates(model: nn.Module, method: Method) -> Iterator[tuple[str, nn.Module, bool]]:
     """Layers with their names, and whether they are inside a module that has to stay exact."""
     cls = packed_class(method)
-    exact = ["encoder"] if isinstance(model, Tokenizer) else []
+    exact = list(model.exact_parts()) if isinstance(model, IdMaker) else []
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer):
             raise InputError(f"the model is already quantized: {name or 'it'} is {module.method}")
@@ -147,7 +164,7 @@ def tied_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str,
     for prefix, module in model.named_modules():
         for name, tensor in (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False)):
             by_storage.setdefault(_storage(tensor), []).append((name, module, tensor))
-    tied = {}
+    tied: dict[str, str] = {}
     for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
@@ -166,8 +183,8 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of the same storage have an element in common, gaps between their elements counted as theirs."""
 
     def span(tensor: torch.Tensor) -> tuple[int, int]:
-        steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        first = tensor.storage_offset() * tensor.element_size()
+        steps = sum((int(size) - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        first = int(tensor.storage_offset()) * tensor.element_size()
         return first, first + (steps + 1) * tensor.element_size()
 
     if not one.numel() or not other.numel():

@@ -1,4 +1,4 @@
-"""Rounding to small formats, bit by bit, and the storage of their codes.
+"""Rounding to small formats, bit by bit.
 
 Round to nearest, ties to the even code; subnormals are kept, what is too large saturates, NaN stays NaN. Nothing but
 exact scaling, integer arithmetic and one IEEE 754 addition, so that a CPU, a GPU and a compiler agree on every bit.
@@ -6,6 +6,7 @@ exact scaling, integer arithmetic and one IEEE 754 addition, so that a CPU, a GP
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.quantize.formats import FloatFormat, values
+from zoo.kernels import packing
+from zoo.kernels.formats import FloatFormat, values
 
 # Of float32.
 _MANTISSA_BITS = 23
@@ -119,43 +121,9 @@ def fake_quantize(
     return _StraightThrough.apply(x.float(), torch.as_tensor(maxval, dtype=torch.float32, device=x.device), format)
 
 
-# --------------------------------------------------------------------------------------------------------------- packing
-
-
-def packed_bytes(columns: int, bits: int) -> int:
-    """Bytes of a row of codes."""
-    return -(-columns // 4) * 3 if bits == 6 else -(-columns * bits // 8)
-
-
-def pack(codes: UInt8[Tensor, "*rows columns"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
-    """Codes of 4, 6 or 8 bits side by side along the last axis, lowest bits first; a row ends on a whole byte (6 bits: three).
-
-    Two codes make a byte, or four make three; what is missing to that is filled up with zero codes.
-    """
-    if bits == 8:
-        return codes.contiguous()
-    group = 8 // bits if bits == 4 else 4
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % group))
-    parts = codes.unflatten(-1, (-1, group)).unbind(-1)
-    if bits == 4:
-        return parts[0] | (parts[1] << 4)
-    a, b, c, d = parts
-    return torch.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], dim=-1).flatten(-2)
-
-
-def unpack(packed: UInt8[Tensor, "*rows bytes"], bits: int, columns: int) -> UInt8[Tensor, "*rows columns"]:
-    """The inverse of `pack`; ``columns`` is the number of codes in a row.
-
-    Raises:
-        InputError: the rows have another length.
-    """
-    if packed.shape[-1] != packed_bytes(columns, bits):
-        raise InputError(f"{columns} codes of {bits} bits are not {packed.shape[-1]} bytes")
-    if bits == 8:
-        return packed
-    if bits == 4:
-        codes = torch.stack([packed & 15, packed >> 4], dim=-1)
-    else:
-        a, b, c = packed.unflatten(-1, (-1, 3)).unbind(-1)
-        codes = torch.stack([a & 63, (a >> 6) | ((b & 15) << 2), (b >> 4) | ((c & 3) << 4), c >> 2], dim=-1)
-    return codes.flatten(-2)[..., :columns]
+def __getattr__(name: str) -> Any:
+    """What `zoo.kernels.packing` holds now, for one release."""
+    if name not in ("pack", "packed_bytes", "unpack"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is in zoo.kernels.packing now", DeprecationWarning, stacklevel=2)
+    return getattr(packing, name)

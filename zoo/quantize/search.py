@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.quantize.formats import FloatFormat, finite, levels
+from zoo.kernels.formats import FloatFormat, finite, levels
 from zoo.quantize.rounding import round_to
 
 CANDIDATES = 111
