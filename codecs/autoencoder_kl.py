@@ -140,6 +140,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
         *,
         posterior: str = "mode",
         generator: torch.Generator | None = None,
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> Latents:
@@ -150,6 +151,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
                 channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
             posterior: ``mode`` takes the posterior's mean, ``sample`` draws from it.
             generator: of the draws.
+            range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
@@ -161,7 +163,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=4)):
             with naming_item(index):
-                prepared.append(media.prepare_image(item, size=(0, 0), fit="none", max_pixels=max_pixels))
+                prepared.append(media.prepare_image(item, size=(0, 0), fit="none", max_pixels=max_pixels, range=range))
         values = []
         with progress_bar("encode", len(prepared), progress, unit="image") as advance:
             for image in prepared:

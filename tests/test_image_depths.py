@@ -18,10 +18,12 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from small_images import chunk, png_file, tiff_file
+from typer.testing import CliRunner
 
 import zoo
+from small_images import chunk, png_file, tiff_file
 from zoo import media
+from zoo.cli import app
 
 CASES = Path(__file__).parent / "media_image"
 codecs = pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is None, reason="needs imagecodecs (the extra image)")
@@ -589,3 +591,99 @@ def test_image_info_reads_headers_alone() -> None:
     for wrong in (b"", b"no image", 3, "/nowhere.png"):
         with pytest.raises(zoo.InputError):
             media.image_info(wrong)
+
+
+def test_encode_takes_a_range(tmp_path: Path) -> None:
+    share = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    (tmp_path / "unit.tif").write_bytes(float_tiff(share))
+    (tmp_path / "signed.tif").write_bytes(float_tiff(share * 2 - 1))
+    for name in ("flextok-tiny", "tokenflow-tiny"):
+        tokenizer = zoo.load(name)
+        expected = tokenizer.encode(share * 2 - 1).ids
+        assert torch.equal(tokenizer.encode(tmp_path / "unit.tif").ids, expected)
+        assert torch.equal(tokenizer.encode(tmp_path / "signed.tif", range="signed").ids, expected)
+        assert torch.equal(tokenizer.encode(share, range="unit").ids, expected)
+        assert torch.equal(tokenizer.encode(share * 4, range=(0, 4)).ids, expected)
+        with pytest.raises(zoo.InputError, match=r"item 0.*range='signed'"):
+            tokenizer.encode(tmp_path / "signed.tif")
+    runner = CliRunner()
+    for file, given in (("unit.tif", "unit"), ("signed.tif", "signed"), ("signed.tif", "-1,1")):
+        result = runner.invoke(app, ["encode", name, str(tmp_path / file), "-o", str(tmp_path / "x.zt"), "--range", given])
+        assert result.exit_code == 0, result.output
+        assert torch.equal(zoo.Tokens.load(tmp_path / "x.zt").ids, expected)
+
+
+# ---- damage
+
+
+DAMAGED = {
+    "tiff": lambda: tiff_file(random_samples(12, 3), 12, RGB),
+    "tiff tiles": lambda: tiff_file(random_samples(12, 3), 12, RGB, order=">", tile=16, deflate=True),
+    "tiff 24": lambda: tiff_file(random_samples(24, 1), 24, GREY, deflate=True),
+    "tiff palette": lambda: tiff_file(random_samples(4, 1), 4, PALETTE, tile=16, tags={320: [7] * 48}),
+    "tiff pages": lambda: pages(np.zeros((8, 8), np.uint16), np.zeros((4, 4), np.uint16), subfiles=[0, 1], subifds=1),
+    "tiff float": lambda: float_tiff(np.random.default_rng(0).random((6, 9, 3), np.float32)),
+    "png": lambda: png_file(random_samples(16, 4), 16, 6),
+    "png grey": lambda: png_file(random_samples(1, 1), 1, 0, tRNS=b"\0\1"),
+    "ppm": lambda: b"P6\n5 5\n1023\n" + np.zeros(75, ">u2").tobytes(),
+    "ppm digits": lambda: b"P3\n2 2\n1023\n" + b" 77" * 12,
+    "pfm": lambda: pfm_file(np.zeros((4, 4, 3)), "<"),
+    "jp2": lambda: (CASES / "rgb-12bit.jp2").read_bytes().replace(b"\0\0\0\x12", b"\0\0\0\x10"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+@codecs
+def test_damage_raises_nothing_but_input_errors(kind: str) -> None:
+    content = DAMAGED[kind]()
+    random = np.random.default_rng(0)
+    assert unit(content).shape[2] == 3
+    for _ in range(120):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), random.integers(1, 4)):
+            damaged[place] = random.choice([0, 1, 127, 128, 255])
+        if random.random() < 0.2:
+            del damaged[random.integers(1, len(content)) :]
+        for read in (unit, media.image_info):
+            try:
+                read(bytes(damaged))
+            except zoo.InputError as error:
+                assert "image bytes" in str(error)
+
+
+def test_claims_of_small_files_take_no_memory() -> None:
+    """Headers of nearly 100 million pixels in front of a few bytes."""
+    program = """
+        import resource, struct, sys, zlib
+        import numpy as np
+        import zoo
+        from small_images import chunk, png_file, tiff_file
+        from zoo import media
+
+        def png(depth, colour):
+            header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9900, 9900, depth, colour, 0, 0, 0))
+            return b"\\x89PNG\\r\\n\\x1a\\n" + header + chunk(b"IDAT", zlib.compress(b"\\0")) + chunk(b"IEND", b"")
+
+        black = np.zeros((3, 4, 3), int)
+        size = {256: 9900, 257: 9900}
+        files = [png(16, 6), png(8, 2), png(16, 0)]
+        files += [tiff_file(black, bits, 2, tags=size | {278: 9900}) for bits in (8, 12, 16, 24)]
+        files += [tiff_file(black, 16, 2, deflate=True, tags=size | {278: 9900})]
+        files += [tiff_file(black, 16, 2, deflate=True, tile=16, tags={322: 30_000, 323: 30_000})]
+        files += [b"P6 9900 9900 65535 ab", b"P3 9900 9900 1023 1 2", b"PF 9900 9900 -1.0 ab"]
+        media.prepare_image(tiff_file(black, 16, 2, planar=True), (1, 1), fit="none")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for content in files:
+            try:
+                media.prepare_image(content, (1, 1), fit="none")
+            except zoo.InputError as error:
+                assert "truncated" in str(error) or "damaged" in str(error), error
+            else:
+                raise SystemExit("was read")
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60 * 1024

@@ -80,6 +80,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         posterior: str = "mode",
         generator: torch.Generator | None = None,
         precision: str = "fp32",
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> Tokens:
@@ -94,6 +95,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original does.
             generator: of the draws.
             precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
+            range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
@@ -107,7 +109,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             raise InputError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
         if precision not in PRECISIONS:
             raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
+        prepared = [self._prepare(i, item, fit, range, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
         ids: list[Tensor] = []
         with progress_bar("encode", len(prepared) * count, progress) as advance:
             for batch in self._batches([image.pixels for image in prepared]):
@@ -117,9 +119,9 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 advance(len(batch) * count)
         return self.tokens(ids, [image.meta for image in prepared])
 
-    def _prepare(self, index: int, item: Any, fit: str, max_pixels: int) -> media.PreparedImage:
+    def _prepare(self, index: int, item: Any, fit: str, range: media.Range | None, max_pixels: int) -> media.PreparedImage:
         with naming_item(index):
-            prepared = media.prepare_image(item, size=self.config.image_size, fit=fit, max_pixels=max_pixels)
+            prepared = media.prepare_image(item, size=self.config.image_size, fit=fit, max_pixels=max_pixels, range=range)
             self._require_fitting(prepared.pixels.shape[1], prepared.pixels.shape[2])
             return prepared
 

@@ -107,6 +107,7 @@ class Seed(Tokenizer[SeedConfig]):
         fit: str = "stretch",
         interpolation: str = "bicubic",
         precision: str = "fp32",
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> Tokens:
@@ -120,6 +121,7 @@ class Seed(Tokenizer[SeedConfig]):
             interpolation: ``bicubic`` as the original tokenizer, ``bilinear`` as its demo scripts and the data of SEED-LLaMA;
                 about a tenth of the ids differ.
             precision: ``bf16`` computes the vision transformer in bfloat16: quicker, but some ids change.
+            range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
@@ -128,7 +130,7 @@ class Seed(Tokenizer[SeedConfig]):
             WeightsError: the encoder was not loaded.
         """
         ids: list[Tensor] = []
-        images = self._prepare(items, fit, interpolation, max_pixels)
+        images = self._prepare(items, fit, interpolation, range, max_pixels)
         with progress_bar("encode", len(images), progress, unit="image") as advance:
             for states in self._summaries(images, precision):
                 ids += self._quantize(states)
@@ -142,18 +144,21 @@ class Seed(Tokenizer[SeedConfig]):
         fit: str = "stretch",
         interpolation: str = "bicubic",
         precision: str = "fp32",
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
     ) -> States:
         """What the tokens are made of: the Q-Former's output ``[batch, queries, dim]``; arguments as in `encode`."""
-        images = self._prepare(items, fit, interpolation, max_pixels)
+        images = self._prepare(items, fit, interpolation, range, max_pixels)
         return torch.cat(list(self._summaries(images, precision)))
 
-    def _prepare(self, items: Any, fit: str, interpolation: str, max_pixels: int) -> list[media.PreparedImage]:
+    def _prepare(
+        self, items: Any, fit: str, interpolation: str, range: media.Range | None, max_pixels: int
+    ) -> list[media.PreparedImage]:
         size = self.config.image_size
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=4)):
             with naming_item(index):
-                image = media.prepare_image(item, (size, size), fit, max_pixels, interpolation)
+                image = media.prepare_image(item, (size, size), fit, max_pixels, interpolation, range)
                 if image.pixels.shape[1:] != (size, size):
                     height, width = image.pixels.shape[1:]
                     raise InputError(f"an image of {width} x {height} does not fit: the model takes {size} x {size}")

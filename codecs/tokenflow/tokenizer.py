@@ -84,6 +84,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         *,
         fit: str = "crop",
         precision: str = "fp32",
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> Tokens:
@@ -95,6 +96,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
                 (grey bars), or ``none``: it has that size already.
             precision: ``bf16`` computes the encoders in bfloat16: quicker, but some ids change.
+            range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
@@ -105,7 +107,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         self._require("encoder", "encoding")
         if precision not in PRECISIONS:
             raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        prepared = [self._prepare(i, item, fit, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
+        prepared = [self._prepare(i, item, fit, range, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
         ids: list[Tensor] = []
         with progress_bar("encode", len(prepared), progress, unit="image") as advance:
             for batch in self._batches(len(prepared), self.ENCODE_BATCH):
@@ -114,10 +116,10 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
                 advance(len(batch))
         return self.tokens(ids, [image.meta for image in prepared])
 
-    def _prepare(self, index: int, item: Any, fit: str, max_pixels: int) -> media.PreparedImage:
+    def _prepare(self, index: int, item: Any, fit: str, range: media.Range | None, max_pixels: int) -> media.PreparedImage:
         side = self.config.image_size
         with naming_item(index):
-            prepared = media.prepare_image(item, size=(side, side), fit=fit, max_pixels=max_pixels)
+            prepared = media.prepare_image(item, size=(side, side), fit=fit, max_pixels=max_pixels, range=range)
             height, width = prepared.pixels.shape[1:]
             if (height, width) != (side, side):
                 raise InputError(f"an image of {width} x {height} does not fit: it must have {side} x {side}, or another fit")

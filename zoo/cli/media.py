@@ -29,9 +29,11 @@ from zoo.cli.options import (
     Size,
     SkipErrors,
     Steps,
+    ValueRange,
     accepted,
     parts_of,
     places_of,
+    range_of,
     sample_rate_of,
 )
 from zoo.errors import InputError, ItemError
@@ -53,6 +55,7 @@ def encode(
     prefix: Prefix = None,
     fit: Fit = None,
     interpolation: Interpolation = None,
+    value_range: ValueRange = None,
     max_pixels: MaxPixels = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
@@ -63,7 +66,8 @@ def encode(
 ) -> None:
     """Media files to tokens, or to the latents of a continuous tokenizer."""
     tokenizer = _load(name, device, parts=parts, places=places)
-    options = accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+    given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
+    options = accepted(tokenizer.encode, tokens=prefix, **given)
     sources = sources_of(tokenizer, files)
     suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
     if not per_file and out.suffix != suffix and out.suffix in (".zt", ".safetensors"):
@@ -148,6 +152,7 @@ def reconstruct(
     prefix: Prefix = None,
     fit: Fit = None,
     interpolation: Interpolation = None,
+    value_range: ValueRange = None,
     max_pixels: MaxPixels = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -162,7 +167,8 @@ def reconstruct(
 ) -> None:
     """Encode and decode again, to hear or see what is kept, at the size that the media had; speech in its own voice."""
     tokenizer = _load(name, device, precision, places=places)
-    encoding = accepted(tokenizer.encode, tokens=prefix, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+    given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
+    encoding = accepted(tokenizer.encode, tokens=prefix, **given)
     sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": None if size == "model" else size}
     decoding = accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)
     if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:

@@ -18,6 +18,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="items per batch")]
 SkipErrors = Annotated[bool, typer.Option(help="go on past items that cannot be read; exit code 1 at the end")]
 Fit = Annotated[str | None, typer.Option(help="images: crop, stretch, pad or none")]
 Interpolation = Annotated[str | None, typer.Option(help="images: how they are resized; bilinear or bicubic")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option("--range", metavar="RANGE", help="floating-point images: unit, signed, or BLACK,WHITE; files are unit"),
+]
 Parts = Annotated[
     list[str] | None, typer.Option("--parts", help="load only these parts of a model: names between commas, or none")
 ]
@@ -50,6 +54,16 @@ def places_of(given: Sequence[str] | None) -> dict[str, str]:
     if incomplete := [name for name, place in places.items() if not name or not place]:
         raise InputError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
     return places
+
+
+def range_of(text: str | None) -> str | tuple[float, ...] | None:
+    """What black and white are in floating-point images: a name, or two numbers."""
+    if text is None or "," not in text:
+        return text
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--range must be unit, signed or two numbers BLACK,WHITE, not {text!r}") from error
 
 
 def sample_rate_of(text: str | None) -> int | str | None:

@@ -287,7 +287,7 @@ def _as_seen(tokenizer: Tokenizer[Any], items: list[Any], encode: Mapping[str, A
     """Images as the tokenizer takes them, so that what cropping removes is no error."""
     size = tokenizer.spec.image_size
     assert size is not None
-    options = {name: encode[name] for name in ("fit", "max_pixels") if name in encode}
+    options = {name: encode[name] for name in ("fit", "range", "max_pixels") if name in encode}
     seen = []
     for index, item in enumerate(items):
         with naming_item(index):

@@ -4,6 +4,7 @@ An image tensor is float32 ``[3, height, width]`` in [-1, 1]. Decoders overshoot
 before they are written.
 """
 
+from zoo.media.image.levels import Range
 from zoo.media.image.prepare import FITS, INTERPOLATIONS, PreparedImage, prepare_image, restore_image, write_image
 from zoo.media.image.reading import IMAGE_EXTENSIONS, MAX_PIXELS, image_info
 
@@ -13,6 +14,7 @@ __all__ = [
     "INTERPOLATIONS",
     "MAX_PIXELS",
     "PreparedImage",
+    "Range",
     "image_info",
     "prepare_image",
     "restore_image",
