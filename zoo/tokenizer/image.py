@@ -49,6 +49,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         fit: str | None = None,
         interpolation: str | None = None,
         encoder_precision: str = "fp32",
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> EncodedT:
@@ -61,6 +62,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
                 (grey bars), or ``none``: it has a size that the model takes. The family's own by default.
             interpolation: ``bilinear`` or ``bicubic``; the family's own by default.
             encoder_precision: ``bf16`` computes the encoder in bfloat16: quicker, but some ids change.
+            range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
@@ -69,7 +71,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
             InputError: an option has no such value.
             WeightsError: the encoder was not loaded.
         """
-        prepared = self.prepare(items, fit=fit, interpolation=interpolation, max_pixels=max_pixels)
+        prepared = self.prepare(items, fit=fit, interpolation=interpolation, range=range, max_pixels=max_pixels)
         return self.encode_prepared(prepared, encoder_precision=encoder_precision, progress=progress)
 
     def prepare(
@@ -78,6 +80,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         *,
         fit: str | None = None,
         interpolation: str | None = None,
+        range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
     ) -> list[Prepared]:
         """Images as the network takes them: ``pixels`` ``[3, height, width]`` in [-1, 1]; ``amount`` counts pixels.
@@ -90,7 +93,12 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         for index, item in enumerate(as_items(items, batch_rank=4)):
             with naming_item(index):
                 image = media.prepare_image(
-                    item, size or (0, 0), fit=fit, max_pixels=max_pixels, interpolation=interpolation or self.interpolation
+                    item,
+                    size or (0, 0),
+                    fit=fit,
+                    max_pixels=max_pixels,
+                    interpolation=interpolation or self.interpolation,
+                    range=range,
                 )
                 height, width = image.pixels.shape[1:]
                 self.require_size(height, width)
