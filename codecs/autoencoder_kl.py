@@ -172,7 +172,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
         spec = self.spec
         return Latents(tuple(values), spec.name, spec.fingerprint, tuple(image.meta for image in prepared))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_image(
         self, image: Float[Tensor, "3 height width"], sample: bool, generator: torch.Generator | None
     ) -> Float[Tensor, "channels rows columns"]:
@@ -183,7 +183,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
             mean, log_variance = self.vae.encoder(padded)
         if sample:
             device = generator.device if generator else mean.device
-            noise = torch.randn(mean.shape, generator=generator, device=device).to(mean.device)
+            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).to(mean.device)
             mean = mean + torch.exp(0.5 * log_variance) * noise
         latents: Tensor = (mean[0] - self.config.shift_factor) * self.config.scaling_factor
         return latents
@@ -220,7 +220,7 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
                 advance(1)
         return images
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode_one(self, values: Float[Tensor, "channels rows columns"]) -> Float[Tensor, "3 height width"]:
         raw = values[None].to(self.device).float() / self.config.scaling_factor + self.config.shift_factor
         with exact_float32(self.device):

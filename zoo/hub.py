@@ -35,6 +35,7 @@ from zoo.errors import (
     listing,
 )
 from zoo.media import replacing, write_json
+from zoo.nn.precision import exact_float32
 from zoo.pieces import (
     CONFIG_FILE,
     DIFFUSERS_WEIGHTS_FILE,
@@ -87,6 +88,7 @@ class _Request:
 # ------------------------------------------------------------------------------------------------------------------ load
 
 
+@exact_float32(torch.device("cpu"))
 def load(
     name: str,
     *,
@@ -150,6 +152,7 @@ def load(
     return tokenizer
 
 
+@exact_float32(torch.device("cpu"))
 def load_upstream(
     family: str,
     config: Mapping[str, Any] | str | os.PathLike[str] | None,

@@ -69,7 +69,7 @@ def upstream_config(raw: Mapping[str, Any]) -> ByteFormerConfig | None:
     if wrong := [f"{name} {settings[name]}" for name, value in _FIXED.items() if settings.get(name, value) != value]:
         raise WeightsError(f"these settings of a ByteFormer are not supported: {listing(wrong)}")
     try:
-        return _read_settings(settings)
+        return _read_settings(settings, raw)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise WeightsError(f"the ByteFormer configuration cannot be used: {reason}") from error
@@ -87,7 +87,7 @@ def _settings(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _read_settings(settings: Mapping[str, Any]) -> ByteFormerConfig:
+def _read_settings(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> ByteFormerConfig:
     defaults = ByteFormerConfig()
     mode = settings.get("mode", "tiny")
     sizes = dict(zip(_SIZES, _MODES.get(mode, ()), strict=False)) | {
@@ -110,7 +110,40 @@ def _read_settings(settings: Mapping[str, Any]) -> ByteFormerConfig:
         classes=settings.get("n_classes", defaults.classes),
         sinusoidal=bool(settings.get("sinusoidal_pos_emb", False)),
         layernorm_axis_rule=bool(settings.get("layernorm_axis_rule", True)),
+        **_files(raw),
     )
+
+
+def _files(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields that say how a training run made its files, as far as its configuration does; with the original's defaults."""
+    image, audio = raw.get("image_augmentation", {}), raw.get("audio_augmentation", {})
+
+    def enabled(section: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+        settings = section.get(name) or {}
+        return settings if settings.get("enable", False) else None
+
+    found: dict[str, Any] = {}
+    if (saved := enabled(image, "pil_save")) is not None:
+        found |= {"file": saved.get("file_encoding", "TIFF"), "quality": saved.get("quality", 100)}
+    if (resize := enabled(image, "resize")) is not None:
+        found |= {"resized": resize.get("size", 256), "interpolation": resize.get("interpolation", "bilinear")}
+    if (crop := enabled(image, "center_crop")) is not None:
+        found["cropped"] = crop.get("size", 224)
+    if (saved := enabled(audio, "torchaudio_save")) is not None:
+        found |= {"file": saved.get("format", "wav").upper(), "sample_type": saved.get("encoding_dtype", "float32")}
+    if (order := enabled(image, "shuffle_bytes")) is not None:
+        found |= {
+            "shuffle": order.get("mode", "reverse"),
+            "shuffle_stride": order.get("stride", 1024),
+            "shuffle_window": order.get("window_size", 1024),
+        }
+    if (camera := enabled(image, "mask_positions")) is not None:
+        found["keep"] = camera.get("keep_frac", 0.5)
+    if (noise := enabled(image, "random_uniform")) is not None:
+        found["noise"] = tuple(noise.get("width_range", (-5, 5)))
+    if enabled(image, "byte_permutation") is not None:
+        found["permuted"] = True
+    return found
 
 
 def _shortest(windows: Any) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ BYTE_VALUES = 256
 #: File encodings of images and of audio that a checkpoint may have been trained on; see `encodings`.
 IMAGE_FILES = ("fHWC", "fCHW", "TIFF", "PNG", "JPEG")
 AUDIO_FILES = ("WAV", "MP3")
+#: How images are resized.
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 #: Types of the samples in a WAV file.
 SAMPLE_TYPES = ("float32", "int32", "int16", "uint8")
 #: Orders of bytes (see `transforms.shuffle`): those that can be undone without knowing more than the length, and random ones.
@@ -36,11 +38,15 @@ class ByteFormerConfig:
             code guesses the axis so, and the official weights were trained with it.
         file: file encoding of the training data, one of `IMAGE_FILES` and `AUDIO_FILES`; empty if unknown.
         quality: of JPEG files.
+        resized, cropped: shorter side that images are resized to, and side of the square that is cut out of their middle.
+        interpolation: of that resizing, one of `INTERPOLATIONS`.
         sample_type: of WAV files, one of `SAMPLE_TYPES`.
         keep: share of the bytes that the privacy camera keeps (section 4.5 of the paper); 1 for all.
         noise: lowest and highest value that obfuscation adds to every byte; empty for none.
         shuffle: order in which the bytes are read, one of `FIXED_SHUFFLES`, which decoding undoes, or of `RANDOM_SHUFFLES`;
             empty for the file's own.
+        shuffle_stride: distance of the bytes that ``stride`` brings together.
+        shuffle_window: bytes in a window of ``window_shuffle``.
         permuted: byte values are exchanged by the original's fixed table. Decoding undoes it.
         labels: names of the classes; empty if they are not known.
     """
@@ -59,10 +65,15 @@ class ByteFormerConfig:
     layernorm_axis_rule: bool = True
     file: str = ""
     quality: int = 100
+    resized: int = 256
+    cropped: int = 224
+    interpolation: str = "bicubic"
     sample_type: str = "float32"
     keep: float = 1.0
     noise: tuple[int, ...] = ()
     shuffle: str = ""
+    shuffle_stride: int = 1024
+    shuffle_window: int = 1024
     permuted: bool = False
     labels: tuple[str, ...] = ()
 
@@ -78,6 +89,9 @@ class ByteFormerConfig:
             f"file must be one of {', '.join(IMAGE_FILES + AUDIO_FILES)}": self.file in ("", *IMAGE_FILES, *AUDIO_FILES),
             f"sample_type must be one of {', '.join(SAMPLE_TYPES)}": self.sample_type in SAMPLE_TYPES,
             f"shuffle must be one of {', '.join(SHUFFLES)}": self.shuffle in ("", *SHUFFLES),
+            f"resized {self.resized} must be at least cropped {self.cropped}": self.resized >= self.cropped >= 1,
+            f"interpolation must be one of {', '.join(INTERPOLATIONS)}": self.interpolation in INTERPOLATIONS,
+            "shuffle_stride and shuffle_window must be positive": min(self.shuffle_stride, self.shuffle_window) >= 1,
             "noise must be empty or a lowest and a highest value": len(self.noise) in (0, 2),
             f"{len(self.labels)} labels for {self.classes} classes": len(self.labels) in (0, self.classes),
         }
@@ -98,6 +112,11 @@ class ByteFormerConfig:
     def longest_file(self) -> int:
         """Bytes of the longest file that the position table allows."""
         return (self.max_tokens - 1) * self.stride + self.kernel + self.stride - 1
+
+    @property
+    def shuffle_span(self) -> int:
+        """Distance or window of the order in which bytes are read; 1 where it has none."""
+        return {"stride": self.shuffle_stride, "window_shuffle": self.shuffle_window}.get(self.shuffle, 1)
 
     def window(self, block: int) -> int:
         """Tokens in a window of a block."""

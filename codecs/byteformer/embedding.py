@@ -80,7 +80,7 @@ class ByteEmbedding(Float32Module):
 
     def _reduce(self, windows: Int[Tensor, "tokens kernel"] | UInt8[Tensor, "tokens kernel"]) -> Float[Tensor, "tokens dim"]:
         table = self.table()
-        first_rows = torch.arange(self.kernel, device=table.device) * (len(table) // self.kernel)
+        first_rows = torch.arange(self.kernel, dtype=torch.int64, device=table.device) * (len(table) // self.kernel)
         parts = [F.embedding_bag(part + first_rows, table, mode="sum") for part in windows.split(_TOKENS_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -39,13 +39,22 @@ _MP3_BIT_RATE = 24_000
 # ----------------------------------------------------------------------------------------------------------------- images
 
 
-def evaluation_crop(source: Any, max_pixels: int = media.MAX_PIXELS) -> Pixels:
-    """The pixels that the original evaluates on: shorter side resized to 256 (bicubic), centre 224 x 224.
+def evaluation_crop(
+    source: Any,
+    max_pixels: int = media.MAX_PIXELS,
+    *,
+    resized: int = RESIZED,
+    cropped: int = CROPPED,
+    interpolation: str = "bicubic",
+) -> Pixels:
+    """The pixels that the original evaluates on: shorter side resized (bicubic) to 256, centre 224 x 224.
 
     Args:
         source: whatever `zoo.media.prepare_image` takes; floats in [-1, 1]. Images are turned upright and laid on white first,
             which the original does not do: hand over an array to keep them as they are stored.
         max_pixels: refuse larger images.
+        resized, cropped: other sizes than those.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
 
     Raises:
         InputError: the source cannot be read.
@@ -55,13 +64,13 @@ def evaluation_crop(source: Any, max_pixels: int = media.MAX_PIXELS) -> Pixels:
     image = Image.fromarray(pixels_of(source, max_pixels))
     width, height = image.size
     shorter, longer = min(width, height), max(width, height)
-    if shorter != RESIZED:
-        resized = int(RESIZED * longer / shorter)
-        size = (RESIZED, resized) if width <= height else (resized, RESIZED)
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    if shorter != resized:
+        other = int(resized * longer / shorter)
+        size = (resized, other) if width <= height else (other, resized)
+        image = image.resize(size, Image.Resampling[interpolation.upper()])
     # The original rounds odd margins down, where torchvision's centre crop rounds to the nearest even number.
-    left, top = (image.width - CROPPED) // 2, (image.height - CROPPED) // 2
-    return np.asarray(image.crop((left, top, left + CROPPED, top + CROPPED)))
+    left, top = (image.width - cropped) // 2, (image.height - cropped) // 2
+    return np.asarray(image.crop((left, top, left + cropped, top + cropped)))
 
 
 def pixels_of(source: Any, max_pixels: int = media.MAX_PIXELS) -> Pixels:

@@ -109,7 +109,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
                 with naming_item(index):
                     octets = _read(item, max_bytes)
                     if self.config.shuffle in FIXED_SHUFFLES:
-                        octets = transforms.shuffle(octets, self.config.shuffle)
+                        octets = transforms.shuffle(octets, self.config.shuffle, span=self.config.shuffle_span)
                     ids.append(torch.from_numpy(self._exchange(octets).astype(np.int64)))
                 advance(1)
         return self.tokens(ids)
@@ -165,7 +165,9 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         octets = ids.to("cpu", torch.uint8).numpy()
         if self.config.permuted:
             octets = transforms.restore_values(octets)
-        return transforms.unshuffle(octets, self.config.shuffle) if self.config.shuffle in FIXED_SHUFFLES else octets
+        if self.config.shuffle not in FIXED_SHUFFLES:
+            return octets
+        return transforms.unshuffle(octets, self.config.shuffle, span=self.config.shuffle_span)
 
     def _check(self, tokens: AnyTokens) -> Tokens:
         """As all tokenizers do, except that items may be empty."""
@@ -198,11 +200,15 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         if not config.file:
             raise InputError(f"{self.name} does not say which files it was trained on: pass files to encode as they are")
         if config.file in IMAGE_FILES:
-            content = encodings.image_file(encodings.evaluation_crop(source), config.file, quality=config.quality)
+            pixels = encodings.evaluation_crop(
+                source, resized=config.resized, cropped=config.cropped, interpolation=config.interpolation
+            )
+            content = encodings.image_file(pixels, config.file, quality=config.quality)
         else:
             content = encodings.audio_file(encodings.evaluation_clip(source), config.file, sample_type=config.sample_type)
         if config.shuffle in RANDOM_SHUFFLES:
-            content = transforms.shuffle(content, config.shuffle, generator=generator).tobytes()
+            span = config.shuffle_span
+            content = transforms.shuffle(content, config.shuffle, span=span, generator=generator).tobytes()
         if config.keep < 1:
             content = transforms.keep_bytes(content, config.keep).tobytes()
         if config.noise:
@@ -211,7 +217,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
 
     # ---- ids to vectors and classes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(
         self, tokens: AnyTokens, *, positions: bool = False, compat: str | None = None
     ) -> Float[Tensor, "batch length dim"]:
@@ -242,12 +248,12 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         for chunk in chunks:
             pending = torch.cat([pending, *self._check(chunk).unpadded()])
             if len(pending) >= kernel:
-                with torch.inference_mode(), exact_float32(self.device):
+                with torch.no_grad(), exact_float32(self.device):
                     vectors = self.embedding([pending], positions=False)
                 yield vectors
                 pending = pending[len(vectors) * stride :]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(
         self,
         tokens: AnyTokens,
@@ -282,7 +288,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
                 advance(len(lengths))
         return Features(features, torch.stack([vectors.mean(0) for vectors in features]))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def classify(
         self,
         tokens: AnyTokens,

@@ -17,7 +17,7 @@ from zoo.errors import InputError
 Bytes = UInt8[np.ndarray, " length"]
 Content = bytes | bytearray | memoryview | Bytes
 
-#: The distance of ``stride`` and the length of the windows of ``window_shuffle``.
+#: The distance of ``stride`` and the length of the windows of ``window_shuffle``, unless they are told another one.
 SPAN = 1024
 # The original draws masks and its table with this seed.
 _SEED = 2_147_483_647
@@ -37,15 +37,21 @@ _RESTORED = np.argsort(EXCHANGED).astype(np.uint8)
 
 
 def shuffle(
-    content: Content, mode: str, *, permutation: Int[Tensor, " _"] | None = None, generator: torch.Generator | None = None
+    content: Content,
+    mode: str,
+    *,
+    span: int | None = None,
+    permutation: Int[Tensor, " _"] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Bytes:
     """Bytes in another order.
 
     Args:
         content: the bytes of a file.
-        mode: ``reverse``; ``cyclic_half_length``: rolled to the right by half the length; ``stride``: every 1024th byte from
-            the first, from the second, ...; ``window_shuffle``: one random permutation within each whole window of 1024 bytes,
-            the rest stays; ``random_shuffle``: one random permutation.
+        mode: ``reverse``; ``cyclic_half_length``: rolled to the right by half the length; ``stride``: every ``span``-th byte
+            from the first, from the second, ...; ``window_shuffle``: one random permutation within each whole window of
+            ``span`` bytes, the rest stays; ``random_shuffle``: one random permutation.
+        span: 1024 by default, or the length of a permutation of windows.
         permutation: of the random modes, instead of a drawn one: byte i of the result, or of a window, is byte
             ``permutation[i]``.
         generator: draws it.
@@ -54,10 +60,10 @@ def shuffle(
         InputError: there is no such mode, or the permutation has another length.
     """
     octets = _octets(content)
-    return octets[_order(len(octets), mode, permutation, generator)]
+    return octets[_order(len(octets), mode, span, permutation, generator)]
 
 
-def unshuffle(content: Content, mode: str, *, permutation: Int[Tensor, " _"] | None = None) -> Bytes:
+def unshuffle(content: Content, mode: str, *, span: int | None = None, permutation: Int[Tensor, " _"] | None = None) -> Bytes:
     """The inverse of `shuffle`; random modes need the permutation.
 
     Raises:
@@ -67,7 +73,7 @@ def unshuffle(content: Content, mode: str, *, permutation: Int[Tensor, " _"] | N
     if mode in RANDOM_SHUFFLES and permutation is None:
         raise InputError(f"{mode} can only be undone with its permutation")
     restored = np.empty_like(octets)
-    restored[_order(len(octets), mode, permutation, None)] = octets
+    restored[_order(len(octets), mode, span, permutation, None)] = octets
     return restored
 
 
@@ -75,7 +81,9 @@ def camera_positions(length: int, keep: float) -> Int[np.ndarray, " kept"]:
     """Positions in ascending order of the bytes that the privacy camera keeps: a fixed random share ``keep`` of them."""
     if not 0 < keep <= 1:
         raise InputError(f"the share of bytes to keep must lie in (0, 1], not {keep}")
-    chosen = torch.randperm(length, generator=torch.Generator().manual_seed(_SEED))[: int(keep * length)]
+    chosen = torch.randperm(length, generator=torch.Generator().manual_seed(_SEED), device="cpu", dtype=torch.int64)[
+        : int(keep * length)
+    ]
     return np.sort(chosen.numpy())
 
 
@@ -107,7 +115,10 @@ def add_noise(
     octets = _octets(content)
     if low > high:
         raise InputError(f"noise from {low} to {high}")
-    drawn = torch.randint(low, high + 1, octets.shape, generator=generator) if noise is None else noise
+    drawn = noise
+    if drawn is None:
+        device = generator.device if generator else "cpu"
+        drawn = torch.randint(low, high + 1, octets.shape, generator=generator, device=device, dtype=torch.int64).cpu()
     if drawn.shape != octets.shape:
         raise InputError(f"noise of {len(drawn)} numbers for {len(octets)} bytes")
     return ((octets + drawn.to(torch.int64).numpy()) % 256).astype(np.uint8)
@@ -128,23 +139,35 @@ def _octets(content: Content) -> Bytes:
 
 
 def _order(
-    length: int, mode: str, permutation: Int[Tensor, " _"] | None, generator: torch.Generator | None
+    length: int,
+    mode: str,
+    span: int | None,
+    permutation: Int[Tensor, " _"] | None,
+    generator: torch.Generator | None,
 ) -> Shaped[np.ndarray, " length"]:
     """Where each byte of the shuffled file comes from."""
+    if span is not None and span < 1:
+        raise InputError(f"the span of an order of bytes must be at least 1, not {span}")
+    distance = SPAN if span is None else span
     positions = np.arange(length)
     if mode == "reverse":
         return positions[::-1]
     if mode == "cyclic_half_length":
         return np.roll(positions, length // 2)
     if mode == "stride":
-        return np.concatenate([positions[start::SPAN] for start in range(SPAN)])
+        return np.concatenate([positions[start::distance] for start in range(distance)])
     if mode not in SHUFFLES:
         raise InputError(f"the order of bytes must be one of {', '.join(SHUFFLES)}, not {mode!r}")
-    span = length if mode == "random_shuffle" else SPAN
-    chosen = torch.randperm(span, generator=generator) if permutation is None else permutation
-    if len(chosen) != span:
-        raise InputError(f"a permutation of {len(chosen)} bytes where {mode} needs one of {span}")
+    if span is None and permutation is not None:
+        distance = len(permutation)
+    window = length if mode == "random_shuffle" else distance
+    chosen = permutation
+    if chosen is None:
+        device = generator.device if generator else "cpu"
+        chosen = torch.randperm(window, generator=generator, device=device, dtype=torch.int64).cpu()
+    if len(chosen) != window:
+        raise InputError(f"a permutation of {len(chosen)} bytes where {mode} needs one of {window}")
     # Without a generator's say about an empty file there is nothing to move.
-    whole = length // span * span if span else 0
-    windows = positions[:whole].reshape(-1, max(1, span))[:, chosen.numpy()]
+    whole = length // window * window if window else 0
+    windows = positions[:whole].reshape(-1, max(1, window))[:, chosen.numpy()]
     return np.concatenate([windows.reshape(-1), positions[whole:]])

@@ -187,6 +187,7 @@ def _read_tree(raw: Mapping[str, Any]) -> FlexTokConfig:
         decoder_head_dim=flow.get("head_dim", 64),
         mlp_ratio=trunk.get("mlp_ratio", 4.0),
         max_timestep=decoder["dec_time_embedder"].get("max_timestep", 1000.0),
+        frequency_embedding_size=decoder["dec_time_embedder"].get("frequency_embedding_size", 256),
         logit_normal=noise.get("ln", True),
         mode_scale=noise.get("mode_scale", defaults.mode_scale),
     )
@@ -218,8 +219,14 @@ def _require_settings(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) ->
         "use_mup_readout is not supported": not mup,
         "encoder and decoder must have the same grid and patch size": same_grid and same_patches,
         "encoder and decoder must have the same mlp_ratio": trunk.get("mlp_ratio", 4.0) == flow.get("mlp_ratio", 4.0),
-        "dec_time_embedder.frequency_embedding_size must be 256": (
-            decoder["dec_time_embedder"].get("frequency_embedding_size", 256) == 256
+        "posemb_scaling must be absolute": all(
+            module.get("posemb_scaling", "absolute") == "absolute" for module in (*encoder.values(), *decoder.values())
+        ),
+        "qk_norm and gated_mlp must be on": all(
+            part.get(name, True) for part in (trunk, flow) for name in ("qk_norm", "gated_mlp")
+        ),
+        "activations and norms must be the original's": all(
+            part.get(name) is None for part in (trunk, flow) for name in ("act_layer", "norm_layer")
         ),
     }
     if failed := [text for text, holds in checks.items() if not holds]:
@@ -287,6 +294,7 @@ def _infer_config(named: Mapping[str, Tensor], base: FlexTokConfig) -> FlexTokCo
         decoder_dim=decoder_dim,
         decoder_depth=depth("decoder"),
         mlp_ratio=ratio,
+        frequency_embedding_size=shape("decoder.time.mlp.0.weight")[1],
     )
 
 

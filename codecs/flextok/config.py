@@ -27,6 +27,7 @@ class FlexTokConfig:
         decoder_dim, decoder_depth, decoder_head_dim: the same of the decoder.
         mlp_ratio: width of the feed-forward layers over that of the model, before the 2/3 of gated ones.
         max_timestep: scale of the timestep's sinusoidal features; t itself lies in [0, 1].
+        frequency_embedding_size: number of those features.
         steps, guidance, guidance_method: sampling when `decode` is not told otherwise; ``apg`` is normalised guidance
             (arXiv 2410.02416), ``cfg`` the plain classifier-free one.
         logit_normal: noise levels of training follow a logit-normal distribution, instead of the one below.
@@ -51,6 +52,7 @@ class FlexTokConfig:
     decoder_head_dim: int = 64
     mlp_ratio: float = 4.0
     max_timestep: float = 1000.0
+    frequency_embedding_size: int = 256
     steps: int = 20
     guidance: float = 7.5
     guidance_method: str = "apg"
@@ -66,6 +68,8 @@ class FlexTokConfig:
                 raise ValueError(f"{part}_dim {dim} is not a multiple of {part}_head_dim {head_dim}")
         if len(self.grid) != 2 or len(self.patch_size) != 2 or min(*self.grid, *self.patch_size) < 1:
             raise ValueError(f"grid and patch_size must be two positive integers, not {self.grid} and {self.patch_size}")
+        if self.frequency_embedding_size < 2:
+            raise ValueError(f"frequency_embedding_size must be at least 2, not {self.frequency_embedding_size}")
         if min(self.levels) < 2:
             raise ValueError(f"every component needs at least 2 levels, not {self.levels}")
         if self.encoder_mask not in MASK_MODES:

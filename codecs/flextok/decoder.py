@@ -33,8 +33,8 @@ from zoo.nn.precision import compute_dtype
 
 # The six vectors of a block's modulation, in the order in which the checkpoint holds them.
 GATE_ATTENTION, GATE_MLP, SHIFT_ATTENTION, SCALE_ATTENTION, SHIFT_MLP, SCALE_MLP = range(6)
-#: Sinusoidal features of the timestep, and the longest period among them.
-FREQUENCIES, MAX_PERIOD = 256, 256.0
+#: Longest period among the sinusoidal features of the timestep, whatever their number: fixed in the original code.
+MAX_PERIOD = 256.0
 
 # One row for patches and one for registers; a batch of one serves all items.
 Modulation = Float[Tensor, "#batch 2 6 dim"]
@@ -63,19 +63,19 @@ class Condition:
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of the timestep through two linear layers."""
 
-    def __init__(self, dim: int, max_timestep: float) -> None:
+    def __init__(self, dim: int, features: int, max_timestep: float) -> None:
         super().__init__()
-        self.max_timestep = max_timestep
-        self.mlp = nn.Sequential(Linear(FREQUENCIES, dim), nn.SiLU(), Linear(dim, dim))
+        self.num_features, self.max_timestep = features, max_timestep
+        self.mlp = nn.Sequential(Linear(features, dim), nn.SiLU(), Linear(dim, dim))
 
     def features(self, t: Float[Tensor, " steps"]) -> Float[Tensor, "steps frequencies"]:
-        """Cosines, then sines, with periods that grow geometrically."""
-        half = FREQUENCIES // 2
+        """Cosines, then sines, with periods that grow geometrically; an odd one out is zero."""
+        half = self.num_features // 2
         index = torch.arange(half, dtype=torch.float32, device=t.device)
         # In this order of operations: phases reach 1000, where one rounding more would show.
         frequencies = (1000.0 / self.max_timestep) * torch.exp(-math.log(MAX_PERIOD) * index / half)
         phases = t.float()[:, None] * frequencies
-        return torch.cat([phases.cos(), phases.sin()], dim=1)
+        return F.pad(torch.cat([phases.cos(), phases.sin()], dim=1), (0, self.num_features % 2))
 
     def forward(self, t: Float[Tensor, " steps"]) -> Float[Tensor, "steps dim"]:
         embedded: Tensor = self.mlp(self.features(t))
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
         self.null_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.patches = Patches(config.patch_size, config.latent_channels, dim)
         self.patch_positions = nn.Parameter(sinusoidal_positions(config.grid, dim), requires_grad=False)
-        self.time = TimeEmbedding(dim, config.max_timestep)
+        self.time = TimeEmbedding(dim, config.frequency_embedding_size, config.max_timestep)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.head = VelocityHead(config)
 
@@ -216,7 +216,7 @@ class Decoder(nn.Module):
     ) -> Condition:
         """The condition as it was trained, every register in a row of its own; what training and comparisons use."""
         tokens = self.registers(codes)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.int64)
         tokens = torch.where((positions < keep[:, None])[..., None], tokens, self.mask_token.float())
         if null is not None:
             tokens = torch.where(null[:, None, None], self.null_token.float(), tokens)

@@ -83,7 +83,9 @@ def sample(
     passes = _Passes(decoder, codes, keep, guided, (noise.shape[2], noise.shape[3]))
     times = [step / steps for step in range(steps, 0, -1)]
     x = noise
-    for t, timestep in zip(times, decoder.timesteps(torch.tensor(times, device=noise.device)), strict=True):
+    for t, timestep in zip(
+        times, decoder.timesteps(torch.tensor(times, dtype=torch.float32, device=noise.device)), strict=True
+    ):
         velocity = passes.velocity(x, timestep)
         if guided:
             scale = guidance(t) if callable(guidance) else guidance
@@ -111,7 +113,7 @@ class _Passes:
         budget = TOKENS_AT_ONCE.get(codes.device.type, TOKENS_AT_ONCE["cuda"])
         self.batches = []
         for group in groups_of_similar_length([patches + count for count in counts], budget, waste=PADDING):
-            passes = torch.tensor(group, device=codes.device)
+            passes = torch.tensor(group, dtype=torch.int64, device=codes.device)
             items = passes % self.items
             condition = decoder.condition(codes[items], [counts[i] for i in group], [index >= self.items for index in group])
             self.batches.append((passes, items, condition))
@@ -127,7 +129,8 @@ class _Passes:
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "batch channels rows columns"]:
     """Standard normal noise from one seed per item, the same on every device and in every batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=own, device="cpu", dtype=torch.float32) for own in generators])
 
 
 # ---- training

@@ -149,9 +149,9 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             return None
         shape = (batch, *self._latent_shape((images.shape[2], images.shape[3])))
         device = generator.device if generator else images.device
-        return torch.randn(shape, generator=generator, device=device).to(images.device)
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(images.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_images(self, images: Images, count: int, noise: Latents | None, dtype: torch.dtype) -> list[Tensor]:
         with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             z = self.encoder(self.latents(images, noise), count)
@@ -301,7 +301,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 raise InputError(f"noise must be {[len(tokens), *shapes[0]]}, not {list(noise.shape)}")
             return list(noise.float())
         if generator is not None:
-            return [torch.randn(shape, generator=generator, device=generator.device) for shape in shapes]
+            return [torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32) for shape in shapes]
         seeds = [seed] * len(tokens) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(tokens):
             raise InputError(f"{len(seeds)} seeds do not fit {len(tokens)} items")
@@ -320,7 +320,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 batches.append([index])
         return batches
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _sample(self, tokens: Tokens, noise: Latents, advance: Any, options: Mapping[str, Any]) -> Latents:
         codes = self.fsq.codes(tokens.ids.to(self.device).clamp(min=0))
         with exact_float32(self.device):
@@ -333,7 +333,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 **options,
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode_latents(self, latents: Latents) -> list[Float[Tensor, "3 height width"]]:
         batch = self.VAE_BATCH.get(self.device.type, self.VAE_BATCH["cuda"])
         with exact_float32(self.device):

@@ -93,7 +93,7 @@ class Diffusion(nn.Module):
         kept = _scheduler(self.noising, _NOISING).alphas_cumprod[level].to(embeddings.device)
         mean, std = self.mean.float(), self.std.float()
         mixed = (kept.sqrt() * ((embeddings - mean) / std) + (1 - kept).sqrt() * noise) * std + mean
-        levels = torch.full((len(embeddings),), level, device=embeddings.device)
+        levels = torch.full((len(embeddings),), level, dtype=torch.int64, device=embeddings.device)
         told = get_timestep_embedding(levels, embeddings.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
         return torch.cat([mixed, told], dim=1)
 
@@ -213,8 +213,8 @@ def empty_prompt_states(config: Mapping[str, Any], state: Mapping[str, Tensor]) 
     named = {key.removeprefix("text_model."): tensor.float() for key, tensor in state.items() if "position_ids" not in key}
     ours = {key.removeprefix("text_model."): key for key in model.state_dict()}
     model.load_state_dict({ours.get(key, key): tensor for key, tensor in named.items()}, strict=True, assign=True)
-    ids = torch.tensor([_empty_prompt(model.config)], device=next(iter(named.values())).device)
-    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    ids = torch.tensor([_empty_prompt(model.config)], dtype=torch.int64, device=next(iter(named.values())).device)
+    places = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)[None]
     states: Tensor = model(input_ids=ids, position_ids=places).last_hidden_state[0]
     return states
 

@@ -172,11 +172,11 @@ class Seed(Tokenizer[SeedConfig]):
         limit = self._limit(self.ENCODE_BATCH)
         for start in range(0, len(images), limit):
             pixels = torch.stack([image.pixels for image in images[start : start + limit]])
-            with torch.inference_mode(), exact_float32(self.device):
+            with torch.no_grad(), exact_float32(self.device):
                 states: Tensor = self.encoder(pixels.to(self.device), PRECISIONS[precision])
             yield states
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _quantize(self, states: States) -> list[Int[Tensor, " queries"]]:
         with exact_float32(self.device):
             return list(self.codebook.nearest(self.encoder.summary.to_codes(states)))
@@ -201,7 +201,7 @@ class Seed(Tokenizer[SeedConfig]):
         ids = self._check(tokens).ids.to(self.device)
         return self.codebook(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def image_embedding(self, tokens: AnyTokens) -> Float[Tensor, "batch ..."]:
         """The embedding that images are drawn from.
 
@@ -216,7 +216,7 @@ class Seed(Tokenizer[SeedConfig]):
         with exact_float32(self.device):
             return torch.cat([self.embedding(self.codebook(few)) for few in ids.split(self._limit(self.ENCODE_BATCH))])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, tokens: AnyTokens) -> States:
         """A reconstruction of what `causal_embedding` gave, ``[batch, queries, dim]``, as the original's retrieval uses it.
 
@@ -344,7 +344,7 @@ class Seed(Tokenizer[SeedConfig]):
                 images += self._draw(embeddings[part], away, chosen, drawing, advance)
         return images
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _draw(
         self, embeddings: Tensor, negative: Tensor | None, noises: Noises, drawing: Drawing, advance: Any
     ) -> list[Float[Tensor, "3 height width"]]:
@@ -418,7 +418,7 @@ class Seed(Tokenizer[SeedConfig]):
         drawn = []
         for own in seeds:
             source = generator or torch.Generator().manual_seed(own)
-            drawn.append([torch.randn(shape, generator=source, device=source.device) for shape in shapes])
+            drawn.append([torch.randn(shape, generator=source, device=source.device, dtype=torch.float32) for shape in shapes])
         columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
         return Noises(*(own if tensor is None else tensor.float() for tensor, own in zip(given, columns, strict=True)))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import convolution_options, middle_block, output_norm, resize, task_layer
+from zoo.nn.norm import exact_group_norms, overwriting_activations
 from zoo.nn.precision import compute_dtype
 from zoo.nn.vit import ViTSizes, vit_blocks
 
@@ -44,6 +45,7 @@ class PixelDecoder(nn.Module):
         self.levels = nn.Sequential(*levels)
         self.norm_out = output_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        overwriting_activations(exact_group_norms(self))
 
     def forward(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""

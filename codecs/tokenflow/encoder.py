@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
+from zoo.nn.norm import GroupNorm, exact_group_norms, overwriting_activations
 from zoo.nn.precision import Float32Module
 from zoo.nn.vit import Activation, ViTSizes, vit_blocks
 
@@ -52,7 +53,7 @@ def middle_block(width: int, groups: int) -> nn.Module:
 
 def output_norm(width: int, groups: int) -> nn.GroupNorm:
     """The norm before the last convolution."""
-    return nn.GroupNorm(groups, width, eps=_CONV_EPS)
+    return GroupNorm(groups, width, eps=_CONV_EPS)
 
 
 class SemanticEncoder(nn.Module):
@@ -125,6 +126,7 @@ class PixelEncoder(nn.Module):
         self.norm_out = output_norm(last, config.norm_groups)
         self.conv_out = nn.Conv2d(last, config.latent_channels, 3, padding=1)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
+        overwriting_activations(exact_group_norms(self))
 
     def forward(self, images: Images) -> Latents:
         # Convolutions on a CPU are several times quicker in this layout.

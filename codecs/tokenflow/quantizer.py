@@ -120,7 +120,7 @@ class MultiScaleQuantizer(Float32Module):
 
     def latents(self, ids: Int[Tensor, "batch length"]) -> Latents:
         """The sum of the scales that ids of whole scales describe; padding of -1 adds nothing."""
-        total = torch.zeros(len(ids), sum(self.widths), self.grid, self.grid, device=ids.device)
+        total = torch.zeros(len(ids), sum(self.widths), self.grid, self.grid, dtype=torch.float32, device=ids.device)
         for scale, vectors in self._by_scale(self.vectors(ids)):
             total = total + self._spread(vectors, scale)
         return total

@@ -129,7 +129,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         limit = limits.get(self.device.type, limits["cuda"])
         return [range(start, min(start + limit, count)) for start in range(0, count, limit)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_images(self, images: Images, dtype: torch.dtype) -> list[Tensor]:
         with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             latents = self.encoder(images)
@@ -236,8 +236,8 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             raise InputError(f"refine must be the number of a scale that the tokens hold, after the first, not {refine}")
         inputs = self._run(self.quantizer.next_scale_inputs, tokens.ids, refine)
         reach = [ends[min(ends.index(length) + 1, len(ends) - 1)] - 1 for length in tokens.lengths.tolist()]
-        positions = torch.arange(inputs.shape[1], device=inputs.device)
-        return inputs * (positions < torch.tensor(reach, device=inputs.device)[:, None])[..., None]
+        positions = torch.arange(inputs.shape[1], dtype=torch.int64, device=inputs.device)
+        return inputs * (positions < torch.tensor(reach, dtype=torch.int64, device=inputs.device)[:, None])[..., None]
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The codes of the ids, semantic and pixel part each of length 1; zero where an item has ended."""

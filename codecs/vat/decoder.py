@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
+from zoo.nn.norm import exact_group_norms, overwriting_activations
 from zoo.nn.precision import Float32Module, compute_dtype, exact_float32
 
 Planes = Float[Tensor, "batch 3 channels side side"]
@@ -26,7 +27,7 @@ def upsampler(config: VATConfig) -> nn.Module:
     """The convolutional decoder of latent diffusion, from tokens of a plane to its features."""
     from diffusers.models.autoencoders.vae import Decoder
 
-    return Decoder(
+    decoder = Decoder(
         in_channels=config.width,
         out_channels=config.triplane_channels,
         up_block_types=("UpDecoderBlock2D",) * len(config.upsampler_channels),
@@ -35,6 +36,7 @@ def upsampler(config: VATConfig) -> nn.Module:
         norm_num_groups=config.norm_groups,
         mid_block_add_attention=config.mid_attention,
     )
+    return overwriting_activations(exact_group_norms(decoder))
 
 
 class TriplaneDecoder(nn.Module):
@@ -112,7 +114,7 @@ class Query(Float32Module):
 
     def maps(self, planes: Float[Tensor, "3 channels side side"], resolution: int) -> Maps:
         """Folded planes at the nodes of a grid, where -1 + 2 i / resolution is node i, indexed as `PLANE_AXES` says."""
-        nodes = -1 + 2 * torch.arange(resolution + 1, device=planes.device) / resolution
+        nodes = -1 + 2 * torch.arange(resolution + 1, dtype=torch.float32, device=planes.device) / resolution
         first, second = torch.meshgrid(nodes, nodes, indexing="ij")
         places = torch.stack([first, second], dim=-1).expand(3, -1, -1, -1)
         sampled = F.grid_sample(self.fold(planes), places, align_corners=False)

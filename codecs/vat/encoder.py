@@ -28,7 +28,9 @@ def fourier(
         num_frequencies: number of i, counted from 0.
         include_pi: multiply by pi as well.
     """
-    frequencies = 2.0 ** torch.arange(num_frequencies, device=points.device) * (math.pi if include_pi else 1.0)
+    frequencies = 2.0 ** torch.arange(num_frequencies, dtype=points.dtype, device=points.device) * (
+        math.pi if include_pi else 1.0
+    )
     angles = (points[..., None] * frequencies).flatten(-2)
     return torch.cat([points, angles.sin(), angles.cos()], dim=-1)
 

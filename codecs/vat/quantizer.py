@@ -58,14 +58,14 @@ class ScaleQuantizer(Float32Module):
 
     def _run_starts(self, count: int, device: torch.device) -> Int[Tensor, " bounds"]:
         """Where the runs of a scale begin, and where the last one ends."""
-        return torch.arange(count + 1, device=device) * self.num_latents // count
+        return torch.arange(count + 1, dtype=torch.int64, device=device) * self.num_latents // count
 
     def pool(self, latents: Latents, count: int) -> Vectors:
         """The mean of each of ``count`` runs."""
         starts = self._run_starts(count, latents.device)
         lengths = starts.diff()
         # Gathered instead of summed by index, which on a GPU has no fixed order.
-        places = torch.arange(int(-(-self.num_latents // count)), device=latents.device)
+        places = torch.arange(int(-(-self.num_latents // count)), dtype=torch.int64, device=latents.device)
         inside = places < lengths[:, None]
         members = latents[:, (starts[:-1, None] + places).clamp(max=self.num_latents - 1)]
         return (members * inside[..., None]).sum(2) / lengths[:, None]
@@ -96,7 +96,7 @@ class ScaleQuantizer(Float32Module):
 
     def vectors(self, ids: Ids) -> Vectors:
         """Codes of ids times their scale's gain; zero where an id is -1."""
-        counts = torch.tensor(self.scales, device=ids.device)
+        counts = torch.tensor(self.scales, dtype=torch.int64, device=ids.device)
         gains = self.gain.repeat_interleave(counts, output_size=sum(self.scales))[: ids.shape[1]]
         present: Bool[Tensor, "batch length"] = ids >= 0
         return F.embedding(ids.clamp(min=0), self.codes()) * (gains[:, None] * present[..., None])

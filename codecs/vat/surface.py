@@ -49,9 +49,9 @@ def evaluate(field: GridFunction, resolution: int, *, dense: bool = False) -> Gr
     """Values at all nodes of a grid; without ``dense`` those far from the surface are interpolated, but of the right sign."""
     field = _closed(field, resolution)
     stride = 1 if dense else coarsest_stride(resolution)
-    values = torch.empty((resolution // stride + 1,) * 3)
-    _fill(values, torch.ones(1, 1, 1, dtype=torch.bool).expand(values.shape), field, stride)
-    known = torch.ones(values.shape, dtype=torch.bool)
+    values = torch.empty((resolution // stride + 1,) * 3, dtype=torch.float32, device="cpu")
+    _fill(values, torch.ones(1, 1, 1, dtype=torch.bool, device="cpu").expand(values.shape), field, stride)
+    known = torch.ones(values.shape, dtype=torch.bool, device="cpu")
     while stride > 1:
         stride //= 2
         values, known = _refined(values, known, field, stride)
@@ -94,7 +94,7 @@ def _refined(values: Grid, known: Mask, field: GridFunction, stride: int) -> tup
     size = [2 * side - 1 for side in values.shape]
     finer = F.interpolate(values[None, None], size, mode="trilinear", align_corners=True)[0, 0]
     finer[::2, ::2, ::2] = values
-    finer_known = torch.zeros(finer.shape, dtype=torch.bool)
+    finer_known = torch.zeros(finer.shape, dtype=torch.bool, device="cpu")
     finer_known[::2, ::2, ::2] = known
     _fill(finer, wanted & ~finer_known, field, stride)
     return finer, finer_known.logical_or_(wanted)

@@ -135,7 +135,7 @@ class VAT(Tokenizer[VATConfig]):
                 batches.append([index])
         return batches
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_points(
         self, points: Float[Tensor, "batch points 3"], normals: Float[Tensor, "batch points 3"], dtype: torch.dtype
     ) -> list[Tensor]:
@@ -245,7 +245,7 @@ class VAT(Tokenizer[VATConfig]):
             raise InputError(f"scales must lie in [1, {len(ends)}], not {scales}")
         return tokens.truncate(ends[scales - 1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode_planes(self, ids: Int[Tensor, "batch length"]) -> Planes:
         with exact_float32(self.device):
             planes: Tensor = self.decoder(self.quantizer.latents(ids.to(self.device)))

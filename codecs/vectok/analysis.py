@@ -84,7 +84,7 @@ class Analyser:
         kept = list(windows())
         return Recording(frames, lambda: iter(kept))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _vectors(self, pieces: Sequence[Float[Tensor, " _"]], frames: Sequence[int]) -> list[Float[Tensor, "_frames dim"]]:
         """Vectors of pieces of waveforms, so many of each, with silence behind what is too short for them."""
         samples = max(frames) * self.hop_length + self.network.tail

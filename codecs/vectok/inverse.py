@@ -90,12 +90,12 @@ class InverseKMeans(nn.Module):
             units: the vectors that stand for the units, or the mask vector in their places.
         """
         rows = [self.embed(prompt, item) for prompt, item in zip(prompts, units, strict=True)]
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=rows[0].device)
         # Each item's units follow its own prompt at once, so that all padding is at the right.
         x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         inside = None
-        if int(lengths.min()) < x.shape[1]:
-            inside = (torch.arange(x.shape[1]) < lengths[:, None]).to(x.device)
+        if min(map(len, rows)) < x.shape[1]:
+            inside = torch.arange(x.shape[1], dtype=torch.int64, device=x.device) < lengths[:, None]
         x = self.out_proj(self.refine(x, inside))
         return [row[len(prompt) : len(prompt) + len(item)] for row, prompt, item in zip(x, prompts, units, strict=True)]
 

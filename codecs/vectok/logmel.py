@@ -47,7 +47,7 @@ class LogMel(nn.Module):
     def reset_buffers(self) -> None:
         """Fill in window and filters; needed after the module was built on the meta device."""
         device = "cpu" if self.window.device.type == "meta" else self.window.device
-        self.window = torch.hann_window(self.win_length, device=device)
+        self.window = torch.hann_window(self.win_length, dtype=torch.float32, device=device)
         with torch.device("cpu"):
             filters = torchaudio.functional.melscale_fbanks(*self.scale, norm="slaney", mel_scale="slaney")
         self.filters = filters.to(device)

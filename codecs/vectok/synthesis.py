@@ -64,7 +64,7 @@ class Synthesiser:
     window: int
     together: int
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def from_units(
         self,
         restorer: Restorer,
@@ -89,7 +89,7 @@ class Synthesiser:
                 waves[index] = torch.cat(list(self._blocks(restored)))
         return [waves[index] for index in range(len(units))]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def from_vectors(
         self, vectors: Sequence[Float[Tensor, "_frames dim"]], *, progress: bool = False
     ) -> list[Float[Tensor, " _samples"]]:
@@ -114,7 +114,8 @@ class Synthesiser:
         padded = nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
         inside = None
         if min(frames) < max(frames):
-            inside = (torch.arange(max(frames)) < torch.tensor(frames)[:, None]).to(padded.device)
+            counts = torch.tensor(frames, dtype=torch.int64, device=padded.device)
+            inside = torch.arange(max(frames), dtype=torch.int64, device=padded.device) < counts[:, None]
         batch = self.vocoder(padded, inside)
         return [wave[: count * self.vocoder.hop_length].clone() for wave, count in zip(batch, frames, strict=True)]
 

@@ -222,7 +222,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         found = {index: self._quantize(recording) for index, recording in self._recordings(prepared, progress=progress)}
         return [found[index] for index in range(len(prepared))]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _quantize(self, recording: Recording) -> Int[Tensor, " frames"]:
         """Units of a recording, from its vectors less their mean."""
         with exact_float32(self.device):
@@ -401,7 +401,7 @@ class VecTok(Tokenizer[VecTokConfig]):
     def _synthesiser(self) -> Synthesiser:
         return Synthesiser(self.vocoder, self.device, self.WINDOW["decode"], self._in_flight(self.DECODE_FRAMES))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def inverse_vectors(self, units: Sequence[Int[Tensor, " _"]], prompt: Prompt = None) -> list[Float[Tensor, "_frames dim"]]:
         """Speech vectors of sequences of units in the voice of a prompt, as `decode` computes them before the vocoder.
 

@@ -175,7 +175,7 @@ class Units(Float32Module):
         """The encoding and the units of each id, padded with -1, made once for the pairs that are there."""
         if self._bpe is None or self._bpe[0] is not self.pairs:
             bpe = BPE(len(self.centroids), self.pairs.tolist())
-            rows = [torch.tensor(sequence) for sequence in bpe.expansions()]
+            rows = [torch.tensor(sequence, dtype=torch.int64, device="cpu") for sequence in bpe.expansions()]
             table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
             self._bpe = self.pairs, bpe, table.to(self.pairs.device)
         return self._bpe[1:]

@@ -163,12 +163,13 @@ class WavLM(Float32Module):
         x = self.proj(self.norm(self.features(waveforms)))
         mask = None
         if frames is not None and min(frames) < x.shape[1]:
-            inside = torch.arange(x.shape[1], device=x.device) < torch.tensor(frames, device=x.device)[:, None]
+            counts = torch.tensor(frames, dtype=torch.int64, device=x.device)
+            inside = torch.arange(x.shape[1], dtype=torch.int64, device=x.device) < counts[:, None]
             # The positional convolution must see silence behind an item, as it does behind a single one.
             x = x * inside[..., None]
             mask = inside[:, None, None]
         x = x + self.position(x)
-        distances = torch.arange(1 - x.shape[1], x.shape[1], device=x.device)
+        distances = torch.arange(1 - x.shape[1], x.shape[1], dtype=torch.int64, device=x.device)
         relative = self.relative(bucket(distances, self.sizes.buckets, self.sizes.max_distance)).T.contiguous()
         yield x
         for block in self.blocks:

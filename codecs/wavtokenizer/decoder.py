@@ -60,7 +60,7 @@ class GroupNorm(Float32Module):
     ) -> tuple[Float[Tensor, "batch 1 channels"], Float[Tensor, "batch 1 channels"]]:
         """``scale`` and ``shift`` such that the normalised activations are ``x * scale + shift``."""
         batch, frames, channels = x.shape
-        valid = torch.full((batch, 1), frames, device=x.device) if mask is None else mask.sum(1)
+        valid = torch.full((batch, 1), frames, dtype=torch.int64, device=x.device) if mask is None else mask.sum(1)
         count = valid * (channels // GROUPS)
         spans = list(blocks_of(frames, self.BLOCK))
 

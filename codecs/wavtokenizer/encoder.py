@@ -126,7 +126,7 @@ class Encoder(Float32Module):
         Returns:
             Latents, which lag three frames behind until the items end, and the state for the next chunk.
         """
-        ragged = torch.tensor(lengths, device=waveform.device) if min(lengths) < waveform.shape[1] else None
+        ragged = torch.tensor(lengths, dtype=torch.int64, device=waveform.device) if min(lengths) < waveform.shape[1] else None
         x = self._convolve(waveform, ragged)[:, context:]
         if new_frames is not None:
             x = x[:, :new_frames]

@@ -36,7 +36,7 @@ class StreamEncoder:
         self.tokenizer = tokenizer
         self.sample_rate = sample_rate
         self._resampler = media.Resampler(sample_rate, tokenizer.config.sample_rate)
-        self._pending = torch.zeros(0)
+        self._pending = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._pending_start = 0
         self._frames = 0
         self._samples = 0
@@ -89,7 +89,7 @@ class StreamEncoder:
     def _append(self, waveform: Float[Tensor, "1 samples"]) -> None:
         self._pending = torch.cat([self._pending, waveform[0]])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _advance(self, new_frames: int | None) -> Int[Tensor, " frames"]:
         tokenizer, encoder, hop = self.tokenizer, self.tokenizer.encoder, self.tokenizer.config.hop_length
         context = min(self._frames, encoder.context + (encoder.REFLECTED_HOPS if new_frames is None else 0))
@@ -155,7 +155,7 @@ class StreamDecoder:
         while len(self._ids) - self._window_start() >= self.window:
             start = self._window_start()
             parts.append(self._decode(start, start + self.window, final=False))
-        return torch.cat([torch.zeros(1, 0, device=self.tokenizer.device), *parts], dim=1)
+        return torch.cat([torch.zeros(1, 0, dtype=torch.float32, device=self.tokenizer.device), *parts], dim=1)
 
     def finish(self) -> Float[Tensor, "1 samples"]:
         """The sequence has ended: the remaining audio."""
@@ -163,7 +163,7 @@ class StreamDecoder:
             raise InputError("the stream has been finished; open another one")
         self._finished = True
         if len(self._ids) + self._ids_start == self._done:
-            return torch.zeros(1, 0, device=self.tokenizer.device)
+            return torch.zeros(1, 0, dtype=torch.float32, device=self.tokenizer.device)
         start = max(0, min(self._window_start(), len(self._ids) - self.window))
         return self._decode(start, len(self._ids), final=True)
 
@@ -171,7 +171,7 @@ class StreamDecoder:
         """Where the next window begins within the kept ids."""
         return max(0, self._done - self._context - self._ids_start)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode(self, start: int, stop: int, final: bool) -> Float[Tensor, "1 samples"]:
         tokenizer, hop = self.tokenizer, self.tokenizer.config.hop_length
         ids = self._ids[start:stop].to(tokenizer.device)[None]
@@ -181,7 +181,7 @@ class StreamDecoder:
         audio = audio[:, (self._done - self._ids_start - start) * hop :]
         if self._fading is not None:
             fade = self._fading.shape[1]
-            rise = (torch.arange(fade, device=audio.device) + 0.5) / fade
+            rise = (torch.arange(fade, dtype=audio.dtype, device=audio.device) + 0.5) / fade
             head = self._fading + rise * (audio[:, :fade] - self._fading)
             audio = torch.cat([head, audio[:, fade:]], dim=1)
         if final:

@@ -86,7 +86,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
             audio = media.read_audio(item, sample_rate=rate, mono=True, default_sample_rate=rate)
             return audio.waveform[0], {"samples": audio.original_samples, "sample_rate": audio.original_rate}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_waveforms(self, waveforms: Sequence[Float[Tensor, " _"]], progress: bool) -> list[Int[Tensor, " _"]]:
         """Ids of every waveform, in lockstep chunk by chunk, each as if it were alone."""
         order = sorted(range(len(waveforms)), key=lambda i: -len(waveforms[i]))
@@ -185,7 +185,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
             for audio, meta in zip(decoded, tokens.meta or [{}] * len(decoded), strict=True)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode_exact(self, tokens: Tokens, bandwidth_id: int, progress: bool) -> list[Float[Tensor, " _"]]:
         lengths = tokens.lengths.tolist()
         decoded: dict[int, Tensor] = {}

@@ -54,7 +54,7 @@ def _positions(
     """Positions among the distinct codes of those nearest to finite queries."""
     queries, columns = factors.shape
     splits, shared = _division(queries, columns, len(codebook.operand) // _BLOCK_CODES)
-    best, second = (torch.empty(splits, queries, device=x.device) for _ in range(2))
+    best, second = (torch.empty(splits, queries, dtype=torch.float32, device=x.device) for _ in range(2))
     place = torch.empty(splits, queries, dtype=torch.int32, device=x.device)
     _screen[(triton.cdiv(queries, _BLOCK_ROWS), splits)](
         factors,

@@ -152,7 +152,7 @@ def in_registers(
     chunks = -(-columns // _CHUNK)
     tail_bytes = codes.shape[1] - (chunks - 1) * _CHUNK * bits // 8
     block = block_size(columns, scale.shape[1])
-    y = torch.empty(len(x), len(codes))
+    y = torch.empty(len(x), len(codes), dtype=torch.float32, device=x.device)
     codes = codes.contiguous()
     for start in range(0, len(x), _MOST_BATCH):
         inputs = _in_chunks(x[start : start + _MOST_BATCH].float(), bits)
@@ -211,7 +211,7 @@ def _native(format: FloatFormat, columns: int, scales: int) -> ctypes._NamedFunc
 def _table(format: FloatFormat) -> tuple[Float[Tensor, " values"], float]:
     """What the kernel looks up, and what its results are multiplied with."""
     if format.stored_bits == 8:
-        return torch.zeros(1), 2.0 ** (15 - format.bias)
+        return torch.zeros(1, dtype=torch.float32), 2.0 ** (15 - format.bias)
     table = values(format)
     return table[: 1 << (format.bits - 1)].contiguous() if format.bits == 6 else table, 1.0
 

@@ -81,13 +81,14 @@ def reflect_pad(
         padded[:, left + time :] = inner[:, time - 1 - total_right : time - 1].flip(1)
         return padded
     if lengths is None:
-        lengths = torch.full((batch,), time, device=x.device)
+        lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
     reach = (right + -lengths % stride).clamp(min=left)
     extended = torch.where(lengths > reach, lengths, reach + 1)
-    target = lengths[:, None] + torch.arange(total_right, device=x.device)
+    target = lengths[:, None] + torch.arange(total_right, dtype=torch.int64, device=x.device)
     source = torch.where(target < extended[:, None], target, 2 * (extended[:, None] - 1) - target)
     tail = _rows_or_zero(inner, source, lengths)
-    padded[:, :left] = _rows_or_zero(inner, torch.arange(left, 0, -1, device=x.device).expand(batch, left), lengths)
+    first = torch.arange(left, 0, -1, dtype=torch.int64, device=x.device)
+    padded[:, :left] = _rows_or_zero(inner, first.expand(batch, left), lengths)
     return padded.scatter_(1, (left + target)[..., None].expand(-1, -1, channels), tail)
 
 

@@ -32,7 +32,7 @@ class FSQ(nn.Module):
         return math.prod(self.levels)
 
     def _per_component(self, values: Sequence[int], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device)
+        return torch.tensor(values, dtype=torch.int64, device=like.device)
 
     def bound(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
         """Squash each component into the range of its levels, before rounding (section 3.1)."""
@@ -47,7 +47,7 @@ class FSQ(nn.Module):
     def _range(self, like: Tensor) -> tuple[Float[Tensor, " components"], Float[Tensor, " components"]]:
         """Half the range of each component's levels, and half a step where their number is even."""
         levels = self._per_component(self.levels, like)
-        return (levels - 1) * (1 + _MARGIN) / 2, torch.where(levels % 2 == 0, 0.5, 0.0)
+        return (levels - 1).float() * (1 + _MARGIN) / 2, (levels % 2 == 0).float() / 2
 
     def forward(self, z: Float[Tensor, "*shape components"]) -> Float[Tensor, "*shape components"]:
         """Codes of latents; gradients pass straight through the rounding."""
@@ -65,7 +65,7 @@ class FSQ(nn.Module):
         """Codes of numbers, which must lie in ``[0, vocab_size)``."""
         half = self._per_component([level // 2 for level in self.levels], ids)
         digits = ids[..., None] // self._basis(ids) % self._per_component(self.levels, ids)
-        return (digits - half) / half
+        return (digits - half).float() / half
 
     def _basis(self, like: Tensor) -> Int[Tensor, " components"]:
         return self._per_component([math.prod(self.levels[:i]) for i in range(len(self.levels))], like)

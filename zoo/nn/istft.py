@@ -29,7 +29,7 @@ class InverseSTFT(nn.Module):
     def reset_buffers(self) -> None:
         """Fill in the window; needed after the module was built on the meta device."""
         device = "cpu" if self.window.device.type == "meta" else self.window.device
-        self.window = torch.hann_window(self.n_fft, periodic=True, device=device)
+        self.window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float32, device=device)
 
     def overlap_add(self, spectrum: Complex[Tensor, "batch frames bins"]) -> Float[Tensor, "batch samples"]:
         """Windowed, overlap-added frames, neither cut nor normalised: ``samples = (frames + 3) * hop_length``."""

@@ -1,46 +1,130 @@
-"""Numbers that do not depend on the caller's precision settings."""
+"""Numbers that do not depend on what a program sets for its own computations."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _lock = threading.Lock()
 _depth: dict[str, int] = {}
 _saved: dict[str, list[tuple[Any, str]]] = {}
 
+_thread = threading.local()
 
-def _switches(device_type: str) -> list[Any]:
-    """The objects whose ``fp32_precision`` decides how float32 products are computed on a device."""
+# Functions that make a tensor of the default dtype unless they are told or shown another one.
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("empty", "zeros", "ones", "full", "rand", "randn", "eye", "linspace", "logspace", "arange", "tensor", "as_tensor"),
+        *("asarray", "scalar_tensor", "empty_strided", "empty_permuted", "normal"),
+        *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+    )
+)
+#: Where the numbers that a factory is given decide whether it makes integers.
+_BY_VALUE = frozenset({torch.full, torch.arange, torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _switches(device_type: str) -> list[list[Any]]:
+    """The objects whose ``fp32_precision`` decides how float32 products are computed, each behind those it inherits from."""
+    every: Any = torch.backends
     if device_type == "cuda":
         cudnn: Any = torch.backends.cudnn
-        return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        return [[every, cudnn, switch] for switch in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
     mkldnn: Any = torch.backends.mkldnn
-    return [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    return [[every, mkldnn, switch] for switch in (mkldnn.matmul, mkldnn.conv, mkldnn.rnn)]
+
+
+def _own_value(switches: Sequence[Any]) -> str:
+    """What the last switch was set to itself: where it was not, reading it gives what it inherits from those before."""
+    *above, switch = switches
+    value: str = switch.fp32_precision
+    if not above or value in ("none", "ieee"):
+        return value
+    before = _own_value(above)
+    above[-1].fp32_precision = "ieee"
+    inherited = switch.fp32_precision == "ieee"
+    above[-1].fp32_precision = before
+    return "none" if inherited else value
+
+
+class _Float32Defaults(TorchFunctionMode):
+    """What PyTorch would give in the default dtype is float32, in this thread alone: the default dtype itself is the process's.
+
+    Our own code names its types. This is for the libraries that it calls.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        default = torch.get_default_dtype()
+        if kwargs.get("dtype") is not None or default == torch.float32:
+            return func(*args, **kwargs)
+        if func in _FACTORIES and func not in _BY_VALUE and not any(isinstance(value, Tensor) for value in args):
+            return func(*args, **kwargs | {"dtype": torch.float32})
+        found = func(*args, **kwargs)
+        if not isinstance(found, Tensor) or found.dtype != default:
+            return found
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor | np.ndarray | np.generic)]
+        if func in _BY_VALUE and not given:
+            return func(*args, **kwargs | {"dtype": torch.float32})
+        if not given or any(not isinstance(value, Tensor) or value.is_floating_point() for value in given):
+            return found
+        # Integers and plain numbers, of which PyTorch makes floats.
+        cast = [value.float() if isinstance(value, Tensor) and value.dtype != torch.bool else value for value in args]
+        return func(*cast, **kwargs).to(torch.float32)
+
+
+@contextmanager
+def _float32_defaults() -> Iterator[None]:
+    """A default dtype of float32 and a default device of CPU for this thread, where the program has others."""
+    if getattr(_thread, "inside", False):
+        yield
+        return
+    _thread.inside = True
+    try:
+        with ExitStack() as stack:
+            if torch.get_default_dtype() != torch.float32:
+                stack.enter_context(_Float32Defaults())
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            yield
+    finally:
+        _thread.inside = False
 
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in float32: autocast, TF32 and bf16 shortcuts are off inside, and restored afterwards.
+    """Compute in float32 what is float32, whatever the program has set.
 
-    The switches are global to the process, so nested and concurrent uses are counted: the first one in turns the shortcuts
-    off and the last one out restores them.
+    Autocast, TF32 and bf16 shortcuts, default dtype and default device are out of force inside, and restored afterwards. The
+    shortcuts are global to the process, so nested and concurrent uses are counted: the first one in turns them off and the
+    last one out restores them. The others are changed for this thread alone.
     """
     kind = device.type
     with _lock:
         if _depth.get(kind, 0) == 0:
-            changed = [(switch, switch.fp32_precision) for switch in _switches(kind)]
-            _saved[kind] = [(switch, value) for switch, value in changed if value not in ("none", "ieee")]
+            reduced = [path for path in _switches(kind) if path[-1].fp32_precision not in ("none", "ieee")]
+            _saved[kind] = [(path[-1], _own_value(path)) for path in reduced]
             for switch, _ in _saved[kind]:
                 switch.fp32_precision = "ieee"
         _depth[kind] = _depth.get(kind, 0) + 1
     try:
-        with torch.autocast(kind, enabled=False):
+        with ExitStack() as stack:
+            for autocast in {"cpu", kind} - {"meta"}:
+                stack.enter_context(torch.autocast(autocast, enabled=False))
+            stack.enter_context(_float32_defaults())
             yield
     finally:
         with _lock:
@@ -48,6 +132,22 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             if _depth[kind] == 0:
                 for switch, value in _saved.pop(kind):
                     switch.fp32_precision = value
+
+
+def undisturbed(method: Method) -> Method:
+    """A tokenizer's method whose result does not depend on what the program has set: see `exact_float32`.
+
+    No gradients are recorded, and what comes out may take part in training all the same.
+    """
+    if inspect.isgeneratorfunction(method):
+        raise TypeError(f"{method.__name__} is a generator: a context may not stay open between its values")
+
+    @functools.wraps(method)
+    def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), exact_float32(self.device):
+            return method(self, *args, **kwargs)
+
+    return shielded  # type: ignore[return-value]  # the signature is the method's
 
 
 def compute_dtype(layer: nn.Module) -> torch.dtype:
@@ -60,7 +160,7 @@ def compute_dtype(layer: nn.Module) -> torch.dtype:
 class Float32Module(nn.Module):
     """A module whose parameters never go below float32: ``.to(torch.bfloat16)`` moves it but leaves its precision alone.
 
-    Encoders are kept this way because ids flip when their weights are rounded.
+    Encoders are kept this way because ids flip when their weights are rounded. Inside a tokenizer they never go above it.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Module:
@@ -68,6 +168,8 @@ class Float32Module(nn.Module):
             if not tensor.is_floating_point():
                 return fn(tensor)
             probe = fn(tensor.new_empty(0))
-            return fn(tensor) if probe.dtype.itemsize >= 4 else tensor.to(probe.device)
+            if probe.dtype.itemsize >= 4:
+                return fn(tensor)
+            return tensor.to(probe.device, torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype)
 
         return super()._apply(at_least_float32, recurse)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import KeysError
+from zoo.nn.norm import exact_group_norms, overwriting_activations
 from zoo.nn.precision import Float32Module, compute_dtype
 
 # diffusers renamed the projections of the attention in the middle; older files store them as 1x1 convolutions too.
@@ -91,6 +92,7 @@ class VAE(nn.Module):
             latent_channels=sizes.latent_channels,
             norm_num_groups=sizes.groups,
         )
+        overwriting_activations(exact_group_norms(model))
         self.encoder = VAEEncoder(model.encoder, model.quant_conv)
         self.decoder = VAEDecoder(model.decoder, model.post_quant_conv)
 

@@ -82,7 +82,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
             for group in groups_of_equals(lengths, self.budget("encode")):
                 length = lengths[group[0]]
                 waveforms = torch.stack([F.pad(items[i].tensors["waveform"], (0, length - items[i].amount)) for i in group])
-                with torch.inference_mode(), exact_float32(self.device):
+                with torch.no_grad(), exact_float32(self.device):
                     found |= zip(group, self.encode_waveforms(waveforms.to(self.device)), strict=True)
                 advance(length * len(group))
         return self.wrap([found[i] for i in range(len(items))], [item.meta for item in items])
@@ -91,7 +91,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
     def encode_waveforms(self, waveforms: Float[Tensor, "batch channels samples"]) -> Sequence[Tensor]:
         """Ids ``[length]``, frame by frame, or latents ``[dim, frames]``, of waveforms of one length, a whole number of hops.
 
-        Called in inference mode and exact float32.
+        Called without gradients and in exact float32.
         """
 
     # ---- decode
@@ -118,7 +118,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         with progress_bar("decode", sum(value.shape[-1] for value in values), progress) as advance:
             for group in groups_of_equals([value.shape[-1] for value in values], self.budget("decode")):
                 stacked = torch.stack([values[i] for i in group]).to(self.device)
-                with torch.inference_mode(), exact_float32(self.device):
+                with torch.no_grad(), exact_float32(self.device):
                     waves |= zip(group, self.decode_values(stacked), strict=True)
                 advance(stacked.shape[-1] * len(group))
         return self.restored([waves[i] for i in range(len(values))], checked.meta, trim, sample_rate)

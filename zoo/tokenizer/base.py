@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal
@@ -22,6 +22,7 @@ from zoo.errors import listing as listing  # old home of the name; it goes with 
 from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
+from zoo.nn.precision import Float32Module, undisturbed
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Spec
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
@@ -32,6 +33,8 @@ EncodedT = TypeVar("EncodedT", default=Tokens)
 #: What it decodes to, one for each item.
 MediaT = TypeVar("MediaT", default=Tensor)
 
+#: What does not depend on the settings of the program that calls it, whichever class implements it.
+_SHIELDED = frozenset({"prepare", "encode_prepared", "encode", "decode", "embed"})
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -83,7 +86,9 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     A family derives from the base class of its kind of media (`zoo.tokenizer.image`, say), which makes that trip. It brings its
     networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
-    ``checkpoint`` how official files map to its own state dict.
+    ``checkpoint`` how official files map to its own state dict. What `prepare`, `encode`, `decode` and `embed` give does not depend
+    on the program's settings, such as default dtype and device, autocast, and TF32 and bf16 shortcuts; see
+    `zoo.nn.precision.undisturbed`.
 
     Attributes:
         config: sizes and settings of the model.
@@ -106,6 +111,8 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name in _SHIELDED & cls.__dict__.keys():
+            setattr(cls, name, undisturbed(cls.__dict__[name]))
         if "checkpoint" not in cls.__dict__ and "convert_checkpoint" in cls.__dict__:
             warnings.warn(
                 f"{cls.__name__}: the class methods recognises, wanted, upstream_config and convert_checkpoint are deprecated: "
@@ -210,6 +217,18 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
     def budget(self, action: str) -> int:
         """How much goes through a network at once on this device."""
         return self.at_once[action].on(self.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer[ConfigT, EncodedT, MediaT]:
+        """Cast or move all tensors, but for those that ids depend on, which are only moved: they stay in float32.
+
+        Ids are thus the same after ``.double()``, ``.half()`` and ``.bfloat16()``; decoders compute in the type that was asked
+        for, and media are float32.
+        """
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(module, Float32Module):
+                module.float()
+        return self
 
     def set_precision(self, precision: str) -> None:
         """Precision of the decoder's products: ``"fp32"`` or ``"bf16"``. Encoders stay in float32."""

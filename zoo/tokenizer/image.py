@@ -132,7 +132,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         with progress_bar("encode", len(items), progress, unit="image") as advance:
             for batch in runs_of_equals(shapes, self.budget("encode")):
                 pixels = torch.stack([items[i].tensors["pixels"] for i in batch]).to(self.device)
-                with torch.inference_mode(), exact_float32(self.device):
+                with torch.no_grad(), exact_float32(self.device):
                     found += encode(pixels)
                 advance(len(batch))
         return self.wrap(found, [item.meta for item in items])
@@ -141,7 +141,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
     def encode_images(self, images: Images, dtype: torch.dtype) -> Sequence[Tensor]:
         """Ids ``[length]``, or latents ``[channels, rows, columns]``, of each image of a batch of one size.
 
-        Called in inference mode and exact float32; ``dtype`` is what the user lets the encoder compute in.
+        Called without gradients and in exact float32; ``dtype`` is what the user lets the encoder compute in.
         """
 
     # ---- decode
@@ -181,7 +181,6 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         with progress_bar("decode", len(values), progress, unit="image") as advance:
             for batch in runs_of_equals([value.shape for value in values], self.budget("decode")):
                 stacked = torch.stack([values[i] for i in batch]).to(self.device)
-                # Not inference mode: what is decoded may go into a computation that is differentiated.
                 with torch.no_grad(), exact_float32(self.device):
                     images += self.decode_images(stacked)
                 advance(len(batch))

@@ -197,7 +197,7 @@ def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str, interpola
     inner = _inner_size(own, size)
     top, left = _centred(inner, size)
     # Mid-grey lies between two levels of 8 bits, so the bars are added to the tensor.
-    padded = torch.zeros(3, *size)
+    padded = torch.zeros(3, *size, dtype=torch.float32, device="cpu")
     padded[:, top : top + inner[0], left : left + inner[1]] = _to_tensor(_resize(image, inner, interpolation))
     return padded
 
