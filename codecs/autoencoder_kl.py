@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,12 @@ from torch import Tensor
 
 from zoo import media
 from zoo.checkpoint import Checkpoint, renamed, require_agreement
-from zoo.errors import InputError, MismatchError, WeightsError, listing, naming_item
+from zoo.errors import WeightsError, listing
 from zoo.latents import Latents
 from zoo.nn import vae
-from zoo.nn.precision import exact_float32
-from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items
+from zoo.tokenizer import Budget, Prepared, precision_named
+from zoo.tokenizer.image import Image, Images, ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def convert(state: Mapping[str, Tensor], config: AutoencoderKLConfig | None) -> 
     return found, named
 
 
-class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
+class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
     """Images of any size to grids of latents, one for every 8 x 8 pixels in the usual case, and back to images of their size.
 
     Right and lower edges are continued up to a whole number of cells, and cut off again when decoding.
@@ -115,7 +115,8 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
 
     Config = AutoencoderKLConfig
     family = "autoencoder_kl"
-    modality = "image"
+    latent_axes = ("rows", "columns")
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 1), "decode": Budget(1, 1)}
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config)
     identity = ("vae.encoder.quant_conv.weight", "vae.encoder.quant_conv.bias")
 
@@ -134,12 +135,13 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
             fingerprint=self.fingerprint,
         )
 
-    def encode(  # type: ignore[override]  # a continuous tokenizer gives latents
+    def encode(
         self,
         items: Any,
         *,
         posterior: str = "mode",
         generator: torch.Generator | None = None,
+        encoder_precision: str = "fp32",
         range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
@@ -147,103 +149,69 @@ class AutoencoderKL(Tokenizer[AutoencoderKLConfig]):
         """Images to latents, scaled to about unit variance.
 
         Args:
-            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
-                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
+            items: as for `ImageTokenizer.encode`; every size is taken as it is.
             posterior: ``mode`` takes the posterior's mean, ``sample`` draws from it.
             generator: of the draws.
+            encoder_precision: ``bf16`` computes the encoder in bfloat16.
             range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
 
         Raises:
-            InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
+            ItemError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
         """
-        if posterior not in ("mode", "sample"):
-            raise InputError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
-        prepared = []
-        for index, item in enumerate(as_items(items, batch_rank=4)):
-            with naming_item(index):
-                prepared.append(media.prepare_image(item, size=(0, 0), fit="none", max_pixels=max_pixels, range=range))
-        values = []
-        with progress_bar("encode", len(prepared), progress, unit="image") as advance:
-            for image in prepared:
-                values.append(self._encode_image(image.pixels, posterior == "sample", generator))
-                advance(1)
-        spec = self.spec
-        return Latents(tuple(values), spec.name, spec.fingerprint, tuple(image.meta for image in prepared))
+        prepared = self.prepare(items, range=range, max_pixels=max_pixels)
+        return self.encode_prepared(
+            prepared, posterior=posterior, generator=generator, encoder_precision=encoder_precision, progress=progress
+        )
 
-    @torch.no_grad()
-    def _encode_image(
-        self, image: Float[Tensor, "3 height width"], sample: bool, generator: torch.Generator | None
-    ) -> Float[Tensor, "channels rows columns"]:
-        height, width = image.shape[1:]
+    def encode_prepared(
+        self,
+        items: Sequence[Prepared],
+        *,
+        posterior: str = "mode",
+        generator: torch.Generator | None = None,
+        encoder_precision: str = "fp32",
+        progress: bool = False,
+    ) -> Latents:
+        """What `prepare` gave to latents; arguments and errors as for `encode`."""
+        sample, dtype = vae.is_sampled(posterior), precision_named(encoder_precision)
+        encode = partial(self.encode_images, dtype=dtype, sample=sample, generator=generator)
+        return self.encode_batches(items, encode, progress)
+
+    def encode_images(
+        self, images: Images, dtype: torch.dtype, sample: bool = False, generator: torch.Generator | None = None
+    ) -> Sequence[Float[Tensor, "channels rows columns"]]:
+        height, width = images.shape[2:]
         factor = self.config.vae.factor
-        padded = F.pad(image[None].to(self.device), (0, -width % factor, 0, -height % factor), mode="replicate")
-        with exact_float32(self.device):
+        padded = F.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             mean, log_variance = self.vae.encoder(padded)
         if sample:
-            device = generator.device if generator else mean.device
-            noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).to(mean.device)
-            mean = mean + torch.exp(0.5 * log_variance) * noise
-        latents: Tensor = (mean[0] - self.config.shift_factor) * self.config.scaling_factor
-        return latents
+            mean = mean + torch.exp(0.5 * log_variance) * vae.posterior_noise(mean.shape, generator, mean.device)
+        return list((mean - self.config.shift_factor) * self.config.scaling_factor)
 
-    def decode(  # type: ignore[override]  # a continuous tokenizer decodes latents
+    def decode(
         self,
         tokens: Latents | Tensor | Sequence[Tensor],
         *,
-        size: str | None = "original",
+        size: Literal["original"] | None = "original",
+        max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
-    ) -> list[Float[Tensor, "3 _ _"]]:
-        """Latents to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
+    ) -> list[Image]:
+        """Latents to images; as `ImageTokenizer.decode`, but in the size of the encoded image unless ``size=None``.
 
-        Args:
-            tokens: what `encode` returned, or bare latents ``[batch, channels, rows, columns]`` or a list of ``[channels, rows,
-                columns]``, of a diffusion model say.
-            size: ``"original"`` for the size of the encoded image, ``None`` for whole cells.
-            progress: show a progress bar.
-
-        Raises:
-            MismatchError: the latents belong to another checkpoint.
-            InputError: an item has another number of channels, or is not finite.
+        Without it, or of bare latents, images are whole cells.
         """
-        if size not in (None, "original"):
-            raise InputError(f"size must be None or 'original', not {size!r}")
-        latents = self._check_latents(tokens)
-        images = []
-        with progress_bar("decode", len(latents), progress, unit="image") as advance:
-            for index, values in enumerate(latents.values):
-                image = self._decode_one(values)
-                if size == "original" and latents.meta:
-                    image = image[:, : latents.meta[index]["height"], : latents.meta[index]["width"]]
-                images.append(image)
-                advance(1)
+        return super().decode(tokens, size=size, max_pixels=max_pixels, progress=progress)
+
+    def decode_images(self, values: Float[Tensor, "batch channels rows columns"]) -> Images:
+        images: Tensor = self.vae.decoder(values.float() / self.config.scaling_factor + self.config.shift_factor)
         return images
 
-    @torch.no_grad()
-    def _decode_one(self, values: Float[Tensor, "channels rows columns"]) -> Float[Tensor, "3 height width"]:
-        raw = values[None].to(self.device).float() / self.config.scaling_factor + self.config.shift_factor
-        with exact_float32(self.device):
-            image: Tensor = self.vae.decoder(raw)[0]
-        return image
-
-    def _check_latents(self, latents: Latents | Tensor | Sequence[Tensor]) -> Latents:
-        spec = self.spec
-        if not isinstance(latents, Latents):
-            latents = Latents(tuple(latents), spec.name, spec.fingerprint)
-        if latents.fingerprint != spec.fingerprint:
-            raise MismatchError(
-                f"these latents were made by {latents.tokenizer} ({latents.fingerprint or 'unknown checkpoint'}), this is "
-                f"{spec.name} ({spec.fingerprint})"
-            )
-        latents.check(self.config.latent_channels, "rows", "columns")
-        return latents
-
-    def embed(  # type: ignore[override]  # a continuous tokenizer embeds latents
-        self, tokens: Latents | Tensor | Sequence[Tensor]
-    ) -> Float[Tensor, "batch length dim"]:
+    def embed(self, tokens: Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The latents as sequences, row by row, zero where an item has ended."""
-        rows = [values.flatten(1).T.to(self.device) for values in self._check_latents(tokens).values]
+        rows = [values.flatten(1).T.to(self.device) for values in self.check(tokens).values]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def compile_modules(self) -> None:

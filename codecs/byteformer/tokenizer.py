@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,18 +19,18 @@ from zoo.codecs.byteformer.checkpoint import CHECKPOINT
 from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
 from zoo.codecs.byteformer.embedding import ByteEmbedding
 from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
-from zoo.errors import InputError, ItemError, naming_item
-from zoo.media.items import file_item
+from zoo.errors import InputError
+from zoo.media.bytes import regular_file
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer.base import Tokenizer, _bare_sequences, as_items
+from zoo.tokenizer import Budget
+from zoo.tokenizer.bytes import FileTokenizer
 from zoo.tokens import Tokens
 
 _log = logging.getLogger("zoo")
 
 #: Largest file that `ByteFormer.encode` takes by default; ids need eight times as much memory.
-MAX_BYTES = 1 << 28
 
 Ids = Int[Tensor, " _"] | UInt8[Tensor, " _"]
 AnyTokens = Tokens | Tensor | Sequence[Tensor]
@@ -49,7 +48,7 @@ class Features(NamedTuple):
     pooled: Float[Tensor, "batch dim"]
 
 
-class ByteFormer(Tokenizer[ByteFormerConfig]):
+class ByteFormer(FileTokenizer[ByteFormerConfig]):
     """The byte tokenizer and file classifier of arXiv 2306.00238.
 
     Any file gives one id per byte, 0 to 255, the empty file none at all, and decodes to itself. The last id of the vocabulary
@@ -60,12 +59,11 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
 
     Config = ByteFormerConfig
     family = "byteformer"
-    modality = "bytes"
     checkpoint = CHECKPOINT
     identity = ("embedding.bytes", "embedding.reduction")
 
     # Tokens behind the convolution that go through the transformer at a time, unless one file has more. Memory and speed only.
-    PACK_TOKENS: ClassVar[dict[str, int]] = {"cpu": 8_192, "cuda": 400_000}
+    at_once: ClassVar[Mapping[str, Budget]] = {"features": Budget(8_192, 400_000)}
 
     def __init__(self, config: ByteFormerConfig | None = None, *, name: str = "byteformer") -> None:
         super().__init__(config or ByteFormerConfig(), name)
@@ -89,30 +87,12 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
 
     # ---- files to ids and back
 
-    def encode(self, items: Any, *, max_bytes: int = MAX_BYTES, progress: bool = False) -> Tokens:
-        """Files to ids, one per byte.
-
-        Args:
-            items: one item or a list of them, each a path, bytes, an open file, a mapping with ``"bytes"`` or ``"path"``, an
-                array or tensor of bytes ``[length]``, or a list of numbers. A tensor ``[batch, length]`` is a list. Files may
-                be empty and of any kind; they are not looked into.
-            max_bytes: refuse larger ones; `encode_chunks` takes a file of any size.
-            progress: show a progress bar.
-
-        Raises:
-            InputError: an item cannot be read, is too large or is not made of bytes; names the item.
-        """
-        listed = as_items(items, batch_rank=2)
-        ids = []
-        with progress_bar("encode", len(listed), progress, unit="file") as advance:
-            for index, item in enumerate(listed):
-                with naming_item(index):
-                    octets = _read(item, max_bytes)
-                    if self.config.shuffle in FIXED_SHUFFLES:
-                        octets = transforms.shuffle(octets, self.config.shuffle, span=self.config.shuffle_span)
-                    ids.append(torch.from_numpy(self._exchange(octets).astype(np.int64)))
-                advance(1)
-        return self.tokens(ids)
+    def ids(self, octets: UInt8[Tensor, " length"]) -> Int[Tensor, " length"]:
+        """One id for each byte, in the order in which the model reads them."""
+        read = octets.numpy()
+        if self.config.shuffle in FIXED_SHUFFLES:
+            read = transforms.shuffle(read, self.config.shuffle, span=self.config.shuffle_span)
+        return torch.from_numpy(self._exchange(read).astype(np.int64))
 
     def encode_chunks(self, source: str | os.PathLike[str], chunk_bytes: int = 1 << 20) -> Iterator[Tokens]:
         """The ids of a file of any size, ``chunk_bytes`` at a time, in bounded memory; `decode_chunks` takes them back.
@@ -124,24 +104,11 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
             raise InputError(f"{self.name} reads files in another order ({self.config.shuffle}), which needs the whole file")
         if chunk_bytes < 1:
             raise InputError(f"chunk_bytes must be at least 1, not {chunk_bytes}")
-        path = _regular_file(source)
+        path = regular_file(source)
         with path.open("rb") as file:
             while chunk := file.read(chunk_bytes):
                 octets = self._exchange(np.frombuffer(chunk, np.uint8))
                 yield self.tokens([torch.from_numpy(octets.astype(np.int64))])
-
-    def decode(self, tokens: AnyTokens) -> list[bytes]:  # type: ignore[override]  # the media are bytes
-        """The files, byte for byte.
-
-        Args:
-            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``; an
-                item without ids is the empty file.
-
-        Raises:
-            MismatchError: the tokens belong to another checkpoint.
-            InputError: an id stands for no byte; names the item.
-        """
-        return [self._octets(index, ids).tobytes() for index, ids in enumerate(self._check(tokens).unpadded())]
 
     def decode_chunks(self, chunks: Iterable[Tokens]) -> Iterator[bytes]:
         """The bytes of the chunks that `encode_chunks` gave, as they come.
@@ -152,16 +119,17 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         for chunk in chunks:
             yield from self.decode(chunk)
 
-    def reconstruct(self, items: Any) -> list[bytes]:  # type: ignore[override]  # the media are bytes
-        """``decode(encode(items))``: the files themselves."""
-        return self.decode(self.encode(items))
-
     def _exchange(self, octets: transforms.Bytes) -> transforms.Bytes:
         return transforms.exchange_values(octets) if self.config.permuted else octets
 
-    def _octets(self, index: int, ids: Int[Tensor, " length"]) -> transforms.Bytes:
+    def octets(self, ids: Int[Tensor, " length"]) -> transforms.Bytes:
+        """The bytes of ids: what `ids` undoes.
+
+        Raises:
+            InputError: an id stands for no byte.
+        """
         if len(ids) and int(ids.max()) >= BYTE_VALUES:
-            raise ItemError(f"id {int(ids.max())} stands for padding, not for a byte", index)
+            raise InputError(f"id {int(ids.max())} stands for padding, not for a byte")
         octets = ids.to("cpu", torch.uint8).numpy()
         if self.config.permuted:
             octets = transforms.restore_values(octets)
@@ -169,21 +137,9 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
             return octets
         return transforms.unshuffle(octets, self.config.shuffle, span=self.config.shuffle_span)
 
-    def _check(self, tokens: AnyTokens) -> Tokens:
-        """As all tokenizers do, except that items may be empty."""
-        if not isinstance(tokens, Tokens):
-            tokens = self.tokens(_bare_sequences(tokens))
-        filled = tokens.lengths.nonzero().flatten().tolist()
-        if filled or not len(tokens):
-            try:
-                super()._check(tokens[filled])
-            except InputError as error:
-                raise type(error)(error.reason, None if error.index is None else filled[error.index]) from error
-        return tokens
-
     # ---- the files that a checkpoint was trained on
 
-    def prepare(self, source: Any, *, generator: torch.Generator | None = None) -> bytes:
+    def evaluation_file(self, source: Any, *, generator: torch.Generator | None = None) -> bytes:
         """The file that the original's evaluation feeds to this model: crop or clip, file encoding, and what cannot be undone.
 
         That is a random order of the bytes, the camera and the noise. A fixed order and the exchange of values, which decoding
@@ -246,7 +202,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         kernel, stride = self.config.kernel, self.config.stride
         pending = torch.zeros(0, dtype=torch.int64)
         for chunk in chunks:
-            pending = torch.cat([pending, *self._check(chunk).unpadded()])
+            pending = torch.cat([pending, *self.check(chunk).unpadded()])
             if len(pending) >= kernel:
                 with torch.no_grad(), exact_float32(self.device):
                     vectors = self.embedding([pending], positions=False)
@@ -315,7 +271,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
         if compat not in (None, "padded"):
             raise InputError(f"compat must be None or 'padded', not {compat!r}")
         config = self.config
-        sequences = self._check(tokens).unpadded()
+        sequences = self.check(tokens).unpadded()
         if compat == "padded":
             longest = max(map(len, sequences))
             sequences = [F.pad(ids, (0, longest - len(ids)), value=config.vocab_size - 1) for ids in sequences]
@@ -334,7 +290,7 @@ class ByteFormer(Tokenizer[ByteFormerConfig]):
 
     def _packs(self, counts: Sequence[int]) -> Iterator[slice]:
         """Consecutive files that go through the transformer together."""
-        budget = self.PACK_TOKENS.get(self.device.type, self.PACK_TOKENS["cuda"])
+        budget = self.budget("features")
         first = total = 0
         for index, count in enumerate(counts):
             if index > first and total + count > budget:
@@ -361,55 +317,3 @@ def _warn_axis_rule(name: str, length: int) -> None:
         name,
         length,
     )
-
-
-# ------------------------------------------------------------------------------------------------------------------ reading
-
-
-def _read(item: Any, max_bytes: int) -> transforms.Bytes:
-    """The bytes of an item."""
-    item = file_item(item)
-    if isinstance(item, str | os.PathLike):
-        path = _regular_file(item)
-        _check_size(path.stat().st_size, max_bytes)
-        try:
-            return np.fromfile(path, np.uint8)
-        except OSError as error:
-            raise InputError(f"{os.fspath(item)} cannot be read: {error.strerror}") from error
-    if isinstance(item, bytes | bytearray | memoryview):
-        content = item.tobytes() if isinstance(item, memoryview) else item
-        _check_size(len(content), max_bytes)
-        return np.frombuffer(content, np.uint8)
-    return _from_array(item.detach().cpu().numpy() if isinstance(item, Tensor) else item, max_bytes)
-
-
-def _from_array(array: np.ndarray, max_bytes: int) -> transforms.Bytes:
-    if array.ndim != 1:
-        raise InputError(f"bytes must be [length], not of shape {array.shape}")
-    _check_size(len(array), max_bytes)
-    if array.dtype == np.uint8 or not array.size:
-        return array.astype(np.uint8)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"bytes must be whole numbers, not {array.dtype}")
-    if array.min() < 0 or array.max() >= BYTE_VALUES:
-        raise InputError(f"bytes must lie in 0..255, these reach from {array.min()} to {array.max()}")
-    return array.astype(np.uint8)
-
-
-def _regular_file(source: str | os.PathLike[str]) -> Path:
-    path, name = Path(source), os.fspath(source)
-    if path.is_dir():
-        raise InputError(f"{name} is a folder")
-    if not path.exists():
-        raise InputError(f"{name} does not exist")
-    if not path.is_file():
-        raise InputError(f"{name} is no regular file")
-    return path
-
-
-def _check_size(size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise InputError(
-            f"{size} bytes are more than max_bytes = {max_bytes}, and ids take eight times as much memory: raise that limit, "
-            "or go through the file with encode_chunks"
-        )

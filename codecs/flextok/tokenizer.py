@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
@@ -15,20 +16,20 @@ from zoo.codecs.flextok.config import GUIDANCE_METHODS, FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
-from zoo.errors import ArgumentError, InputError, ItemError, naming_item
+from zoo.errors import InputError, ItemError, naming_item
+from zoo.nn import vae
 from zoo.nn.fsq import FSQ
 from zoo.nn.precision import exact_float32
-from zoo.nn.vae import VAE
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
+from zoo.tokenizer import Budget, Prepared, precision_named
+from zoo.tokenizer.image import Images, ImageTokenizer
 from zoo.tokens import Tokens
 
-Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]
 
 
-class FlexTok(Tokenizer[FlexTokConfig]):
+class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
     """The ordered image tokenizer of arXiv 2502.13967.
 
     Images of any size and mode are resized and cropped to the model's size. Each gives `FlexTokConfig.registers` ids, coarse
@@ -39,18 +40,19 @@ class FlexTok(Tokenizer[FlexTokConfig]):
 
     Config = FlexTokConfig
     family = "flextok"
-    modality = "image"
     checkpoint = CHECKPOINT
     identity = ("encoder.registers", "encoder.to_codes.weight", "encoder.to_codes.bias")
 
     # Images at a time. On a CPU, encoding one by one costs nothing and makes ids independent of the batch to the last bit.
-    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 32}
-    DECODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 8, "cuda": 128}
-    VAE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+    at_once: ClassVar[Mapping[str, Budget]] = {
+        "encode": Budget(1, 32),
+        "decode": Budget(8, 128),
+        "autoencoder": Budget(1, 16),
+    }
 
     def __init__(self, config: FlexTokConfig | None = None, *, name: str = "flextok") -> None:
         super().__init__(config or FlexTokConfig(), name)
-        self.vae = VAE(self.config.vae)
+        self.vae = vae.VAE(self.config.vae)
         self.encoder = Encoder(self.config)
         self.fsq = FSQ(self.config.levels)
         self.decoder = Decoder(self.config)
@@ -75,11 +77,12 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         self,
         items: Any,
         *,
-        fit: str = "crop",
+        fit: str | None = None,
+        interpolation: str | None = None,
         tokens: int | None = None,
         posterior: str = "mode",
         generator: torch.Generator | None = None,
-        precision: str = "fp32",
+        encoder_precision: str = "fp32",
         range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
@@ -87,14 +90,13 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         """Images to tokens, all of them or the first few.
 
         Args:
-            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
-                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
-            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
-                (grey bars), or ``none``: as it is, no larger than the model's size and a multiple of its cells.
+            items, interpolation: as for `ImageTokenizer.encode`.
+            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped; the default),
+                ``stretch``, ``pad`` (grey bars), or ``none``: as it is, no larger than that and a multiple of the cells.
             tokens: compute the first so many only; all by default.
             posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original does.
             generator: of the draws.
-            precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
+            encoder_precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
             range: what black and white are in floating point; see `zoo.media.prepare_image`.
             max_pixels: refuse larger images.
             progress: show a progress bar.
@@ -102,30 +104,35 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         Raises:
             InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
         """
+        prepared = self.prepare(items, fit=fit, interpolation=interpolation, range=range, max_pixels=max_pixels)
+        return self.encode_prepared(
+            prepared,
+            tokens=tokens,
+            posterior=posterior,
+            generator=generator,
+            encoder_precision=encoder_precision,
+            progress=progress,
+        )
+
+    def encode_prepared(
+        self,
+        items: Sequence[Prepared],
+        *,
+        tokens: int | None = None,
+        posterior: str = "mode",
+        generator: torch.Generator | None = None,
+        encoder_precision: str = "fp32",
+        progress: bool = False,
+    ) -> Tokens:
+        """What `prepare` gave to tokens; arguments and errors as for `encode`."""
         count = self.config.registers if tokens is None else tokens
         if not 1 <= count <= self.config.registers:
             raise InputError(f"tokens must lie in [1, {self.config.registers}], not {tokens}")
-        if posterior not in ("mode", "sample"):
-            raise InputError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        prepared = [self._prepare(i, item, fit, range, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
-        ids: list[Tensor] = []
-        with progress_bar("encode", len(prepared) * count, progress) as advance:
-            for batch in self._batches([image.pixels for image in prepared]):
-                images = torch.stack([prepared[i].pixels for i in batch]).to(self.device)
-                noise = self._posterior_noise(len(batch), images, posterior, generator)
-                ids += self._encode_images(images, count, noise, PRECISIONS[precision])
-                advance(len(batch) * count)
-        return self.tokens(ids, [image.meta for image in prepared])
+        sample, dtype = vae.is_sampled(posterior), precision_named(encoder_precision)
+        encode = partial(self.encode_images, dtype=dtype, count=count, sample=sample, generator=generator)
+        return self.encode_batches(items, encode, progress)
 
-    def _prepare(self, index: int, item: Any, fit: str, range: media.Range | None, max_pixels: int) -> media.PreparedImage:
-        with naming_item(index):
-            prepared = media.prepare_image(item, size=self.config.image_size, fit=fit, max_pixels=max_pixels, range=range)
-            self._require_fitting(prepared.pixels.shape[1], prepared.pixels.shape[2])
-            return prepared
-
-    def _require_fitting(self, height: int, width: int) -> None:
+    def require_size(self, height: int, width: int) -> None:
         (most_high, most_wide), (cell_height, cell_width) = self.config.image_size, self.config.cell
         if height % cell_height or width % cell_width or not 0 < height <= most_high or not 0 < width <= most_wide:
             raise InputError(
@@ -133,28 +140,19 @@ class FlexTok(Tokenizer[FlexTokConfig]):
                 f"{cell_width} x {cell_height}"
             )
 
-    def _batches(self, images: Sequence[Float[Tensor, "3 _h _w"]]) -> list[list[int]]:
-        """Consecutive images of one size, a few at a time."""
-        limit = self.ENCODE_BATCH.get(self.device.type, self.ENCODE_BATCH["cuda"])
-        batches: list[list[int]] = []
-        for index, image in enumerate(images):
-            if batches and len(batches[-1]) < limit and images[batches[-1][0]].shape == image.shape:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        return batches
-
-    def _posterior_noise(self, batch: int, images: Images, posterior: str, generator: torch.Generator | None) -> Latents | None:
-        if posterior == "mode":
-            return None
-        shape = (batch, *self._latent_shape((images.shape[2], images.shape[3])))
-        device = generator.device if generator else images.device
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(images.device)
-
-    @torch.no_grad()
-    def _encode_images(self, images: Images, count: int, noise: Latents | None, dtype: torch.dtype) -> list[Tensor]:
-        with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            z = self.encoder(self.latents(images, noise), count)
+    def encode_images(
+        self,
+        images: Images,
+        dtype: torch.dtype,
+        count: int | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Sequence[Int[Tensor, " length"]]:
+        height, width = images.shape[2:]
+        shape = (len(images), *self._latent_shape((height, width)))
+        noise = vae.posterior_noise(shape, generator, images.device) if sample else None
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            z = self.encoder(self.latents(images, noise), count or self.config.registers)
         return list(self.fsq.ids(z))
 
     def latents(self, images: Images, noise: Latents | None = None) -> Latents:
@@ -202,9 +200,8 @@ class FlexTok(Tokenizer[FlexTokConfig]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: an id, a length or an option is out of range.
         """
-        tokens = self._check(tokens)
-        if size not in (None, "original"):
-            raise InputError(f"size must be None or 'original', not {size!r}")
+        tokens = self.check(tokens)
+        self.require_known_size(size)
         sizes = self._sizes_of(tokens)
         options = self._sampling(steps, guidance, guidance_method)
         images: dict[int, Tensor] = {}
@@ -227,7 +224,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         guidance_method: str | None = None,
     ) -> Latents:
         """The scaled latents that the flow makes of tokens and initial noise; options as in `decode`."""
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         return self._sample(tokens, noise.float(), lambda done: None, self._sampling(steps, guidance, guidance_method))
 
     def decode_progressive(
@@ -243,7 +240,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         Raises:
             InputError: a k is below 1 or beyond the longest sequence.
         """
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         longest = int(tokens.lengths.max())
         chosen = list(prefix_ladder(longest)) if ks is None else list(ks)
         if outside := [k for k in chosen if not 1 <= k <= longest]:
@@ -259,8 +256,8 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         images = self.decode(Tokens.cat([tokens.truncate(k) for k in chosen]), **options)
         return {k: images[i * len(tokens) : (i + 1) * len(tokens)] for i, k in enumerate(chosen)}
 
-    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Tokens:
-        tokens = super()._check(tokens)
+    def check(self, tokens: Any) -> Tokens:
+        tokens = super().check(tokens)
         for index, length in enumerate(tokens.lengths.tolist()):
             if length > self.config.registers:
                 raise ItemError(f"{length} tokens are more than the model's {self.config.registers}", index)
@@ -272,7 +269,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
         for index, meta in enumerate(tokens.meta):
             if meta.get("fit") == "none":
                 with naming_item(index):
-                    self._require_fitting(meta["height"], meta["width"])
+                    self.require_size(meta["height"], meta["width"])
                 sizes[index] = meta["height"], meta["width"]
         return sizes
 
@@ -309,7 +306,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
 
     def _decode_batches(self, tokens: Tokens, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Items of one size, sorted by length, a few at a time."""
-        limit = self.DECODE_BATCH.get(self.device.type, self.DECODE_BATCH["cuda"])
+        limit = self.budget("decode")
         lengths = tokens.lengths.tolist()
         order = sorted(range(len(tokens)), key=lambda i: (sizes[i], lengths[i]))
         batches: list[list[int]] = []
@@ -335,7 +332,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
 
     @torch.no_grad()
     def _decode_latents(self, latents: Latents) -> list[Float[Tensor, "3 height width"]]:
-        batch = self.VAE_BATCH.get(self.device.type, self.VAE_BATCH["cuda"])
+        batch = self.budget("autoencoder")
         with exact_float32(self.device):
             return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]
 
@@ -343,7 +340,7 @@ class FlexTok(Tokenizer[FlexTokConfig]):
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The quantizer's codes of the ids, in [-1, 1], zero where an item has ended."""
-        ids = self._check(tokens).ids.to(self.device)
+        ids = self.check(tokens).ids.to(self.device)
         return self.fsq.codes(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
     def training_loss(

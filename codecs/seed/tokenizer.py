@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +17,12 @@ from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
 from zoo.codecs.seed.encoder import Encoder
-from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, naming_item
+from zoo.errors import InputError, ItemError, WeightsError
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
+from zoo.tokenizer import Budget, precision_named
+from zoo.tokenizer.image import Images, ImageTokenizer
 from zoo.tokens import Tokens
 
 AnyTokens = Tokens | Tensor | Sequence[Tensor]
@@ -50,7 +51,7 @@ class Noises:
     negative: Float[Tensor, "batch dim"]
 
 
-class Seed(Tokenizer[SeedConfig]):
+class Seed(ImageTokenizer[SeedConfig, Tokens]):
     """The semantic image tokenizer of arXiv 2307.08041 and 2310.01218.
 
     Images of any size and mode are resized to the model's size, by default without keeping their proportions, as the original
@@ -64,13 +65,14 @@ class Seed(Tokenizer[SeedConfig]):
 
     Config = SeedConfig
     family = "seed"
-    modality = "image"
     checkpoint = CHECKPOINT
     identity = ("codebook.codes",)
 
+    # The proportions of a picture are lost: about a tenth of the ids differ if it is resized bilinearly, as demo scripts do.
+    fit: ClassVar[str] = "stretch"
+    interpolation: ClassVar[str] = "bicubic"
     # Images at a time. On a CPU, encoding one by one costs little and makes ids independent of the batch to the last bit.
-    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 32}
-    DECODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 8}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 32), "decode": Budget(1, 8)}
 
     def __init__(self, config: SeedConfig | None = None, *, name: str = "seed") -> None:
         super().__init__(config or SeedConfig(), name)
@@ -100,97 +102,34 @@ class Seed(Tokenizer[SeedConfig]):
 
     # ---- encode
 
-    def encode(
-        self,
-        items: Any,
-        *,
-        fit: str = "stretch",
-        interpolation: str = "bicubic",
-        precision: str = "fp32",
-        range: media.Range | None = None,
-        max_pixels: int = media.MAX_PIXELS,
-        progress: bool = False,
-    ) -> Tokens:
-        """Images to tokens.
-
-        Args:
-            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
-                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
-            fit: how the image comes to the model's size: ``stretch`` (as the original: proportions are lost), ``crop``, ``pad``
-                or ``none``: it has that size.
-            interpolation: ``bicubic`` as the original tokenizer, ``bilinear`` as its demo scripts and the data of SEED-LLaMA;
-                about a tenth of the ids differ.
-            precision: ``bf16`` computes the vision transformer in bfloat16: quicker, but some ids change.
-            range: what black and white are in floating point; see `zoo.media.prepare_image`.
-            max_pixels: refuse larger images.
-            progress: show a progress bar.
-
-        Raises:
-            InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
-            WeightsError: the encoder was not loaded.
-        """
-        ids: list[Tensor] = []
-        images = self._prepare(items, fit, interpolation, range, max_pixels)
-        with progress_bar("encode", len(images), progress, unit="image") as advance:
-            for states in self._summaries(images, precision):
-                ids += self._quantize(states)
-                advance(len(states))
-        return self.tokens(ids, [image.meta for image in images])
-
     def causal_embedding(
         self,
         items: Any,
         *,
-        fit: str = "stretch",
-        interpolation: str = "bicubic",
-        precision: str = "fp32",
+        fit: str | None = None,
+        interpolation: str | None = None,
+        encoder_precision: str = "fp32",
         range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
     ) -> States:
         """What the tokens are made of: the Q-Former's output ``[batch, queries, dim]``; arguments as in `encode`."""
-        images = self._prepare(items, fit, interpolation, range, max_pixels)
-        return torch.cat(list(self._summaries(images, precision)))
+        self.require("encoder", "encoding")
+        dtype = precision_named(encoder_precision)
+        prepared = self.prepare(items, fit=fit, interpolation=interpolation, range=range, max_pixels=max_pixels)
+        batches = torch.stack([item.tensors["pixels"] for item in prepared]).split(self.budget("encode"))
+        return torch.cat([self._states(pixels.to(self.device), dtype) for pixels in batches])
 
-    def _prepare(
-        self, items: Any, fit: str, interpolation: str, range: media.Range | None, max_pixels: int
-    ) -> list[media.PreparedImage]:
-        size = self.config.image_size
-        prepared = []
-        for index, item in enumerate(as_items(items, batch_rank=4)):
-            with naming_item(index):
-                image = media.prepare_image(item, (size, size), fit, max_pixels, interpolation, range)
-                if image.pixels.shape[1:] != (size, size):
-                    height, width = image.pixels.shape[1:]
-                    raise InputError(f"an image of {width} x {height} does not fit: the model takes {size} x {size}")
-                prepared.append(image)
-        return prepared
-
-    def _summaries(self, images: Sequence[media.PreparedImage], precision: str) -> Iterator[States]:
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        self._require("encoder", "encoding")
-        limit = self._limit(self.ENCODE_BATCH)
-        for start in range(0, len(images), limit):
-            pixels = torch.stack([image.pixels for image in images[start : start + limit]])
-            with torch.no_grad(), exact_float32(self.device):
-                states: Tensor = self.encoder(pixels.to(self.device), PRECISIONS[precision])
-            yield states
+    def encode_images(self, images: Images, dtype: torch.dtype) -> Sequence[Int[Tensor, " queries"]]:
+        return list(self.codebook.nearest(self.encoder.summary.to_codes(self._states(images, dtype))))
 
     @torch.no_grad()
-    def _quantize(self, states: States) -> list[Int[Tensor, " queries"]]:
+    def _states(self, images: Images, dtype: torch.dtype) -> States:
         with exact_float32(self.device):
-            return list(self.codebook.nearest(self.encoder.summary.to_codes(states)))
+            states: Tensor = self.encoder(images, dtype)
+        return states
 
-    def _limit(self, batches: Mapping[str, int]) -> int:
-        return batches.get(self.device.type, batches["cuda"])
-
-    def _require(self, part: str, purpose: str) -> None:
-        """Refuse what a part that was not loaded is needed for."""
-        if part not in self.config.parts:
-            wanted = tuple(dict.fromkeys([*self.config.parts, part]))
-            raise WeightsError(
-                f"{purpose} needs the {part}, which is not loaded: load {self.name} with parts={wanted}, or all of it"
-            )
+    def require(self, part: str, purpose: str) -> None:
+        super().require(part, purpose)
         if part != "decoder" and not self.config.codes:
             raise WeightsError(f"{purpose} needs tokens, and {self.name} is a diffusion decoder by itself")
 
@@ -198,7 +137,7 @@ class Seed(Tokenizer[SeedConfig]):
 
     def embed(self, tokens: AnyTokens) -> Float[Tensor, "batch length dim"]:
         """The codebook vectors of the ids, zero where an item has ended."""
-        ids = self._check(tokens).ids.to(self.device)
+        ids = self.check(tokens).ids.to(self.device)
         return self.codebook(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
 
     @torch.no_grad()
@@ -214,7 +153,7 @@ class Seed(Tokenizer[SeedConfig]):
         """
         ids = self._whole(tokens).ids.to(self.device)
         with exact_float32(self.device):
-            return torch.cat([self.embedding(self.codebook(few)) for few in ids.split(self._limit(self.ENCODE_BATCH))])
+            return torch.cat([self.embedding(self.codebook(few)) for few in ids.split(self.budget("encode"))])
 
     @torch.no_grad()
     def features(self, tokens: AnyTokens) -> States:
@@ -224,17 +163,17 @@ class Seed(Tokenizer[SeedConfig]):
             WeightsError: this part is not loaded.
             InputError: as in `image_embedding`.
         """
-        self._require("features", "reconstructing features")
+        self.require("features", "reconstructing features")
         ids = self._whole(tokens).ids.to(self.device)
         with exact_float32(self.device):
-            wide = [self.embedding.from_codes(self.codebook(few)) for few in ids.split(self._limit(self.ENCODE_BATCH))]
+            wide = [self.embedding.from_codes(self.codebook(few)) for few in ids.split(self.budget("encode"))]
             return torch.cat([self.features_decoder(states) for states in wide])
 
     def _whole(self, tokens: AnyTokens) -> Tokens:
         """Tokens of whole images."""
         if not self.config.codes:
             raise WeightsError(f"{self.name} is a diffusion decoder by itself and has no tokens; it draws image embeddings")
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         for index, length in enumerate(tokens.lengths.tolist()):
             if length != self.config.queries:
                 raise ItemError(f"an image has {self.config.queries} tokens, not {length}", index)
@@ -280,9 +219,8 @@ class Seed(Tokenizer[SeedConfig]):
             InputError: an id, a length or an option is out of range.
             WeightsError: the decoder was not loaded.
         """
-        if size not in (None, "original"):
-            raise InputError(f"size must be None or 'original', not {size!r}")
-        self._require("decoder", "decoding")
+        self.require_known_size(size)
+        self.require("decoder", "decoding")
         tokens = self._whole(tokens)
         images = self.decode_embedding(
             self.image_embedding(tokens),
@@ -324,7 +262,7 @@ class Seed(Tokenizer[SeedConfig]):
             InputError: the embeddings or an option do not fit.
             WeightsError: the decoder was not loaded.
         """
-        self._require("decoder", "drawing images")
+        self.require("decoder", "drawing images")
         drawing = self._drawing(steps, guidance, noise_level, solver)
         embeddings = self._check_embeddings(embeddings)
         if negative is not None:
@@ -334,7 +272,7 @@ class Seed(Tokenizer[SeedConfig]):
             negative = negative.expand(len(embeddings), *negative.shape[1:])
         noises = self._noises(len(embeddings), seed, generator, latents, noise, negative_noise)
         images: list[Tensor] = []
-        limit = self._limit(self.DECODE_BATCH)
+        limit = self.budget("decode")
         total = len(embeddings) * evaluations(self.decoder.scheduler, drawing.steps, drawing.solver)
         with progress_bar("decode", total, progress, unit="step") as advance:
             for start in range(0, len(embeddings), limit):
@@ -434,8 +372,8 @@ class Seed(Tokenizer[SeedConfig]):
         Returns:
             ``quantizer``, ``reconstruction`` and ``embedding``, and their weighted sum ``total``.
         """
-        self._require("encoder", "training")
-        self._require("features", "training")
+        self.require("encoder", "training")
+        self.require("features", "training")
         z = self.encoder.summary.to_codes(states)
         codes = self.codebook(self.codebook.nearest(z))
         wide = self.embedding.from_codes(z + (codes - z).detach())
@@ -448,10 +386,9 @@ class Seed(Tokenizer[SeedConfig]):
 
     def set_precision(self, precision: str) -> None:
         """Precision of the products that draw images, ``"fp32"`` or ``"bf16"``. Tokens and embeddings stay as they are."""
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        dtype = precision_named(precision)
         if "decoder" in self.config.parts:
-            self.decoder.to(PRECISIONS[precision])
+            self.decoder.to(dtype)
 
     def compute_fingerprint(self) -> str:
         """Identity of the codebook; empty for a diffusion decoder by itself, to which no tokens belong."""

@@ -17,18 +17,17 @@ from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
-from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, naming_item
+from zoo.errors import InputError, ItemError
 from zoo.nn.precision import exact_float32
-from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
+from zoo.tokenizer import Budget
+from zoo.tokenizer.image import Image, Images, ImageTokenizer
 from zoo.tokens import Meta, Tokens
 
-Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels grid grid"]
 
 
-class TokenFlow(Tokenizer[TokenFlowConfig]):
+class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
     """The image tokenizer with two codebooks of arXiv 2412.03069.
 
     Images of any size and mode are resized and cropped to the model's square. Each gives the ids of all scales, coarse to fine
@@ -39,13 +38,11 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
 
     Config = TokenFlowConfig
     family = "tokenflow"
-    modality = "image"
     checkpoint = CHECKPOINT
     identity = ("quantizer.semantic", "quantizer.pixels")
 
     # Images at a time. On a CPU, one by one costs nothing and makes results independent of the batch to the last bit.
-    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
-    DECODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 16), "decode": Budget(1, 16)}
 
     def __init__(self, config: TokenFlowConfig | None = None, *, name: str = "tokenflow") -> None:
         super().__init__(config or TokenFlowConfig(), name)
@@ -78,60 +75,8 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
 
     # ---- encode
 
-    def encode(
-        self,
-        items: Any,
-        *,
-        fit: str = "crop",
-        precision: str = "fp32",
-        range: media.Range | None = None,
-        max_pixels: int = media.MAX_PIXELS,
-        progress: bool = False,
-    ) -> Tokens:
-        """Images to tokens.
-
-        Args:
-            items: one item or a list of them, each a path, the bytes of an image file, a PIL image, an array ``[height, width,
-                channels]`` or a tensor ``[channels, height, width]``; floats in [-1, 1]. A tensor of rank 4 is a list.
-            fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped), ``stretch``, ``pad``
-                (grey bars), or ``none``: it has that size already.
-            precision: ``bf16`` computes the encoders in bfloat16: quicker, but some ids change.
-            range: what black and white are in floating point; see `zoo.media.prepare_image`.
-            max_pixels: refuse larger images.
-            progress: show a progress bar.
-
-        Raises:
-            InputError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
-            WeightsError: the encoder was not loaded.
-        """
-        self._require("encoder", "encoding")
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-        prepared = [self._prepare(i, item, fit, range, max_pixels) for i, item in enumerate(as_items(items, batch_rank=4))]
-        ids: list[Tensor] = []
-        with progress_bar("encode", len(prepared), progress, unit="image") as advance:
-            for batch in self._batches(len(prepared), self.ENCODE_BATCH):
-                images = torch.stack([prepared[i].pixels for i in batch]).to(self.device)
-                ids += self._encode_images(images, PRECISIONS[precision])
-                advance(len(batch))
-        return self.tokens(ids, [image.meta for image in prepared])
-
-    def _prepare(self, index: int, item: Any, fit: str, range: media.Range | None, max_pixels: int) -> media.PreparedImage:
-        side = self.config.image_size
-        with naming_item(index):
-            prepared = media.prepare_image(item, size=(side, side), fit=fit, max_pixels=max_pixels, range=range)
-            height, width = prepared.pixels.shape[1:]
-            if (height, width) != (side, side):
-                raise InputError(f"an image of {width} x {height} does not fit: it must have {side} x {side}, or another fit")
-            return prepared
-
-    def _batches(self, count: int, limits: Mapping[str, int]) -> list[range]:
-        limit = limits.get(self.device.type, limits["cuda"])
-        return [range(start, min(start + limit, count)) for start in range(0, count, limit)]
-
-    @torch.no_grad()
-    def _encode_images(self, images: Images, dtype: torch.dtype) -> list[Tensor]:
-        with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+    def encode_images(self, images: Images, dtype: torch.dtype) -> Sequence[Int[Tensor, " length"]]:
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             latents = self.encoder(images)
         return list(self.quantizer.ids(latents))
 
@@ -156,8 +101,9 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         *,
         scales: int | None = None,
         size: Literal["original"] | None = None,
+        max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
-    ) -> list[Float[Tensor, "3 _ _"]]:
+    ) -> list[Image]:
         """Tokens to images: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
 
         Only the pixel decoder runs. The original's levels of 8 bits are ``127.5 x + 128``, clamped to 0..255 and rounded down,
@@ -168,6 +114,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
                 any number of whole scales, mixed as they come.
             scales: decode the first so many scales only.
             size: ``None`` for the model's size, ``"original"`` for that of the encoded image (what ``crop`` cut off is grey).
+            max_pixels: refuse to restore larger originals.
             progress: show a progress bar.
 
         Raises:
@@ -175,17 +122,13 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             InputError: an id or an option is out of range, or an item does not end with a scale.
             WeightsError: the decoder was not loaded.
         """
-        self._require("decoder", "decoding to images")
-        if size not in (None, "original"):
-            raise InputError(f"size must be None or 'original', not {size!r}")
-        tokens = self._check(tokens, scales)
-        images: list[Tensor] = []
-        with progress_bar("decode", len(tokens), progress, unit="image") as advance:
-            for batch in self._batches(len(tokens), self.DECODE_BATCH):
-                images += self._run(self._decode_pixels, tokens.ids[list(batch)])
-                advance(len(batch))
-        if size == "original" and tokens.meta:
-            return [media.restore_image(image, meta) for image, meta in zip(images, tokens.meta, strict=True)]
+        self.require("decoder", "decoding to images")
+        self.require_known_size(size)
+        checked = self.check(tokens, scales)
+        return self.restored(self.decode_batches(checked, progress), checked, size, max_pixels)
+
+    def decode_images(self, values: Int[Tensor, "batch length"]) -> Images:
+        images: Tensor = self.decoder(self.quantizer.latents(values)[:, self.config.semantic_code_dim :])
         return images
 
     def semantic(self, items: Any, *, scales: int | None = None) -> Float[Tensor, "batch patches features"]:
@@ -198,7 +141,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
         Raises:
             InputError, WeightsError: as `encode` and `decode`.
         """
-        self._require("semantic_decoder", "decoding to features")
+        self.require("semantic_decoder", "decoding to features")
         return self._map_tokens(self._decode_semantic, items, scales)
 
     def features(self, items: Any, *, scales: int | None = None) -> Latents:
@@ -230,7 +173,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: an item does not end with a scale, or ``refine`` is not among the scales after the first.
         """
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         ends = self.config.scale_ends
         if refine is not None and not (1 <= refine < len(ends) and int(tokens.lengths.max()) >= ends[refine]):
             raise InputError(f"refine must be the number of a scale that the tokens hold, after the first, not {refine}")
@@ -241,10 +184,10 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The codes of the ids, semantic and pixel part each of length 1; zero where an item has ended."""
-        return self._run(self.quantizer.vectors, self._check(tokens).ids)
+        return self._run(self.quantizer.vectors, self.check(tokens).ids)
 
-    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor], scales: int | None = None) -> Tokens:
-        tokens = super()._check(tokens)
+    def check(self, tokens: Any, scales: int | None = None) -> Tokens:
+        tokens = super().check(tokens)
         ends = self.config.scale_ends
         for index, length in enumerate(tokens.lengths.tolist()):
             if length not in ends:
@@ -255,29 +198,16 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             raise InputError(f"scales must lie in [1, {len(ends)}], not {scales}")
         return tokens.truncate(ends[scales - 1])
 
-    def _require(self, part: str, purpose: str) -> None:
-        """Refuse what a part that was not loaded is needed for."""
-        if part not in self.config.parts:
-            wanted = tuple(dict.fromkeys([*self.config.parts, part]))
-            raise WeightsError(
-                f"{purpose} needs the {part}, which is not loaded: load {self.name} with parts={wanted}, or all of it"
-            )
-
     def _map_tokens(self, function: Callable[..., Tensor], items: Any, scales: int | None) -> Tensor:
         """A function of ids over tokens, or over what images encode to, a few items at a time."""
-        tokens = self._check(items if isinstance(items, Tokens) else self.encode(items), scales)
-        batches = self._batches(len(tokens), self.DECODE_BATCH)
-        return torch.cat([self._run(function, tokens.ids[list(batch)]) for batch in batches])
+        tokens = self.check(items if isinstance(items, Tokens) else self.encode(items), scales)
+        return torch.cat([self._run(function, ids) for ids in tokens.ids.split(self.budget("decode"))])
 
     # Not in inference mode: what comes out may be fed to a model in training.
     @torch.no_grad()
     def _run(self, function: Callable[..., Tensor], ids: Int[Tensor, "batch length"], *arguments: Any) -> Tensor:
         with exact_float32(self.device):
             return function(ids.to(self.device), *arguments)
-
-    def _decode_pixels(self, ids: Int[Tensor, "batch length"]) -> Images:
-        images: Tensor = self.decoder(self.quantizer.latents(ids)[:, self.config.semantic_code_dim :])
-        return images
 
     def _decode_semantic(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch patches features"]:
         features: Tensor = self.semantic_decoder(self.quantizer.latents(ids)[:, : self.config.semantic_code_dim])
@@ -309,7 +239,7 @@ class TokenFlow(Tokenizer[TokenFlowConfig]):
             WeightsError: a part that takes part was not loaded.
         """
         for part in ("encoder", "decoder") if teacher is None else PARTS:
-            self._require(part, "training")
+            self.require(part, "training")
         return training.losses(
             self,
             images,

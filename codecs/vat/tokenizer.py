@@ -18,11 +18,12 @@ from zoo.codecs.vat.decoder import Field, Planes, Query, TriplaneDecoder
 from zoo.codecs.vat.encoder import Encoder
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 from zoo.codecs.vat.surface import extract
-from zoo.errors import ArgumentError, InputError, ItemError, naming_item
+from zoo.errors import InputError, ItemError, naming_item
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import PRECISIONS, Tokenizer, as_items
+from zoo.tokenizer import Budget, Prepared
+from zoo.tokenizer.shape import ShapeTokenizer
 from zoo.tokens import Meta, Tokens
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _log = logging.getLogger("zoo")
 _HIGHEST_RESOLUTION = 1024
 
 
-class VAT(Tokenizer[VATConfig]):
+class VAT(ShapeTokenizer[VATConfig]):
     """The shape tokenizer of arXiv 2412.02202, after a reference design of this project: no code was ever published.
 
     Meshes, scenes and clouds of points are covered with points and normals in a frame of their own. Each gives the ids of all
@@ -45,12 +46,11 @@ class VAT(Tokenizer[VATConfig]):
 
     Config = VATConfig
     family = "vat"
-    modality = "shape"
     checkpoint = CHECKPOINT
     identity = ("quantizer.codebook", "quantizer.gain")
 
     # Shapes at a time. On a CPU, one by one costs nothing and makes results independent of the batch to the last bit.
-    ENCODE_BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 16}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 16)}
 
     def __init__(self, config: VATConfig | None = None, *, name: str = "vat") -> None:
         super().__init__(config or VATConfig(), name)
@@ -81,7 +81,7 @@ class VAT(Tokenizer[VATConfig]):
         *,
         seed: int = 0,
         normalise: bool = True,
-        precision: str = "fp32",
+        encoder_precision: str = "fp32",
         tokens: int | None = None,
         max_faces: int = media.MAX_FACES,
         progress: bool = False,
@@ -89,57 +89,38 @@ class VAT(Tokenizer[VATConfig]):
         """Shapes to tokens, all of them or the first few.
 
         Args:
-            items: one item or a list of them, each a path, the bytes of a GLB, OBJ, PLY, STL or OFF file, a
-                ``trimesh.Trimesh``, ``Scene`` or ``PointCloud``, an array or tensor ``[points, 3]`` or ``[points, 6]``
-                (coordinates, then normals), or a pair ``(points, normals)``. A tensor of rank 3 is a list. Meshes need not be
-                closed; `zoo.media.prepare_shape` tells what becomes of each, and what is taken for colours.
-            seed: of the points that are drawn from a surface.
-            normalise: without it, shapes are taken to lie in [-1, 1] already.
-            precision: ``bf16`` computes the encoder in bfloat16: quicker, but some ids change.
+            items, seed, normalise, encoder_precision, max_faces, progress: as for `ShapeTokenizer.encode`.
             tokens: keep the first so many only; all by default.
-            max_faces: refuse larger meshes and clouds.
-            progress: show a progress bar.
 
         Raises:
-            InputError: an item is empty, degenerate, unreadable, too large, not finite or of the wrong kind; names the item.
+            ItemError: an item is empty, degenerate, unreadable, too large, not finite or of the wrong kind; names the item.
         """
-        if precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        prepared = self.prepare(items, seed=seed, normalise=normalise, max_faces=max_faces)
+        return self.encode_prepared(prepared, tokens=tokens, encoder_precision=encoder_precision, progress=progress)
+
+    def encode_prepared(
+        self,
+        items: Sequence[Prepared],
+        *,
+        tokens: int | None = None,
+        encoder_precision: str = "fp32",
+        progress: bool = False,
+    ) -> Tokens:
+        """What `prepare` gave to tokens; arguments and errors as for `encode`."""
         longest = self.config.scale_ends[-1]
         if tokens is not None and not 1 <= tokens <= longest:
             raise InputError(f"tokens must lie in [1, {longest}], not {tokens}")
-        prepared = []
-        for index, item in enumerate(as_items(items, batch_rank=3)):
-            with naming_item(index):
-                prepared.append(
-                    media.prepare_shape(item, self.config.num_points, seed=seed, normalise=normalise, max_faces=max_faces)
-                )
-        ids: dict[int, Tensor] = {}
-        with progress_bar("encode", len(prepared), progress, unit="shape") as advance:
-            for batch in self._batches([len(shape.points) for shape in prepared]):
-                points, normals = (
-                    torch.stack([getattr(prepared[i], name) for i in batch]).to(self.device) for name in ("points", "normals")
-                )
-                ids |= zip(batch, self._encode_points(points, normals, PRECISIONS[precision]), strict=True)
-                advance(len(batch))
-        return self.tokens([ids[i][:tokens] for i in range(len(prepared))], [shape.meta for shape in prepared])
+        encoded = super().encode_prepared(items, encoder_precision=encoder_precision, progress=progress)
+        return encoded if tokens is None else encoded.truncate(tokens)
 
-    def _batches(self, counts: Sequence[int]) -> list[list[int]]:
-        """Shapes with the same number of points, a few at a time: then nothing is padded, and nothing need be masked."""
-        limit = self.ENCODE_BATCH.get(self.device.type, self.ENCODE_BATCH["cuda"])
-        batches: list[list[int]] = []
-        for index in sorted(range(len(counts)), key=lambda i: counts[i]):
-            if batches and len(batches[-1]) < limit and counts[batches[-1][0]] == counts[index]:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        return batches
+    @property
+    def points_per_shape(self) -> int:
+        return self.config.num_points
 
-    @torch.no_grad()
-    def _encode_points(
+    def encode_points(
         self, points: Float[Tensor, "batch points 3"], normals: Float[Tensor, "batch points 3"], dtype: torch.dtype
-    ) -> list[Tensor]:
-        with exact_float32(self.device), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+    ) -> Sequence[Int[Tensor, " length"]]:
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             mean, _ = self.encoder(points, normals)
         return list(self.quantizer.ids(mean.float()))
 
@@ -158,7 +139,7 @@ class VAT(Tokenizer[VATConfig]):
 
     # ---- decode
 
-    def decode(  # type: ignore[override]  # a mesh is not a tensor
+    def decode(
         self,
         tokens: Tokens | Tensor | Sequence[Tensor],
         *,
@@ -186,7 +167,7 @@ class VAT(Tokenizer[VATConfig]):
         if not 2 <= resolution <= _HIGHEST_RESOLUTION:
             raise InputError(f"resolution must lie in [2, {_HIGHEST_RESOLUTION}], not {resolution}")
         media.require_shape_packages()
-        tokens = self._check(tokens, scales)
+        tokens = self.check(tokens, scales)
         meshes = []
         with progress_bar("decode", len(tokens), progress, unit="shape") as advance:
             for index in range(len(tokens)):
@@ -208,7 +189,7 @@ class VAT(Tokenizer[VATConfig]):
 
         Arguments and errors as for `decode`.
         """
-        tokens = self._check(tokens, scales)
+        tokens = self.check(tokens, scales)
         frames = [media.frame_of(meta) for meta in tokens.meta] or [media.frame_of({})] * len(tokens)
         planes = [self._decode_planes(tokens.ids[i : i + 1]) for i in range(len(tokens))]
         return [Field(own[0], self.query, *frame) for own, frame in zip(planes, frames, strict=True)]
@@ -231,8 +212,8 @@ class VAT(Tokenizer[VATConfig]):
         each = points if points.ndim == 3 else points.expand(len(fields), *points.shape)
         return torch.stack([field(own) for field, own in zip(fields, each, strict=True)])
 
-    def _check(self, tokens: Tokens | Tensor | Sequence[Tensor], scales: int | None = None) -> Tokens:
-        tokens = super()._check(tokens)
+    def check(self, tokens: Any, scales: int | None = None) -> Tokens:
+        tokens = super().check(tokens)
         ends = self.config.scale_ends
         for index, (length, meta) in enumerate(zip(tokens.lengths.tolist(), tokens.meta or ({},) * len(tokens), strict=True)):
             if length > ends[-1]:
@@ -251,23 +232,19 @@ class VAT(Tokenizer[VATConfig]):
             planes: Tensor = self.decoder(self.quantizer.latents(ids.to(self.device)))
         return planes
 
-    def reconstruct(self, items: Any) -> list[trimesh.Trimesh]:  # type: ignore[override]  # a mesh is not a tensor
-        """``decode(encode(items))``: closed meshes where the originals were."""
-        return self.decode(self.encode(items))
-
     # ---- embed, training, speed
 
     @torch.no_grad()
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The codes of the ids at their scales' gains; zero where an item has ended."""
-        return self.quantizer.vectors(self._check(tokens).ids.to(self.device))
+        return self.quantizer.vectors(self.check(tokens).ids.to(self.device))
 
     @torch.no_grad()
     def latents(
         self, tokens: Tokens | Tensor | Sequence[Tensor], *, scales: int | None = None
     ) -> Float[Tensor, "batch latents dim"]:
         """What the decoder is fed: the sum of the scales, as far as the tokens go."""
-        return self.quantizer.latents(self._check(tokens, scales).ids.to(self.device))
+        return self.quantizer.latents(self.check(tokens, scales).ids.to(self.device))
 
     @torch.no_grad()
     def ar_inputs(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch positions dim"]:
@@ -280,7 +257,7 @@ class VAT(Tokenizer[VATConfig]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: the items are not of the same whole number of scales.
         """
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         lengths = set(tokens.lengths.tolist())
         if len(lengths) > 1 or not lengths <= set(self.config.scale_ends):
             raise InputError(f"all items must end with the same scale, at one of {self.config.scale_ends}")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo import media
 from zoo.codecs.vectok.analysis import Analyser
 from zoo.codecs.vectok.checkpoint import CHECKPOINT
 from zoo.codecs.vectok.config import HiFiGANSizes, LogMelSizes, VecTokConfig
@@ -25,26 +24,18 @@ from zoo.codecs.vectok.units import BPE, Units
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
 from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, Voices, match, mixture, stretch, to_loudness, trim_silence
 from zoo.codecs.vectok.wavlm import WavLM
-from zoo.errors import InputError, MismatchError, WeightsError, naming_item
+from zoo.errors import InputError, MismatchError, naming_item
 from zoo.latents import Latents
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items
+from zoo.tokenizer import Budget, Prepared
+from zoo.tokenizer.audio import AudioTokenizer, Rate
 from zoo.tokens import Tokens
 
 Prompt = Any
-Rate = int | Literal["original"] | None
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A recording at the model's rate, and what its tokens remember of it."""
-
-    waveform: Float[Tensor, " _samples"]
-    meta: dict[str, int]
-
-
-class VecTok(Tokenizer[VecTokConfig]):
+class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
     """The speech tokenizer of arXiv 2310.07246: about 16 to 20 tokens per second say what was said, a prompt says by whom.
 
     Speech of any rate and channel count is averaged to mono and resampled; the tokens remember the original rate and length.
@@ -62,7 +53,6 @@ class VecTok(Tokenizer[VecTokConfig]):
 
     Config = VecTokConfig
     family = "vectok"
-    modality = "audio"
     checkpoint = CHECKPOINT
     identity = ("units.centroids", "units.pairs")
 
@@ -70,8 +60,7 @@ class VecTok(Tokenizer[VecTokConfig]):
     WINDOW: ClassVar[dict[str, int]] = {"encode": 1_500, "decode": 1_000}
     OVERLAP: ClassVar[int] = 50
     # Vectors in flight. On a CPU, encoding one by one costs nothing and makes ids independent of the batch to the last bit.
-    ENCODE_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1, "cuda": 24_000}
-    DECODE_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1_000, "cuda": 32_000}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 24_000), "decode": Budget(1_000, 32_000)}
     # Of a longer recording, the vectors are computed twice rather than kept until their mean is known.
     KEPT_FRAMES: ClassVar[int] = 45_000
 
@@ -128,34 +117,25 @@ class VecTok(Tokenizer[VecTokConfig]):
             return ""
         return vectors_fingerprint(self.analysis)
 
-    def _need(self, part: str, purpose: str) -> None:
-        if part not in self.config.parts:
-            raise WeightsError(f"{purpose} needs the {part}, which {self.name} lacks: it has {', '.join(self.config.parts)}")
-
     # ---- encode
 
-    def encode(  # type: ignore[override]  # without units this is a continuous tokenizer
-        self, items: Any, *, progress: bool = False
-    ) -> Tokens | Latents:
-        """Speech to tokens, or to `zoo.Latents` ``[dim, vectors]`` where the model has no units.
+    def prepare(self, items: Any) -> list[Prepared]:
+        """Speech as the network takes it: ``waveform`` ``[1, samples]`` at its rate, normalised; ``amount`` counts samples."""
+        self.require("vectors", "encoding")
+        return [
+            self._with_waveform(item, self.analysis.normalise(item.tensors["waveform"][0])) for item in super().prepare(items)
+        ]
 
-        Args:
-            items: one item or a list of them, each a path, the bytes of an audio file, ``(array, sample_rate)`` or an array or
-                tensor at the model's rate, ``[samples]`` or ``[channels, samples]``. Integer arrays are scaled to [-1, 1).
-                A tensor ``[batch, channels, samples]`` is a list. Channels are averaged.
-            progress: show a progress bar over speech vectors.
+    @staticmethod
+    def _with_waveform(item: Prepared, waveform: Float[Tensor, " samples"]) -> Prepared:
+        return Prepared({"waveform": waveform[None]}, item.meta, len(waveform))
 
-        Raises:
-            InputError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
-            WeightsError: the model has nothing that makes vectors.
-        """
-        prepared = self._prepare(items)
+    def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens | Latents:
+        """What `prepare` gave to tokens, or to `zoo.Latents` ``[dim, vectors]`` where the model has no units."""
+        meta = [item.meta for item in items]
         if not self.config.has_units:
-            values = tuple(vectors.T for vectors in self._vectors(prepared, True, progress))
-            return Latents(values, self.name, self.fingerprint, tuple(item.meta for item in prepared))
-        return self.tokens(
-            [self.units.bpe.encode(units) for units in self._units(prepared, progress)], [item.meta for item in prepared]
-        )
+            return self.wrap([vectors.T for vectors in self._vectors(items, True, progress)], meta)
+        return self.tokens([self.units.bpe.encode(units) for units in self._units(items, progress)], meta)
 
     def encode_with_voices(self, items: Any, *, progress: bool = False) -> tuple[Tokens, list[Voice]]:
         """Tokens as `encode` gives them, and beside them each item's own voice: its first vectors, 3 s by default.
@@ -165,8 +145,8 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError, WeightsError: as `encode` does.
         """
-        self._need_units("encoding to tokens")
-        prepared = self._prepare(items)
+        self.require("units", "encoding to tokens")
+        prepared = self.prepare(items)
         ids: dict[int, Tensor] = {}
         voices: dict[int, Voice] = {}
         for index, recording in self._recordings(prepared, progress=progress):
@@ -188,7 +168,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError, WeightsError: as `encode` does; or, without padding, an item is too short for a single vector.
         """
-        return self._vectors(self._prepare(items), pad, progress)
+        return self._vectors(self.prepare(items), pad, progress)
 
     def unit_ids(self, items: Any, *, progress: bool = False) -> list[Int[Tensor, " _frames"]]:
         """Units of each item, 50 per second, before byte-pair encoding.
@@ -196,29 +176,14 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError, WeightsError: as `encode` does.
         """
-        self._need_units("finding units")
-        return self._units(self._prepare(items), progress)
+        self.require("units", "finding units")
+        return self._units(self.prepare(items), progress)
 
-    def _need_units(self, purpose: str) -> None:
-        if not self.config.has_units:
-            self._need("units", purpose)
-
-    def _prepare(self, items: Any) -> list[_Item]:
-        self._need("vectors", "encoding")
-        rate = self.config.sample_rate
-        prepared = []
-        for index, item in enumerate(as_items(items, batch_rank=3)):
-            with naming_item(index):
-                audio = media.read_audio(item, sample_rate=rate, mono=True, default_sample_rate=rate)
-            meta = {"samples": audio.original_samples, "sample_rate": audio.original_rate}
-            prepared.append(_Item(self.analysis.normalise(audio.waveform[0]), meta))
-        return prepared
-
-    def _vectors(self, prepared: Sequence[_Item], pad: bool, progress: bool) -> list[Float[Tensor, "_frames dim"]]:
+    def _vectors(self, prepared: Sequence[Prepared], pad: bool, progress: bool) -> list[Float[Tensor, "_frames dim"]]:
         found = {index: recording.vectors() for index, recording in self._recordings(prepared, pad=pad, progress=progress)}
         return [found[index] for index in range(len(prepared))]
 
-    def _units(self, prepared: Sequence[_Item], progress: bool) -> list[Int[Tensor, " _frames"]]:
+    def _units(self, prepared: Sequence[Prepared], progress: bool) -> list[Int[Tensor, " _frames"]]:
         found = {index: self._quantize(recording) for index, recording in self._recordings(prepared, progress=progress)}
         return [found[index] for index in range(len(prepared))]
 
@@ -230,7 +195,7 @@ class VecTok(Tokenizer[VecTokConfig]):
             return torch.cat([self.units.nearest(window.vectors - mean)[window.kept] for window in recording.windows()])
 
     def _recordings(
-        self, prepared: Sequence[_Item], *, pad: bool = True, progress: bool = False
+        self, prepared: Sequence[Prepared], *, pad: bool = True, progress: bool = False
     ) -> Iterator[tuple[int, Recording]]:
         analyser = Analyser(
             self.analysis,
@@ -238,13 +203,10 @@ class VecTok(Tokenizer[VecTokConfig]):
             self.config.hop_length,
             window=self.WINDOW["encode"],
             overlap=self.OVERLAP,
-            together=self._in_flight(self.ENCODE_FRAMES),
+            together=self.budget("encode"),
             kept=self.KEPT_FRAMES,
         )
-        return analyser.recordings([item.waveform for item in prepared], pad=pad, progress=progress)
-
-    def _in_flight(self, frames: Mapping[str, int]) -> int:
-        return frames.get(self.device.type, frames["cuda"])
+        return analyser.recordings([item.tensors["waveform"][0] for item in prepared], pad=pad, progress=progress)
 
     # ---- voices
 
@@ -269,17 +231,19 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError: as `encode` does, or there is less than a second in all.
         """
-        prepared = self._prepare(items)
+        prepared = self.prepare(items)
         if trigger_level is not None:
             rate = self.config.sample_rate
-            prepared = [replace(item, waveform=trim_silence(item.waveform, rate, trigger_level)) for item in prepared]
+            prepared = [
+                self._with_waveform(item, trim_silence(item.tensors["waveform"][0], rate, trigger_level)) for item in prepared
+            ]
         vectors = torch.cat(self._vectors(prepared, True, progress))
         fewest = min(FEWEST_PROMPT_FRAMES, self.config.prompt_frames)
         if len(vectors) < fewest:
             seconds = [frames * self.config.hop_length / self.config.sample_rate for frames in (len(vectors), fewest)]
             raise InputError(f"a voice needs at least {seconds[1]:g} s of speech, there are {seconds[0]:g} s")
         hop = self.config.hop_length
-        padded = [F.pad(item.waveform, (0, -len(item.waveform) % hop)) for item in prepared]
+        padded = [F.pad(item.tensors["waveform"][0], (0, -item.amount % hop)) for item in prepared]
         energy = torch.cat([waveform.view(-1, hop).square().mean(1) for waveform in padded])
         return Voice(vectors, energy.to(vectors.device), self.vectors_fingerprint)
 
@@ -302,7 +266,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError: it is for another number of units.
         """
-        self._need_units("byte-pair encoding")
+        self.require("units", "byte-pair encoding")
         if bpe.num_units != self.config.num_units:
             raise InputError(f"pairs of {bpe.num_units} units do not fit the model's {self.config.num_units}")
         self.units.set_bpe(bpe)
@@ -379,19 +343,19 @@ class VecTok(Tokenizer[VecTokConfig]):
             InputError: an id is out of range, an item is empty, or there is no voice.
             WeightsError: the model lacks a part that this needs.
         """
-        self._need("vocoder", "decoding")
+        self.require("vocoder", "decoding")
         if isinstance(tokens, Latents) or not self.config.has_units:
             if prompt is not None:
                 raise InputError("a prompt goes with tokens; speech vectors have a voice already")
             latents = self._check_latents(tokens)
             waves = self.vocode([values.T for values in latents.values], progress=progress)
-            return self._finish(waves, latents.meta, trim, sample_rate)
-        self._need("inverse", "decoding tokens")
-        tokens = self._check(tokens)
-        prompts = self._prompts(prompt, len(tokens))
-        units = [self.units.expand(ids.to(self.device)) for ids in tokens.unpadded()]
+            return self.restored([wave[None] for wave in waves], latents.meta, trim, sample_rate)
+        self.require("inverse", "decoding tokens")
+        checked = self._check_tokens(tokens)
+        prompts = self._prompts(prompt, len(checked))
+        units = [self.units.expand(ids.to(self.device)) for ids in checked.unpadded()]
         waves = self._synthesiser.from_units(self._restorer, units, prompts, progress=progress)
-        return self._finish(waves, tokens.meta, trim, sample_rate)
+        return self.restored([wave[None] for wave in waves], checked.meta, trim, sample_rate)
 
     @property
     def _restorer(self) -> Restorer:
@@ -399,7 +363,7 @@ class VecTok(Tokenizer[VecTokConfig]):
 
     @property
     def _synthesiser(self) -> Synthesiser:
-        return Synthesiser(self.vocoder, self.device, self.WINDOW["decode"], self._in_flight(self.DECODE_FRAMES))
+        return Synthesiser(self.vocoder, self.device, self.WINDOW["decode"], self.budget("decode"))
 
     @torch.no_grad()
     def inverse_vectors(self, units: Sequence[Int[Tensor, " _"]], prompt: Prompt = None) -> list[Float[Tensor, "_frames dim"]]:
@@ -408,7 +372,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             InputError, WeightsError: as `decode` does.
         """
-        self._need("inverse", "restoring vectors")
+        self.require("inverse", "restoring vectors")
         with exact_float32(self.device):
             found = [
                 torch.cat(list(self._restorer.windows(item.to(self.device), one)))
@@ -424,16 +388,8 @@ class VecTok(Tokenizer[VecTokConfig]):
         Raises:
             WeightsError: the model has no vocoder.
         """
-        self._need("vocoder", "making sound")
+        self.require("vocoder", "making sound")
         return self._synthesiser.from_vectors([vectors] if isinstance(vectors, Tensor) else vectors, progress=progress)
-
-    def _finish(
-        self, waves: Sequence[Float[Tensor, " _samples"]], meta: Sequence[Mapping[str, Any]], trim: bool, sample_rate: Rate
-    ) -> list[Float[Tensor, "1 _"]]:
-        return [
-            media.restore_audio(wave[None], self.config.sample_rate, own, trim=trim, sample_rate=sample_rate)
-            for wave, own in zip(waves, meta or [{}] * len(waves), strict=True)
-        ]
 
     def _check_latents(self, latents: Any) -> Latents:
         spec, own = self.spec, self.vectors_fingerprint
@@ -501,22 +457,22 @@ class VecTok(Tokenizer[VecTokConfig]):
         if chosen == "knn":
             waves, meta = self._convert_by_neighbours(items, voice, neighbours or self.config.neighbours, seconds, progress)
         else:
-            self._need_units("converting through tokens")
+            self.require("units", "converting through tokens")
             tokens = self.encode(items, progress=progress)
             assert isinstance(tokens, Tokens)
             waves, meta = self.decode(tokens, prompt=voice, progress=progress), tokens.meta
         single = [wave[0] for wave in waves]
         if loudness is not None:
             single = [to_loudness(wave, self.config.sample_rate, loudness) for wave in single]
-        return self._finish(single, meta, seconds is None, sample_rate)
+        return self.restored([wave[None] for wave in single], meta, seconds is None, sample_rate)
 
     def _convert_by_neighbours(
         self, items: Any, voice: Prompt, neighbours: int, seconds: float | None, progress: bool
     ) -> tuple[list[Float[Tensor, "1 _"]], Sequence[Mapping[str, Any]]]:
-        self._need("vocoder", "converting")
+        self.require("vocoder", "converting")
         if neighbours < 1 or (seconds is not None and seconds <= 0):
             raise InputError("neighbours and seconds must be positive")
-        prepared = self._prepare(items)
+        prepared = self.prepare(items)
         voices = voice if isinstance(voice, list) else [voice] * len(prepared)
         if len(voices) != len(prepared):
             raise InputError(f"{len(voices)} voices do not fit {len(prepared)} items")
@@ -528,7 +484,7 @@ class VecTok(Tokenizer[VecTokConfig]):
                 queries = stretch(queries, samples / self.config.hop_length)
             matched.append(match(queries, target, neighbours))
         waves = self.vocode(matched, progress=progress)
-        ends = [samples or len(item.waveform) for item in prepared]
+        ends = [samples or item.amount for item in prepared]
         return [wave[None, :end] for wave, end in zip(waves, ends, strict=True)], [item.meta for item in prepared]
 
     def anonymise(
@@ -554,7 +510,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         voices = list(self.voices.values()) if pool is None else [self._as_voice(voice) for voice in pool]
         if len(voices) < 2:
             raise InputError(f"a pool of {len(voices)} voices hides nobody: pass at least two as pool=")
-        checked = self._check(tokens)
+        checked = self._check_tokens(tokens)
         seeds = [seed] * len(checked) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(checked):
             raise InputError(f"{len(seeds)} seeds do not fit {len(checked)} items")
@@ -568,7 +524,7 @@ class VecTok(Tokenizer[VecTokConfig]):
         if isinstance(tokens, Latents) or not self.config.has_units:
             rows = [values.T.to(self.device) for values in self._check_latents(tokens).values]
             return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        ids = self._check(tokens).ids.to(self.device)
+        ids = self._check_tokens(tokens).ids.to(self.device)
         return self.units.embed(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
     def compile_modules(self) -> None:

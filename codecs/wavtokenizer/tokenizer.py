@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo import media
 from zoo.codecs.wavtokenizer.checkpoint import CHECKPOINT
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
-from zoo.errors import InputError, naming_item
+from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
-from zoo.tokenizer import Tokenizer, as_items, groups_of_similar_length
+from zoo.tokenizer import Budget, Prepared, groups_of_similar_length
+from zoo.tokenizer.audio import AudioTokenizer
 from zoo.tokens import Tokens
 
 
-class WavTokenizer(Tokenizer[WavTokenizerConfig]):
+class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
     """The single-codebook audio tokenizer of arXiv 2408.16532.
 
     Audio of any sample rate and channel count is averaged to mono and resampled to 24 kHz; the tokens remember the original
@@ -33,14 +33,12 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
 
     Config = WavTokenizerConfig
     family = "wavtokenizer"
-    modality = "audio"
     checkpoint = CHECKPOINT
     identity = ("codebook.embed",)
 
     # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
     # fill a GPU. They change memory and speed, never the numbers.
-    CHUNK_SAMPLES: ClassVar[dict[str, int]] = {"cpu": 128_000, "cuda": 8_000_000}
-    BLOCK_FRAMES: ClassVar[dict[str, int]] = {"cpu": 1_500, "cuda": 60_000}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(128_000, 8_000_000), "decode": Budget(1_500, 60_000)}
 
     def __init__(self, config: WavTokenizerConfig | None = None, *, name: str = "wavtokenizer") -> None:
         super().__init__(config or WavTokenizerConfig(), name)
@@ -64,34 +62,15 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
 
     # ---- encode
 
-    def encode(self, items: Any, *, progress: bool = False) -> Tokens:
-        """Audio to tokens.
+    def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
+        ids = self._encode_waveforms([item.tensors["waveform"][0] for item in items], progress)
+        return self.tokens(ids, [item.meta for item in items])
 
-        Args:
-            items: one item or a list of them, each a path, the bytes of an audio file, ``(array, sample_rate)`` or an array or
-                tensor at the model's rate, ``[samples]`` or ``[channels, samples]``. Integer arrays are scaled to [-1, 1).
-                A tensor ``[batch, channels, samples]`` is a list. Channels are averaged.
-            progress: show a progress bar over chunks of audio.
-
-        Raises:
-            InputError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
-        """
-        prepared = [self._prepare(index, item) for index, item in enumerate(as_items(items, batch_rank=3))]
-        ids = self._encode_waveforms([waveform for waveform, _ in prepared], progress)
-        return self.tokens(ids, [meta for _, meta in prepared])
-
-    def _prepare(self, index: int, item: Any) -> tuple[Float[Tensor, " samples"], dict[str, int]]:
-        with naming_item(index):
-            rate = self.config.sample_rate
-            audio = media.read_audio(item, sample_rate=rate, mono=True, default_sample_rate=rate)
-            return audio.waveform[0], {"samples": audio.original_samples, "sample_rate": audio.original_rate}
-
-    @torch.no_grad()
     def _encode_waveforms(self, waveforms: Sequence[Float[Tensor, " _"]], progress: bool) -> list[Int[Tensor, " _"]]:
         """Ids of every waveform, in lockstep chunk by chunk, each as if it were alone."""
         order = sorted(range(len(waveforms)), key=lambda i: -len(waveforms[i]))
         ids: list[list[Tensor]] = [[] for _ in waveforms]
-        budget = self.CHUNK_SAMPLES.get(self.device.type, self.CHUNK_SAMPLES["cuda"])
+        budget = self.budget("encode")
         hop = self.config.hop_length
         group_size = max(1, budget // (16 * hop))
         total = sum(-(-len(waveform) // hop) for waveform in waveforms)
@@ -173,23 +152,20 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: an id is out of range, or an item is empty.
         """
-        tokens = self._check(tokens)
+        tokens = self.check(tokens)
         if not 0 <= bandwidth_id < self.config.num_bandwidths:
             raise InputError(f"bandwidth_id must lie in [0, {self.config.num_bandwidths}), not {bandwidth_id}")
         if window is not None:
             decoded = [self._decode_windowed(ids, bandwidth_id, window) for ids in tokens.unpadded()]
         else:
             decoded = self._decode_exact(tokens, bandwidth_id, progress)
-        return [
-            media.restore_audio(audio[None], self.config.sample_rate, meta, trim=trim, sample_rate=sample_rate)
-            for audio, meta in zip(decoded, tokens.meta or [{}] * len(decoded), strict=True)
-        ]
+        return self.restored([audio[None] for audio in decoded], tokens.meta, trim, sample_rate)
 
     @torch.no_grad()
     def _decode_exact(self, tokens: Tokens, bandwidth_id: int, progress: bool) -> list[Float[Tensor, " _"]]:
         lengths = tokens.lengths.tolist()
         decoded: dict[int, Tensor] = {}
-        block = self.BLOCK_FRAMES.get(self.device.type, self.BLOCK_FRAMES["cuda"])
+        block = self.budget("decode")
         with exact_float32(self.device), progress_bar("decode", sum(lengths), progress) as advance:
             for group in groups_of_similar_length(lengths, budget=block):
                 longest = max(lengths[i] for i in group)
@@ -210,7 +186,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
         batch, frames, _ = latents.shape
         hop, istft, halo = self.config.hop_length, self.head.istft, self.backbone.halo
         x, coefficients = self.backbone.mix(latents, mask)
-        block = max(8 * halo, self.BLOCK_FRAMES.get(latents.device.type, self.BLOCK_FRAMES["cuda"]) // batch)
+        block = max(8 * halo, self.at_once["decode"].on(latents.device) // batch)
         total = x.new_zeros(batch, (frames + istft.OVERLAP - 1) * hop)
         for start, stop in blocks_of(frames, block):
             window, before = window_of(x, start, stop, halo)
@@ -240,7 +216,7 @@ class WavTokenizer(Tokenizer[WavTokenizerConfig]):
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The codebook vectors of the ids, zero where an item has ended."""
-        ids = self._check(tokens).ids.to(self.device)
+        ids = self.check(tokens).ids.to(self.device)
         return self.codebook(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
     # ---- speed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.errors import KeysError
+from zoo.errors import ArgumentError, KeysError
 from zoo.nn.norm import exact_group_norms, overwriting_activations
 from zoo.nn.precision import Float32Module, compute_dtype
 
@@ -95,6 +95,23 @@ class VAE(nn.Module):
         overwriting_activations(exact_group_norms(model))
         self.encoder = VAEEncoder(model.encoder, model.quant_conv)
         self.decoder = VAEDecoder(model.decoder, model.post_quant_conv)
+
+
+def is_sampled(posterior: str) -> bool:
+    """Whether latents are drawn from the posterior (``sample``) rather than its mean (``mode``).
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if posterior not in ("mode", "sample"):
+        raise ArgumentError(f"posterior must be 'mode' or 'sample', not {posterior!r}")
+    return posterior == "sample"
+
+
+def posterior_noise(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Float[Tensor, ...]:
+    """Standard normal numbers to draw latents with, made where the generator is."""
+    source = generator.device if generator else device
+    return torch.randn(tuple(shape), generator=generator, device=source, dtype=torch.float32).to(device)
 
 
 _HALVES = {

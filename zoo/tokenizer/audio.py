@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from zoo import media
 from zoo.errors import naming_item
 from zoo.latents import Latents
-from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, groups_of_equals
+from zoo.tokens import Tokens
 
 Waveform = Float[Tensor, "_channels _samples"]
 Rate = int | Literal["original"] | None
@@ -82,17 +81,18 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
             for group in groups_of_equals(lengths, self.budget("encode")):
                 length = lengths[group[0]]
                 waveforms = torch.stack([F.pad(items[i].tensors["waveform"], (0, length - items[i].amount)) for i in group])
-                with torch.no_grad(), exact_float32(self.device):
-                    found |= zip(group, self.encode_waveforms(waveforms.to(self.device)), strict=True)
+                found |= zip(group, self.encode_waveforms(waveforms.to(self.device)), strict=True)
                 advance(length * len(group))
         return self.wrap([found[i] for i in range(len(items))], [item.meta for item in items])
 
-    @abstractmethod
     def encode_waveforms(self, waveforms: Float[Tensor, "batch channels samples"]) -> Sequence[Tensor]:
-        """Ids ``[length]``, frame by frame, or latents ``[dim, frames]``, of waveforms of one length, a whole number of hops.
+        """Ids ``[frames]`` (codes ``[frames, places]`` of several codebooks), or latents ``[dim, frames]``, of each waveform.
 
-        Called without gradients and in exact float32.
+        The waveforms have one length, a whole number of hops.
+
+        Called without gradients and in exact float32 by `encode_prepared`, which a family may override instead.
         """
+        raise NotImplementedError(f"{self.family} has its own way to encode")
 
     # ---- decode
 
@@ -113,19 +113,31 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         """
         self.require("decoder", "decoding")
         checked = self.check(tokens)
-        values = checked.values if isinstance(checked, Latents) else checked.unpadded()
+        values = checked.values if isinstance(checked, Latents) else self._codes_of(checked)
+        frames = [value.shape[-1] if isinstance(checked, Latents) else len(value) for value in values]
         waves: dict[int, Tensor] = {}
-        with progress_bar("decode", sum(value.shape[-1] for value in values), progress) as advance:
-            for group in groups_of_equals([value.shape[-1] for value in values], self.budget("decode")):
+        with progress_bar("decode", sum(frames), progress, unit="frame") as advance:
+            for group in groups_of_equals(frames, self.budget("decode")):
                 stacked = torch.stack([values[i] for i in group]).to(self.device)
-                with torch.no_grad(), exact_float32(self.device):
-                    waves |= zip(group, self.decode_values(stacked), strict=True)
-                advance(stacked.shape[-1] * len(group))
+                waves |= zip(group, self.decode_values(stacked), strict=True)
+                advance(frames[group[0]] * len(group))
         return self.restored([waves[i] for i in range(len(values))], checked.meta, trim, sample_rate)
 
-    @abstractmethod
+    def _codes_of(self, tokens: Tokens) -> list[Tensor]:
+        """The ids of each item, or its codes ``[frames, places]`` where the model has several codebooks."""
+        if self.spec.ids_per_frame == 1:
+            return tokens.unpadded()
+        frames = (tokens.lengths // tokens.ids_per_frame).tolist()
+        return [codes[:count] for codes, count in zip(tokens.codes(), frames, strict=True)]
+
     def decode_values(self, values: Tensor) -> Float[Tensor, "batch channels samples"]:
-        """Waveforms of ids ``[batch, length]``, or of latents ``[batch, dim, frames]``, of one length."""
+        """Waveforms of ids ``[batch, frames]``, or of latents ``[batch, dim, frames]``, of one length.
+
+        Of several codebooks these are codes ``[batch, frames, places]``, of fewer places where codebooks were left out.
+
+        Called by `decode`, which a family may override instead.
+        """
+        raise NotImplementedError(f"{self.family} has its own way to decode")
 
     def restored(
         self, waves: Sequence[Waveform], meta: Sequence[Mapping[str, Any]], trim: bool, sample_rate: Rate

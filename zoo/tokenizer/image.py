@@ -14,7 +14,6 @@ from torch import Tensor
 from zoo import media
 from zoo.errors import InputError, naming_item
 from zoo.latents import Latents
-from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
 from zoo.tokens import Tokens
@@ -28,8 +27,8 @@ Encoder = Callable[[Images], Sequence[Tensor]]
 class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
     """A tokenizer of images.
 
-    A family implements `encode_images` and `decode_images`, and lists in ``at_once`` how many images these take. It overrides
-    `encode`, `encode_prepared` and `decode` with longer signatures where it has options of its own.
+    A family implements `encode_images` and `decode_images` (or `decode`), and lists in ``at_once`` how many images these take.
+    It overrides `encode`, `encode_prepared` and `decode` with longer signatures where it has options of its own.
 
     Attributes:
         fit: how images come to the model's size by default.
@@ -131,9 +130,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         shapes = [item.tensors["pixels"].shape for item in items]
         with progress_bar("encode", len(items), progress, unit="image") as advance:
             for batch in runs_of_equals(shapes, self.budget("encode")):
-                pixels = torch.stack([items[i].tensors["pixels"] for i in batch]).to(self.device)
-                with torch.no_grad(), exact_float32(self.device):
-                    found += encode(pixels)
+                found += encode(torch.stack([items[i].tensors["pixels"] for i in batch]).to(self.device))
                 advance(len(batch))
         return self.wrap(found, [item.meta for item in items])
 
@@ -180,15 +177,16 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         images: list[Tensor] = []
         with progress_bar("decode", len(values), progress, unit="image") as advance:
             for batch in runs_of_equals([value.shape for value in values], self.budget("decode")):
-                stacked = torch.stack([values[i] for i in batch]).to(self.device)
-                with torch.no_grad(), exact_float32(self.device):
-                    images += self.decode_images(stacked)
+                images += self.decode_images(torch.stack([values[i] for i in batch]).to(self.device))
                 advance(len(batch))
         return images
 
-    @abstractmethod
     def decode_images(self, values: Tensor) -> Images:
-        """Images of ids ``[batch, length]``, or of latents ``[batch, channels, rows, columns]``, of one length or size."""
+        """Images of ids ``[batch, length]``, or of latents ``[batch, channels, rows, columns]``, of one length or size.
+
+        Called by `decode`, which a family may override instead.
+        """
+        raise NotImplementedError(f"{self.family} has its own way to decode")
 
     @staticmethod
     def require_known_size(size: str | None) -> None:

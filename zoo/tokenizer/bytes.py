@@ -1,0 +1,97 @@
+"""Tokenizers of files: bytes in, the same bytes out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo.errors import InputError, ItemError, naming_item
+from zoo.media.bytes import MAX_BYTES, read_bytes
+from zoo.progress import progress_bar
+from zoo.tokenizer.base import ConfigT, Prepared, Tokenizer, _bare_sequences, as_items
+from zoo.tokens import Tokens
+
+
+class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
+    """A tokenizer of files of any kind, which may be empty. A family implements `ids` and `octets`."""
+
+    modality = "bytes"
+
+    def encode(self, items: Any, *, max_bytes: int = MAX_BYTES, progress: bool = False) -> Tokens:
+        """Files to ids.
+
+        Args:
+            items: one item or a list of them, each a path, bytes, an open file, a mapping with ``"bytes"`` or ``"path"``, an
+                array or tensor of bytes ``[length]``, or a list of numbers. A tensor ``[batch, length]`` is a list. Files may
+                be empty and of any kind; they are not looked into.
+            max_bytes: refuse larger ones.
+            progress: show a progress bar.
+
+        Raises:
+            ItemError: an item cannot be read, is too large or is not made of bytes; names the item.
+        """
+        return self.encode_prepared(self.prepare(items, max_bytes=max_bytes), progress=progress)
+
+    def prepare(self, items: Any, *, max_bytes: int = MAX_BYTES) -> list[Prepared]:
+        """Files as they are: ``octets`` ``[length]``; ``amount`` counts bytes. Arguments and errors as for `encode`."""
+        prepared = []
+        for index, item in enumerate(as_items(items, batch_rank=2)):
+            with naming_item(index):
+                octets = torch.from_numpy(read_bytes(item, max_bytes).copy())
+                prepared.append(Prepared({"octets": octets}, {}, len(octets)))
+        return prepared
+
+    def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
+        """What `prepare` gave to ids."""
+        ids = []
+        with progress_bar("encode", len(items), progress, unit="file") as advance:
+            for item in items:
+                ids.append(self.ids(item.tensors["octets"]))
+                advance(1)
+        return self.tokens(ids)
+
+    @abstractmethod
+    def ids(self, octets: UInt8[Tensor, " length"]) -> Int[Tensor, " _"]:
+        """The ids of a file."""
+
+    def decode(self, tokens: Any) -> list[bytes]:
+        """The files, byte for byte.
+
+        Args:
+            tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``; an
+                item without ids is the empty file.
+
+        Raises:
+            MismatchError: the tokens belong to another checkpoint.
+            ItemError: an id stands for no byte; names the item.
+        """
+        contents = []
+        for index, ids in enumerate(self.check(tokens).unpadded()):
+            with naming_item(index):
+                contents.append(self.octets(ids).tobytes())
+        return contents
+
+    @abstractmethod
+    def octets(self, ids: Int[Tensor, " length"]) -> NDArray[Any]:
+        """The bytes of a file's ids."""
+
+    def check(self, tokens: Any) -> Tokens:
+        """As all tokenizers do, except that items may be empty."""
+        if not isinstance(tokens, Tokens):
+            tokens = self.tokens(_bare_sequences(tokens))
+        filled = tokens.lengths.nonzero().flatten().tolist()
+        if filled or not len(tokens):
+            try:
+                super().check(tokens[filled])
+            except InputError as error:
+                if error.index is None:
+                    raise
+                kind = ItemError if isinstance(error, ItemError) else type(error)
+                raise kind(error.reason, filled[error.index]) from error
+        return tokens
