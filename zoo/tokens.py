@@ -19,6 +19,7 @@ from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.indexing import positions
 from zoo.media import replacing
 from zoo.media.items import as_array
+from zoo.spec import Frame
 
 Meta = Mapping[str, Any]
 
@@ -38,6 +39,7 @@ class Tokens:
         vocab_size: ids lie in ``[0, vocab_size)``.
         meta: per item what decoding needs besides the ids, such as the number of samples.
         segments: ends of the scales or stages within the longest sequence, where there are any, in increasing order.
+        frame: codebooks of each step, where ids come from several; ids are flat, frame by frame, and lengths are whole frames.
 
     >>> tokens = Tokens.from_sequences([[5, 6, 7], [8]], tokenizer="mine", fingerprint="", vocab_size=10)
     >>> tokens.ids.tolist(), tokens[-1].tolist(), tokens[[True, False]].tolist()
@@ -51,6 +53,7 @@ class Tokens:
     vocab_size: int
     meta: tuple[Meta, ...] = ()
     segments: tuple[int, ...] = field(default=())
+    frame: Frame | None = None
 
     @classmethod
     def from_sequences(
@@ -62,12 +65,13 @@ class Tokens:
         vocab_size: int,
         meta: Sequence[Meta] = (),
         segments: Sequence[int] = (),
+        frame: Frame | None = None,
     ) -> Tokens:
         """One batch of sequences of ids.
 
         Args:
             sequences: ``[length]`` each: tensors or arrays of any integer type, or lists of integers.
-            tokenizer, fingerprint, vocab_size, segments: as the attributes.
+            tokenizer, fingerprint, vocab_size, segments, frame: as the attributes.
             meta: nothing, or a mapping per sequence.
 
         Raises:
@@ -79,7 +83,39 @@ class Tokens:
         device = rows[0].device if rows else torch.device("cpu")
         run = torch.cat([*rows, torch.empty(0, dtype=torch.int64, device=device)])
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
-        return cls._of_run(run, lengths, tokenizer, fingerprint, vocab_size, tuple(meta), tuple(segments))
+        return cls._of_run(run, lengths, tokenizer, fingerprint, vocab_size, tuple(meta), tuple(segments), frame)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Sequence[Int[Tensor, "_frames places"]],
+        *,
+        frame: Frame,
+        tokenizer: str,
+        fingerprint: str,
+        meta: Sequence[Meta] = (),
+    ) -> Tokens:
+        """One batch of codes ``[frames, places]``, each from 0 within the codebook of its place.
+
+        Raises:
+            ItemError: an item has another number of places, or a code is outside its codebook.
+        """
+        offsets = torch.tensor(frame.offsets)
+        sequences = []
+        for index, item in enumerate(codes):
+            if item.ndim != 2 or item.shape[1] != frame.ids_per_frame:
+                raise ItemError(f"codes must be [frames, {frame.ids_per_frame}], not {list(item.shape)}", index)
+            if ((item < 0) | (item >= torch.tensor(frame.placed_sizes, device=item.device))).any():
+                raise ItemError("a code is outside its codebook", index)
+            sequences.append((item.to(torch.int64) + offsets.to(item.device)).reshape(-1))
+        return cls.from_sequences(
+            sequences,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            vocab_size=frame.vocab_size,
+            meta=meta,
+            frame=frame,
+        )
 
     @classmethod
     def _of_run(
@@ -91,6 +127,7 @@ class Tokens:
         vocab_size: int,
         meta: tuple[Meta, ...],
         segments: tuple[int, ...],
+        frame: Frame | None = None,
     ) -> Tokens:
         """A batch whose ids are given one item behind the other."""
         tokens = cls.__new__(cls)
@@ -102,6 +139,8 @@ class Tokens:
             vocab_size=vocab_size,
             meta=meta,
             segments=segments,
+            # A single codebook without an offset is what there is without a frame.
+            frame=None if frame is None or frame == Frame((vocab_size,)) else frame,
         )
         return tokens
 
@@ -143,7 +182,8 @@ class Tokens:
     def __repr__(self) -> str:
         lengths = self.lengths.tolist()
         shown = str(lengths) if len(lengths) <= 8 else f"[{', '.join(map(str, lengths[:7]))}, …]"
-        return f"Tokens({self.tokenizer}, items={len(self)}, lengths={shown}, vocab_size={self.vocab_size})"
+        books = f", codebooks={self.frame.codebooks}" if self.frame else ""
+        return f"Tokens({self.tokenizer}, items={len(self)}, lengths={shown}, vocab_size={self.vocab_size}{books})"
 
     def unpadded(self) -> list[Int[Tensor, " _"]]:
         """The ids of each item without padding."""
@@ -155,10 +195,11 @@ class Tokens:
 
     def equal(self, other: Tokens) -> bool:
         """Whether both hold the same sequences of the same checkpoint with the same meta."""
-        same_kind = (self.fingerprint, self.vocab_size, self.segments) == (
+        same_kind = (self.fingerprint, self.vocab_size, self.segments, self.frame) == (
             other.fingerprint,
             other.vocab_size,
             other.segments,
+            other.frame,
         )
         same_lengths = self.lengths.tolist() == other.lengths.tolist()
         return (
@@ -169,10 +210,54 @@ class Tokens:
         """The same tokens on a device."""
         return self._with([self._joined().to(device)], lengths=self.lengths.to(device))
 
+    @property
+    def ids_per_frame(self) -> int:
+        """Ids of one frame; 1 with a single codebook."""
+        return 1 if self.frame is None else self.frame.ids_per_frame
+
+    def frames(self) -> Int[Tensor, "batch frames ids_per_frame"]:
+        """The ids frame by frame, -1 where an item has ended.
+
+        Raises:
+            ItemError: an item is no whole number of frames.
+        """
+        for index, length in enumerate(self.lengths.tolist()):
+            if length % self.ids_per_frame:
+                raise ItemError(f"{length} ids are no whole number of frames, of {self.ids_per_frame} ids each", index)
+        return self.ids.reshape(len(self), -1, self.ids_per_frame)
+
+    def codes(self) -> Int[Tensor, "batch frames ids_per_frame"]:
+        """The codes frame by frame, each from 0 within the codebook of its place; -1 where an item has ended.
+
+        Raises:
+            ItemError: an item is no whole number of frames.
+        """
+        frames = self.frames()
+        offsets = torch.tensor((0,) if self.frame is None else self.frame.offsets, device=frames.device)
+        return torch.where(frames < 0, -1, frames - offsets)
+
+    def keep(self, codebooks: int) -> Tokens:
+        """The ids of the first few codebooks of every frame, coarse to fine; they stay as they are.
+
+        Raises:
+            InputError: there are not so many codebooks.
+        """
+        kept, places = (self.frame or Frame((self.vocab_size,))).keep(codebooks)
+        rows = [row.reshape(-1, self.ids_per_frame)[:, list(places)].reshape(-1) for row in self.unpadded()]
+        return self._with(rows, vocab_size=kept.vocab_size, frame=kept)
+
     def truncate(self, length: int) -> Tokens:
-        """The first ``length`` ids of each item; shorter items stay as they are."""
+        """The first ``length`` ids of each item; shorter items stay as they are.
+
+        Raises:
+            InputError: nothing would be left, or the cut goes through a frame of several codebooks.
+        """
         if length < 1:
             raise InputError(f"cannot truncate to {length} tokens; keep at least 1")
+        if length % self.ids_per_frame:
+            raise InputError(
+                f"a cut at {length} ids goes through a frame: keep a multiple of {self.ids_per_frame}, or call keep(codebooks)"
+            )
         return self._with([row[:length] for row in self.unpadded()], segments=_segments_within(self.segments, length))
 
     @staticmethod
@@ -187,7 +272,7 @@ class Tokens:
         first = batches[0]
         segments = max((batch.segments for batch in batches), key=lambda ends: ends[-1:])
         for i, other in enumerate(batches):
-            if (other.fingerprint, other.vocab_size) != (first.fingerprint, first.vocab_size):
+            if (other.fingerprint, other.vocab_size, other.frame) != (first.fingerprint, first.vocab_size, first.frame):
                 raise MismatchError(f"tokens of {other.tokenizer} cannot join tokens of {first.tokenizer}", i)
             if other.segments and _segments_within(segments, other.segments[-1]) != other.segments:
                 raise MismatchError(f"segments that end at {other.segments} cannot join those that end at {segments}", i)
@@ -199,6 +284,7 @@ class Tokens:
             vocab_size=first.vocab_size,
             meta=[meta for batch in batches for meta in batch.meta] if with_meta else (),
             segments=segments,
+            frame=first.frame,
         )
 
     # ---- .zt files
@@ -210,7 +296,7 @@ class Tokens:
             FormatError: something has no place in a file, such as ids outside of the vocabulary or an unknown meta.
         """
         lengths = self.lengths.cpu().numpy().astype(np.int64)
-        header = zt.Header(self.tokenizer, self.fingerprint, self.vocab_size, lengths, self.meta, self.segments)
+        header = zt.Header(self.tokenizer, self.fingerprint, self.vocab_size, lengths, self.meta, self.segments, self.frame)
         return zt.dumps(header, self._joined().cpu().to(torch.int64).numpy())
 
     @classmethod
@@ -229,6 +315,7 @@ class Tokens:
             header.vocab_size,
             tuple(header.meta),
             header.segments,
+            header.frame,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -283,6 +370,7 @@ class Tokens:
             "vocab_size": self.vocab_size,
             "meta": self.meta,
             "segments": self.segments,
+            "frame": self.frame,
         }
         empty = torch.empty(0, dtype=torch.int64, device=device)
         return self._of_run(torch.cat([*rows, empty]), **(settings | changes))

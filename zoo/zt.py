@@ -9,7 +9,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -17,14 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import FormatError
+from zoo.errors import FormatError, InputError
+from zoo.spec import Frame
 
 Ids = NDArray[np.int64]
 Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"\x89zt"
-# Version 2 has ids in fewer bits than the vocabulary takes; nothing else differs.
-_VERSION, _NARROW_VERSION = 1, 2
+# Version 2 has ids in fewer bits than the vocabulary takes; nothing else differs. Version 3 has several codebooks in a frame,
+# or items that describe what they keep.
+_VERSION, _NARROW_VERSION, _FRAME_VERSION = 1, 2, 3
+#: Number of a layout whose fields the file names itself, in version 3.
+_DESCRIBED = 7
+# Flags of version 3: codebooks of one size, places in the order of the codebooks, places side by side in the id space.
+_ONE_SIZE, _IN_ORDER, _SIDE_BY_SIDE = 1, 2, 4
+#: Most codebooks, places of a frame, and described fields.
+_MOST = 1 << 12
 #: Counts are below this.
 LARGEST_COUNT = 1 << 48
 #: Vocabularies are at most this large, so that an id takes at most 32 bits.
@@ -59,6 +67,7 @@ class Header:
         lengths: int64 ``[items]``, the number of ids of each item.
         meta: a mapping per item with the keys of one of `META_LAYOUTS`; nothing at all where items keep nothing.
         segments: ends of the segments, strictly increasing.
+        frame: codebooks of each step; ``None`` for a single one of ``vocab_size``.
     """
 
     tokenizer: str
@@ -67,6 +76,7 @@ class Header:
     lengths: Ids
     meta: Sequence[Mapping[str, Any]] = ()
     segments: tuple[int, ...] = ()
+    frame: Frame | None = None
 
 
 def dumps(header: Header, ids: Ids) -> bytes:
@@ -90,11 +100,13 @@ def dumps(header: Header, ids: Ids) -> bytes:
         raise FormatError(f"id {wrong} is outside the vocabulary of {header.vocab_size}")
     # A file's bytes take 8 bits, although the vocabulary of bytes has an id more for padding.
     bits = bits_of(top + 1)
-    version = _NARROW_VERSION if bits < bits_of(header.vocab_size) else _VERSION
     layout = _layout(header.meta, len(header.lengths))
     sizes = [end - start for start, end in pairwise([0, *header.segments])]
     if 0 in sizes:
         raise FormatError("one of the segments is empty")
+    if header.frame is not None or layout == _DESCRIBED:
+        return _with_checksum(_frames_bytes(header, ids, layout, sizes))
+    version = _NARROW_VERSION if bits < bits_of(header.vocab_size) else _VERSION
     start = b"".join(
         [
             MAGIC,
@@ -110,8 +122,59 @@ def dumps(header: Header, ids: Ids) -> bytes:
             _meta_bytes(header.meta, META_LAYOUTS[layout]),
         ]
     )
-    packed = pack(ids, bits)
-    return b"".join([start, packed, struct.pack("<I", zlib.crc32(packed, zlib.crc32(start)))])
+    return _with_checksum([start, pack(ids, bits)])
+
+
+def _with_checksum(parts: Sequence[Buffer]) -> bytes:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join([*parts, struct.pack("<I", checksum)])
+
+
+def _frames_bytes(header: Header, ids: Ids, layout: int, sizes: Sequence[int]) -> list[Buffer]:
+    """What a file of version 3 holds, but for its checksum."""
+    frame = header.frame or Frame((header.vocab_size,))
+    if frame.vocab_size != header.vocab_size:
+        raise FormatError(f"a frame of {frame.vocab_size} ids does not suit a vocabulary of {header.vocab_size}")
+    frames = np.asarray(header.lengths) // frame.ids_per_frame
+    if (frames * frame.ids_per_frame != header.lengths).any():
+        raise FormatError(f"an item is no whole number of frames of {frame.ids_per_frame} ids")
+    codes = ids.reshape(-1, frame.ids_per_frame) - np.array(frame.offsets)
+    if ((codes < 0) | (codes >= np.array(frame.placed_sizes))).any():
+        raise FormatError("an id belongs to another codebook than the one of its place")
+    start = b"".join(
+        [
+            MAGIC,
+            bytes([_FRAME_VERSION | layout << 4 | bool(sizes) << 7]),
+            _name(header.tokenizer),
+            _fingerprint(header.fingerprint),
+            _frame_bytes(frame),
+            _count(len(header.lengths)),
+            _count(len(sizes)) if sizes else b"",
+            *map(_count, sizes),
+            _leb128(frames),
+            _described_bytes(header.meta) if layout == _DESCRIBED else _meta_bytes(header.meta, META_LAYOUTS[layout]),
+        ]
+    )
+    return [start, _pack_codes(codes, frame.bits_per_place)]
+
+
+def _frame_bytes(frame: Frame) -> bytes:
+    one_size = len(set(frame.sizes)) == 1
+    in_order = frame.order == tuple(range(frame.codebooks))
+    side_by_side = frame.offsets == Frame(frame.sizes, frame.order).offsets
+    if max(frame.codebooks, frame.ids_per_frame) > _MOST:
+        raise FormatError(f"a frame of {frame.ids_per_frame} ids of {frame.codebooks} codebooks is too large to be written")
+    return b"".join(
+        [
+            bytes([one_size * _ONE_SIZE | in_order * _IN_ORDER | side_by_side * _SIDE_BY_SIDE]),
+            _count(frame.codebooks),
+            *map(_count, frame.sizes[:1] if one_size else frame.sizes),
+            *([] if in_order else map(_count, (frame.ids_per_frame, *frame.order))),
+            *([] if side_by_side else map(_count, frame.offsets)),
+        ]
+    )
 
 
 def loads(content: Buffer) -> tuple[Header, Ids]:
@@ -126,12 +189,12 @@ def loads(content: Buffer) -> tuple[Header, Ids]:
     if len(content) < 8:
         raise FormatError("the .zt file is truncated")
     version, layout, segmented = content[3] & 15, content[3] >> 4 & 7, bool(content[3] & 0x80)
-    if version not in (_VERSION, _NARROW_VERSION):
-        raise FormatError(f".zt version {version} is not known to this release (it reads {_VERSION} and {_NARROW_VERSION})")
+    if version not in (_VERSION, _NARROW_VERSION, _FRAME_VERSION):
+        raise FormatError(f".zt version {version} is not known to this release (it reads {_VERSION} to {_FRAME_VERSION})")
     body = memoryview(content)[:-4]
     if zlib.crc32(body) != struct.unpack("<I", content[-4:])[0]:
         raise FormatError("the .zt file is truncated or corrupt: its checksum does not match")
-    if layout >= len(META_LAYOUTS):
+    if layout >= len(META_LAYOUTS) and (version, layout) != (_FRAME_VERSION, _DESCRIBED):
         raise FormatError(f"meta layout {layout} is not known to this release")
 
     reader = _Reader(body, 4)
@@ -140,6 +203,9 @@ def loads(content: Buffer) -> tuple[Header, Ids]:
     except UnicodeDecodeError as error:
         raise FormatError("the tokenizer's name is not UTF-8") from error
     fingerprint = reader.take(8)
+    known = fingerprint.hex() if any(fingerprint) else ""
+    if version == _FRAME_VERSION:
+        return _read_frames(reader, name, known, layout, segmented)
     vocab_size = reader.count(limit=LARGEST_VOCABULARY)
     if vocab_size < 1:
         raise FormatError("the vocabulary is empty")
@@ -160,8 +226,57 @@ def loads(content: Buffer) -> tuple[Header, Ids]:
     ids = unpack(packed, total, bits)
     if vocab_size < 1 << bits and total and int(ids.max()) >= vocab_size:
         raise FormatError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
-    known = fingerprint.hex() if any(fingerprint) else ""
     return Header(name, known, vocab_size, lengths, meta, tuple(accumulate(sizes))), ids
+
+
+def _read_frames(reader: _Reader, name: str, fingerprint: str, layout: int, segmented: bool) -> tuple[Header, Ids]:
+    """The rest of a file of version 3."""
+    frame = _read_frame(reader)
+    items = reader.count(limit=len(reader.content))
+    sizes = reader.counts(reader.count(limit=len(reader.content))).tolist() if segmented else []
+    if 0 in sizes:
+        raise FormatError("one of the segments is empty")
+    frames = reader.counts(items)
+    meta = reader.described(items) if layout == _DESCRIBED else reader.meta(META_LAYOUTS[layout], items)
+    packed = reader.rest()
+    total = sum(frames.tolist())
+    if -(-total * frame.bits // 8) != len(packed):
+        raise FormatError(f"{total} frames of {frame.bits} bits do not make {len(packed)} bytes")
+    codes = _unpack_codes(packed, total, frame.bits_per_place)
+    if (codes >= np.array(frame.placed_sizes)).any():
+        raise FormatError("a code is outside its codebook")
+    ids = (codes + np.array(frame.offsets)).reshape(-1)
+    # A single codebook without an offset is what a header says without a frame.
+    plain = frame == Frame((frame.vocab_size,))
+    header = Header(
+        name,
+        fingerprint,
+        frame.vocab_size,
+        frames * frame.ids_per_frame,
+        meta,
+        tuple(accumulate(sizes)),
+        None if plain else frame,
+    )
+    return header, ids
+
+
+def _read_frame(reader: _Reader) -> Frame:
+    flags = reader.take(1)[0]
+    if flags >= 8:
+        raise FormatError(f"flags {flags} of the frame are not known to this release")
+    codebooks = reader.count(limit=_MOST)
+    sizes = reader.counts(1 if flags & _ONE_SIZE else codebooks).tolist()
+    sizes = sizes * codebooks if flags & _ONE_SIZE else sizes
+    order = () if flags & _IN_ORDER else tuple(reader.counts(reader.count(limit=_MOST)).tolist())
+    places = len(order) or codebooks
+    offsets = () if flags & _SIDE_BY_SIDE else tuple(reader.counts(places).tolist())
+    try:
+        frame = Frame(tuple(sizes), order, offsets)
+    except InputError as error:
+        raise FormatError(f"the frame cannot be used: {error.reason}") from error
+    if frame.vocab_size > LARGEST_VOCABULARY:
+        raise FormatError(f"a vocabulary of {frame.vocab_size} ids is out of bounds")
+    return frame
 
 
 def bits_of(vocab_size: int) -> int:
@@ -286,6 +401,39 @@ def _split(units: Sequence[NDArray[Any]], group: _Grouping) -> NDArray[Any]:
     return words.reshape(-1)
 
 
+def _pack_codes(codes: NDArray[np.int64], bits: Sequence[int]) -> Buffer:
+    """Codes ``[frames, places]`` as consecutive fields of the bits of their places."""
+    if len(set(bits)) == 1:
+        return pack(np.ascontiguousarray(codes).reshape(-1), bits[0])
+    # Fields of several widths, one bit of all frames at a time, in blocks that end on whole bytes.
+    shifts = [(place, shift) for place, width in enumerate(bits) for shift in range(width - 1, -1, -1)]
+    parts = []
+    for start in range(0, len(codes), _BLOCK):
+        block = codes[start : start + _BLOCK]
+        columns = np.empty((len(block), len(shifts)), np.uint8)
+        for column, (place, shift) in enumerate(shifts):
+            columns[:, column] = block[:, place] >> shift & 1
+        parts.append(np.packbits(columns).tobytes())
+    return b"".join(parts)
+
+
+def _unpack_codes(packed: Buffer, frames: int, bits: Sequence[int]) -> NDArray[np.int64]:
+    """The codes ``[frames, places]`` that `_pack_codes` was given."""
+    if len(set(bits)) == 1:
+        return unpack(packed, frames * len(bits), bits[0]).reshape(frames, len(bits))
+    codes = np.zeros((frames, len(bits)), np.int64)
+    content, wide = np.frombuffer(packed, np.uint8), sum(bits)
+    for start in range(0, frames, _BLOCK):
+        stop = min(start + _BLOCK, frames)
+        fields = np.unpackbits(content[start * wide // 8 : -(-stop * wide // 8)], count=(stop - start) * wide)
+        columns, first = fields.reshape(-1, wide), 0
+        for place, width in enumerate(bits):
+            weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
+            codes[start:stop, place] = columns[:, first : first + width] @ weights
+            first += width
+    return codes
+
+
 # -------------------------------------------------------------------------------------------------------------------- fields
 
 
@@ -340,7 +488,7 @@ def _layout(meta: Sequence[Mapping[str, Any]], items: int) -> int:
     for number, fields in enumerate(META_LAYOUTS):
         if keys == {frozenset(key for key, _ in fields)}:
             return number
-    raise FormatError(f"meta with the keys {sorted(map(sorted, keys))} has no place in a .zt file")
+    return _DESCRIBED
 
 
 def _meta_bytes(meta: Sequence[Mapping[str, Any]], fields: Sequence[tuple[str, str]]) -> bytes:
@@ -350,6 +498,51 @@ def _meta_bytes(meta: Sequence[Mapping[str, Any]], fields: Sequence[tuple[str, s
     columns = [_COLUMNS[kind](key, [item[key] for item in meta]) for key, kind in fields]
     rows = np.stack(columns, axis=1).reshape(-1)
     return rows.tobytes() if rows.dtype == "<f4" else _leb128(rows)
+
+
+def _described_bytes(meta: Sequence[Mapping[str, Any]]) -> bytes:
+    """Names and kinds of the fields, then for each item a bit for each field and the fields that it has."""
+    keys = sorted({key for item in meta for key in item})
+    if len(keys) > _MOST:
+        raise FormatError(f"{len(keys)} fields are more than an item can keep")
+    kinds = [_kind_of(key, [item[key] for item in meta if key in item]) for key in keys]
+    parts = [_count(len(keys)), *(_name(key) + bytes([kind]) for key, kind in zip(keys, kinds, strict=True))]
+    for item in meta:
+        parts.append(np.packbits([key in item for key in keys]).tobytes())
+        parts += [_DESCRIBED_KINDS[kind].write(item[key]) for key, kind in zip(keys, kinds, strict=True) if key in item]
+    return b"".join(parts)
+
+
+def _kind_of(key: str, values: Sequence[Any]) -> int:
+    """The kind that all values of a field can be written as."""
+    for number, kind in enumerate(_DESCRIBED_KINDS):
+        if all(kind.takes(value) for value in values):
+            return number
+    raise FormatError(f"{key} of {values[0]!r} cannot be written: it must be a number or a text")
+
+
+@dataclass(frozen=True)
+class _Described:
+    """How the values of a described field are told, written and read."""
+
+    takes: Callable[[Any], bool]
+    write: Callable[[Any], bytes]
+    read: Callable[[_Reader], Any]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_number(reader: _Reader) -> float:
+    number: float = struct.unpack("<d", reader.take(8))[0]
+    if not math.isfinite(number):
+        raise FormatError("the meta holds NaN or infinite numbers")
+    return number
 
 
 def _counts_of(key: str, values: Sequence[Any], below: int = LARGEST_COUNT) -> Ids:
@@ -389,6 +582,22 @@ def _floats_of(key: str, values: Sequence[Any]) -> NDArray[np.float32]:
         wrong = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise FormatError(f"item {wrong}: {key} of {values[wrong]} cannot be written as a finite float32")
     return numbers
+
+
+#: Kinds of described fields; a file holds the position. Append, never reorder.
+_DESCRIBED_KINDS = (
+    _Described(_is_whole, lambda value: _count(int(value)), lambda reader: reader.count(LARGEST_COUNT)),
+    _Described(_is_number, lambda value: struct.pack("<d", float(value)), _read_number),
+    _Described(lambda value: isinstance(value, str), lambda value: _text(value), lambda reader: reader.text()),
+)
+
+
+def _text(value: str) -> bytes:
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"the text {value!r} cannot be written as UTF-8") from error
+    return _count(len(encoded)) + encoded
 
 
 _COLUMNS: Mapping[str, Any] = {"count": _counts_of, "rate": _rates_of, "fit": _fits_of, "float": _floats_of}
@@ -437,6 +646,34 @@ class _Reader:
             raise FormatError(f"a count of {values.max()} in the .zt file is out of bounds")
         self.position += int(sizes.sum())
         return values, sizes
+
+    def text(self, limit: int = LARGEST_COUNT) -> str:
+        try:
+            return self.take(self.count(limit)).tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise FormatError("a text in the .zt file is not UTF-8") from error
+
+    def described(self, items: int) -> tuple[Mapping[str, Any], ...]:
+        """Fields that the file names itself, of which an item has some."""
+        kinds: dict[str, int] = {}
+        for _ in range(self.count(_MOST)):
+            key, kind = self.text(LONGEST_NAME), self.take(1)[0]
+            if kind >= len(_DESCRIBED_KINDS) or key in kinds:
+                raise FormatError(f"the field {key!r} occurs twice, or is of kind {kind}, which is not known to this release")
+            kinds[key] = kind
+        if not kinds and items:
+            raise FormatError("items are said to keep something, and there is no field")
+        # At least a byte for each item is there, or nothing is allocated.
+        if items * -(-len(kinds) // 8) > len(self.content) - self.position:
+            raise FormatError("the .zt file ends in the middle of a field")
+        found = []
+        for _ in range(items):
+            flags = np.unpackbits(np.frombuffer(self.take(-(-len(kinds) // 8)), np.uint8))
+            if flags[len(kinds) :].any():
+                raise FormatError("an item keeps a field that the file does not name")
+            present = [pair for pair, flag in zip(kinds.items(), flags.tolist(), strict=False) if flag]
+            found.append({key: _DESCRIBED_KINDS[kind].read(self) for key, kind in present})
+        return tuple(found)
 
     def meta(self, fields: Sequence[tuple[str, str]], items: int) -> tuple[Mapping[str, Any], ...]:
         """The fields of every item. A layout is made of floats, or of integers of which every one is a count."""
