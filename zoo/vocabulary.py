@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
 from zoo.media import replacing
-from zoo.spec import Spec
+from zoo.spec import Frame, Spec
 from zoo.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Section:
         naming: how they are written.
         max_tokens: most tokens of an item, where there is a limit.
         whole: whether an item must have that many, because no prefix of it decodes.
+        frame: codebooks of each step, where ids come from several.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Section:
     naming: Naming
     max_tokens: int | None = None
     whole: bool = False
+    frame: Frame | None = None
 
     def ids(self) -> Iterator[int]:
         """All of its ids in the vocabulary, in increasing order of the tokenizer's own ids, and the markers."""
@@ -122,6 +124,10 @@ class Section:
         if count < least or (most is not None and count > most):
             limit = "at least 1" if most is None else str(most) if least == most else f"1 to {most}"
             raise InputError(f"an item of {self.name!r} has {count} tokens, not {limit}")
+        if self.frame is not None and count % self.frame.ids_per_frame:
+            raise InputError(
+                f"an item of {self.name!r} has {count} tokens, no whole number of frames of {self.frame.ids_per_frame}"
+            )
 
     def tokens(self, own_ids: Sequence[int]) -> Tokens:
         """One item's ids, the tokenizer's own, as tokens.
@@ -130,12 +136,24 @@ class Section:
             InputError: as `check_length`.
         """
         self.check_length(len(own_ids))
+        ids = torch.tensor(own_ids, dtype=torch.int64)
+        if self.frame is not None:
+            self._check_places(ids)
         return Tokens.from_sequences(
-            [torch.tensor(own_ids, dtype=torch.int64)],
-            tokenizer=self.tokenizer,
-            fingerprint=self.fingerprint,
-            vocab_size=self.vocab_size,
+            [ids], tokenizer=self.tokenizer, fingerprint=self.fingerprint, vocab_size=self.vocab_size, frame=self.frame
         )
+
+    def _check_places(self, ids: Int[Tensor, " length"]) -> None:
+        assert self.frame is not None
+        frames = ids.reshape(-1, self.frame.ids_per_frame)
+        codes = frames - torch.tensor(self.frame.offsets)
+        if len(wrong := ((codes < 0) | (codes >= torch.tensor(self.frame.placed_sizes))).nonzero()):
+            step, place = wrong[0].tolist()
+            position = step * self.frame.ids_per_frame + place
+            raise InputError(
+                f"token {int(ids[position])} at position {position} of an item of {self.name!r} does not belong to codebook "
+                f"{self.frame.order[place]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -422,7 +440,9 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the layout as JSON."""
         with replacing(path) as temporary:
-            temporary.write_bytes(TypeAdapter(Vocabulary).dump_json(self, indent=1) + b"\n")
+            # What readers before frames do not know is left out where there is none.
+            plain = {number: {"frame"} for number, section in enumerate(self.sections) if section.frame is None}
+            temporary.write_bytes(TypeAdapter(Vocabulary).dump_json(self, indent=1, exclude={"sections": plain}) + b"\n")
         return Path(path)
 
     @classmethod
@@ -445,7 +465,10 @@ def _spec_of(tokenizer: Tokenizer[Any] | Spec) -> Spec:
 
 def _section(name: str, spec: Spec, offset: int, begin: int, end: int, naming: Naming) -> Section:
     whole = spec.max_tokens is not None and not spec.ordered
-    return Section(name, spec.name, spec.fingerprint, spec.vocab_size, offset, begin, end, naming, spec.max_tokens, whole)
+    frame = spec.frame if spec.ids_per_frame > 1 else None
+    return Section(
+        name, spec.name, spec.fingerprint, spec.vocab_size, offset, begin, end, naming, spec.max_tokens, whole, frame
+    )
 
 
 def _text_size(text: Any) -> int:

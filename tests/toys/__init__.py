@@ -1,0 +1,1 @@
+"""Tokenizers that exist for tests only."""
