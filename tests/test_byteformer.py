@@ -32,6 +32,7 @@ from zoo.bench.measure import measure
 from zoo.checkpoint import as_ours
 from zoo.codecs.byteformer import ByteFormer, ByteFormerConfig, encodings, transforms
 from zoo.codecs.byteformer.checkpoint import our_key, upstream_config
+from zoo.tokenizer import Budget
 
 CASES = Path(__file__).parent / "golden" / "byteformer"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -559,7 +560,7 @@ LENGTHS = (4, 5, 30, 31, 33, 34, 64, 65, 129, 240, 401, 1000)
 @pytest.mark.parametrize("budget", [1, 50, 10_000])
 def test_batch_invariance(tok: ByteFormer, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """However files are packed, each has the numbers that it has alone."""
-    monkeypatch.setattr(ByteFormer, "PACK_TOKENS", {"cpu": budget, "cuda": budget})
+    monkeypatch.setitem(ByteFormer.at_once, "features", Budget(budget, budget))
     files = [content(length, seed=length) for length in LENGTHS]
     together = tok.features(tok.encode(files))
     logits = tok.classify(tok.encode(files[::-1])).flip(0)
@@ -785,13 +786,13 @@ def unloaded(name: str) -> ByteFormer:
 def test_prepared_files(name: str) -> None:
     tokenizer = unloaded(name)
     source = picture(240, 300) if "imagenet" in name else torch.sin(torch.arange(9_000) / 9)
-    assert len(tokenizer.prepare(source)) == LENGTH_OF_FILE[name]
+    assert len(tokenizer.evaluation_file(source)) == LENGTH_OF_FILE[name]
 
 
 def test_official_transforms_follow_each_other() -> None:
     """Noise is drawn before the exchange of values, and decoding undoes the exchange alone."""
     tokenizer, source = unloaded("byteformer-imagenet-obfuscation"), picture(240, 300)
-    file = tokenizer.prepare(source, generator=torch.Generator().manual_seed(1))
+    file = tokenizer.evaluation_file(source, generator=torch.Generator().manual_seed(1))
     raw = encodings.image_file(encodings.evaluation_crop(source), "fHWC")
     noise = (np.frombuffer(file, np.uint8).astype(int) - np.frombuffer(raw, np.uint8) + 128) % 256 - 128
     assert (noise.min(), noise.max()) == (-20, 20)
@@ -800,7 +801,7 @@ def test_official_transforms_follow_each_other() -> None:
     assert tokenizer.decode(tokens) == [file]
 
     backwards = unloaded("byteformer-imagenet-shuffle-reverse")
-    file = backwards.prepare(source)
+    file = backwards.evaluation_file(source)
     assert file == encodings.image_file(encodings.evaluation_crop(source), "JPEG")
     tokens = backwards.encode(file)
     assert tokens.tolist() == [list(file[::-1])] and backwards.decode(tokens) == [file]
@@ -808,14 +809,14 @@ def test_official_transforms_follow_each_other() -> None:
         next(backwards.encode_chunks("any"))
 
     random = unloaded("byteformer-imagenet-shuffle-random")
-    file = random.prepare(source, generator=torch.Generator().manual_seed(1))
-    assert sorted(file) == sorted(backwards.prepare(source)) and file != backwards.prepare(source)
+    file = random.evaluation_file(source, generator=torch.Generator().manual_seed(1))
+    assert sorted(file) == sorted(backwards.evaluation_file(source)) and file != backwards.evaluation_file(source)
     assert random.encode(file).tolist() == [list(file)]
 
 
 def test_making_files_of_the_wrong_kind(tok: ByteFormer) -> None:
     with pytest.raises(zoo.InputError, match="does not say which files"):
-        tok.prepare(picture(9, 9))
+        tok.evaluation_file(picture(9, 9))
     for call, reason in (
         (lambda: encodings.image_file(picture(9, 9), "GIF"), "must be one of"),
         (lambda: encodings.image_file(picture(9, 9), "JPEG", quality=0), "quality"),

@@ -68,7 +68,7 @@ def test_reduced_precision_is_measured(flextok: zoo.Tokenizer, tmp_path: Path) -
     [path, *_] = write_photographs(tmp_path)
     found = precision.run("flextok-tiny", [path])
     ids = flextok.encode(path).ids
-    assert found["ids_changed"] == (flextok.encode(path, precision="bf16").ids != ids).float().mean().item()
+    assert found["ids_changed"] == (flextok.encode(path, encoder_precision="bf16").ids != ids).float().mean().item()
     original = (prepare_image(path, flextok.spec.image_size).pixels + 1) / 2
     decoded = (flextok.decode(ids)[0].clamp(-1, 1) + 1) / 2
     assert found["psnr"] == pytest.approx(psnr(original, decoded), abs=1e-3)

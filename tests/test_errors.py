@@ -32,7 +32,7 @@ def test_arguments_of_methods() -> None:
     picture = torch.zeros(3, 32, 48)
     for call in (
         lambda: tokenizer.encode(picture, fit="squeeze"),
-        lambda: tokenizer.encode(picture, precision="fp16"),
+        lambda: tokenizer.encode(picture, encoder_precision="fp16"),
         lambda: tokenizer.set_precision("fp16"),
         lambda: small_wavtokenizer().set_precision(""),
     ):

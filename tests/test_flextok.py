@@ -475,7 +475,7 @@ def test_new_position_tables_are_those_of_the_original(tok: FlexTok) -> None:
 def test_reduced_precision_of_the_encoder_is_asked_for() -> None:
     tokenizer = small_flextok()
     images = pictures(8, 32, 48)
-    exact, reduced = tokenizer.encode(images), tokenizer.encode(images, precision="bf16")
+    exact, reduced = tokenizer.encode(images), tokenizer.encode(images, encoder_precision="bf16")
     changed = (exact.ids != reduced.ids).float().mean().item()
     assert 0 < changed < 0.5
 

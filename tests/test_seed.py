@@ -26,6 +26,7 @@ from zoo.codecs.seed import Seed, SeedConfig
 from zoo.codecs.seed.checkpoint import wanted
 from zoo.codecs.seed.diffusion import empty_prompt_states
 from zoo.codecs.seed.encoder import CLIP_MEAN, CLIP_STD
+from zoo.tokenizer import Budget
 
 CASES = Path(__file__).parent / "golden" / "seed"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -79,14 +80,14 @@ def normalised(pixels: Tensor) -> Tensor:
 def test_golden_preparation(case: str) -> None:
     tokenizer, images = model(case), images_of(case)
     for image, expected in zip(images, recorded(case)["pixels_bicubic"], strict=True):
-        [prepared] = tokenizer._prepare(image, "stretch", "bicubic", 10**6)
-        assert difference(normalised(prepared.pixels), expected) < 1e-6
+        [prepared] = tokenizer.prepare(image)
+        assert difference(normalised(prepared.tensors["pixels"]), expected) < 1e-6
 
 
 @pytest.mark.parametrize(("fit", "name"), [("stretch", "pixels_bilinear_squash"), ("crop", "pixels_bilinear_crop")])
 def test_golden_preparation_of_the_demo_scripts(fit: str, name: str) -> None:
-    [prepared] = model("v2_tiny_a")._prepare(images_of("v2_tiny_a")[0], fit, "bilinear", 10**6)
-    assert difference(normalised(prepared.pixels), recorded("v2_tiny_a")[name][0]) < 1e-6
+    [prepared] = model("v2_tiny_a").prepare(images_of("v2_tiny_a")[0], fit=fit, interpolation="bilinear")
+    assert difference(normalised(prepared.tensors["pixels"]), recorded("v2_tiny_a")[name][0]) < 1e-6
 
 
 @pytest.mark.parametrize("case", ["v2_tiny_a", "v1_tiny_a"])
@@ -342,14 +343,14 @@ def test_fits_show_what_they_should(tok: Seed) -> None:
     """A bicubic crop shows the middle square, bars are grey and where they belong."""
     left = np.zeros((100, 200, 3), np.uint8)
     left[:, :50] = 255
-    [cropped] = tok._prepare(left, "crop", "bicubic", 10**6)
-    assert difference(cropped.pixels, torch.full((3, 112, 112), -1.0)) < 0.2
-    [padded] = tok._prepare(left, "pad", "bicubic", 10**6)
-    assert (padded.pixels[:, :28] == 0).all() and (padded.pixels[:, 84:] == 0).all()
-    assert (padded.pixels[:, 30:80, :20] > 0.9).all() and (padded.pixels[:, 30:80, 40:] < -0.9).all()
+    [cropped] = tok.prepare(left, fit="crop")
+    assert difference(cropped.tensors["pixels"], torch.full((3, 112, 112), -1.0)) < 0.2
+    [padded] = tok.prepare(left, fit="pad")
+    assert (padded.tensors["pixels"][:, :28] == 0).all() and (padded.tensors["pixels"][:, 84:] == 0).all()
+    assert (padded.tensors["pixels"][:, 30:80, :20] > 0.9).all() and (padded.tensors["pixels"][:, 30:80, 40:] < -0.9).all()
     sixteen = (left.astype(np.uint16) * 200)[:, :, 0]
-    [fine] = tok._prepare(sixteen, "stretch", "bicubic", 10**6)
-    assert fine.pixels.min() >= -1 and fine.pixels.max() <= 1
+    [fine] = tok.prepare(sixteen)
+    assert fine.tensors["pixels"].min() >= -1 and fine.tensors["pixels"].max() <= 1
 
 
 def test_batch_invariance(tok: Seed) -> None:
@@ -366,8 +367,8 @@ def test_batch_invariance(tok: Seed) -> None:
 def test_larger_batches_give_the_same(tok: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [photograph(60, 60, seed) for seed in range(3)]
     tokens, one_by_one = tok.encode(images), tok.decode(tok.encode(images), steps=3)
-    monkeypatch.setattr(Seed, "ENCODE_BATCH", {"cuda": 2})
-    monkeypatch.setattr(Seed, "DECODE_BATCH", {"cuda": 2})
+    monkeypatch.setitem(Seed.at_once, "encode", Budget(2, 2))
+    monkeypatch.setitem(Seed.at_once, "decode", Budget(2, 2))
     assert tok.encode(images).equal(tokens)
     for left, right in zip(tok.decode(tokens, steps=3), one_by_one, strict=True):
         assert difference(left, right) < 1e-3
@@ -633,9 +634,9 @@ def test_dtype_reaches_the_vision_transformer_and_no_further(tok: Seed, tmp_path
     image = photograph(40, 40)
     near = (half.causal_embedding(image) - tok.causal_embedding(image)).abs().mean()
     assert 0 < near < 0.1 * tok.causal_embedding(image).abs().mean()
-    autocast = (tok.causal_embedding(image, precision="bf16") - tok.causal_embedding(image)).abs().mean()
+    autocast = (tok.causal_embedding(image, encoder_precision="bf16") - tok.causal_embedding(image)).abs().mean()
     assert 0 < autocast < 0.1 * tok.causal_embedding(image).abs().mean()
-    assert len(tok.encode(image, precision="bf16").ids[0]) == 32
+    assert len(tok.encode(image, encoder_precision="bf16").ids[0]) == 32
 
 
 def test_autocast_and_inference_mode_change_nothing(tok: Seed) -> None:

@@ -29,6 +29,7 @@ from zoo.codecs.tokenflow import TokenFlow, TokenFlowConfig, training
 from zoo.codecs.tokenflow.config import PARTS
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
 from zoo.nn.patch_discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+from zoo.tokenizer import Budget
 
 CASES = Path(__file__).parent / "golden" / "tokenflow"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -545,8 +546,8 @@ def test_an_item_gets_what_it_gets_alone() -> None:
 
 def test_several_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    monkeypatch.setitem(TokenFlow.ENCODE_BATCH, "cpu", 4)
-    monkeypatch.setitem(TokenFlow.DECODE_BATCH, "cpu", 4)
+    monkeypatch.setitem(TokenFlow.at_once, "encode", Budget(4, 4))
+    monkeypatch.setitem(TokenFlow.at_once, "decode", Budget(4, 4))
     tokens = model().encode(images())
     assert tokens.tolist() == encoded().tolist()
     monkeypatch.undo()
@@ -687,7 +688,7 @@ def test_callers_settings_leave_the_ids_alone() -> None:
 
 
 def test_half_precision_encoding_is_asked_for() -> None:
-    quick = model().encode(images(), precision="bf16")
+    quick = model().encode(images(), encoder_precision="bf16")
     assert quick.ids.shape == encoded().ids.shape
     # The coarsest scale is an average of everything, which rounding hardly moves.
     assert torch.equal(quick.ids[:, 0], encoded().ids[:, 0])

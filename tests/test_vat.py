@@ -27,6 +27,7 @@ from zoo.codecs.vat.decoder import Field, Query, sample_planes, upsampler
 from zoo.codecs.vat.encoder import draw, farthest_points, fourier, kl_divergence
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 from zoo.codecs.vat.surface import coarsest_stride, evaluate, extract
+from zoo.tokenizer import Budget
 
 GOLDEN = Path(__file__).parent / "golden" / "vat"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -429,7 +430,7 @@ def test_ragged_batches_change_nothing(small: VAT, monkeypatch: pytest.MonkeyPat
     items = [*shapes(), *clouds]
     alone = [small.encode(item) for item in items]
     for limit in (1, 4):
-        monkeypatch.setattr(VAT, "ENCODE_BATCH", {"cpu": limit, "cuda": limit})
+        monkeypatch.setitem(VAT.at_once, "encode", Budget(limit, limit))
         together = small.encode(items)
         assert all(left.equal(right) for left, right in zip(together, alone, strict=True))
     for left, right in zip(small.decode(together), (small.decode(tokens)[0] for tokens in alone), strict=True):
@@ -518,9 +519,9 @@ def test_precision(small: VAT) -> None:
     exact, found = small.occupancy(tokens, points), rough.occupancy(tokens, points)
     assert exact.dtype == found.dtype == torch.float32
     assert 0 < (found - exact).square().mean() < 0.01 * exact.square().mean()
-    assert small.encode(items, precision="bf16").ids.shape == tokens.ids.shape
+    assert small.encode(items, encoder_precision="bf16").ids.shape == tokens.ids.shape
     with pytest.raises(zoo.InputError, match="precision"):
-        small.encode(items, precision="fp8")
+        small.encode(items, encoder_precision="fp8")
 
 
 def test_save_and_load(small: VAT, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from zoo.codecs.vectok.recording import overlapping_windows
 from zoo.codecs.vectok.units import with_context
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
 from zoo.codecs.vectok.wavlm import bucket
+from zoo.tokenizer import Budget
 
 CASES = Path(__file__).parent / "golden" / "vectok"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -361,8 +362,8 @@ def test_batches_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     items = [noise(samples, samples) for samples in (4_000, 5_000, 321, 9_999, 5_100)]
     tokens, voices = tokenizer.encode_with_voices(items)
     waves = tokenizer.decode(tokens, prompt=voices)
-    monkeypatch.setitem(VecTok.ENCODE_FRAMES, "cpu", 10_000)
-    monkeypatch.setitem(VecTok.DECODE_FRAMES, "cpu", 10_000)
+    monkeypatch.setitem(VecTok.at_once, "encode", Budget(10_000, 10_000))
+    monkeypatch.setitem(VecTok.at_once, "decode", Budget(10_000, 10_000))
     for module in ("analysis", "synthesis"):
         together = f"zoo.codecs.vectok.{module}.groups_of_similar_length"
         monkeypatch.setattr(together, lambda lengths, _: [list(range(len(lengths)))])

@@ -20,6 +20,7 @@ from zoo import media, registry
 from zoo.checkpoint import as_ours
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig, decoder
 from zoo.nn.conv import reflect_pad
+from zoo.tokenizer import Budget
 
 CASES = Path(__file__).parent / "golden" / "wavtokenizer"
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
@@ -252,7 +253,7 @@ def test_masked_decoding_equals_single_items() -> None:
 
 @pytest.mark.parametrize("samples", [5_000, 20_000, 10**7])
 def test_any_chunk_size_gives_the_same_ids(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WavTokenizer.CHUNK_SAMPLES, "cpu", samples)
+    monkeypatch.setitem(WavTokenizer.at_once, "encode", Budget(samples, samples))
     io = recorded("long_hop600")
     assert torch.equal(model("long_hop600").encode((io["wav_int16"], 24_000)).ids, io["codes"][0])
     tokenizer, short = model("hop320_w4"), recorded("hop320_w4")
@@ -266,9 +267,9 @@ def test_chunks_are_exact_for_any_ratios(ratios: tuple[int, ...], monkeypatch: p
     config = WavTokenizerConfig(**(vars(SMALL) | {"ratios": ratios}))
     tokenizer = small_wavtokenizer(1, config)
     audio = [speech_like(int(frames * config.hop_length), seed) for seed, frames in enumerate((70.3, 33, 17.5, 16.01, 2))]
-    monkeypatch.setitem(WavTokenizer.CHUNK_SAMPLES, "cpu", 10**9)
+    monkeypatch.setitem(WavTokenizer.at_once, "encode", Budget(10**9, 10**9))
     whole = tokenizer.encode(audio)
-    monkeypatch.setitem(WavTokenizer.CHUNK_SAMPLES, "cpu", 16 * config.hop_length)
+    monkeypatch.setitem(WavTokenizer.at_once, "encode", Budget(16 * config.hop_length, 16 * config.hop_length))
     assert tokenizer.encode(audio).equal(whole)
 
 
@@ -331,7 +332,7 @@ def test_blocked_decoding_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = model("long_hop600")
     codes = recorded("long_hop600")["codes"][0]
     whole = tokenizer.decode(codes)[0]
-    monkeypatch.setitem(WavTokenizer.BLOCK_FRAMES, "cpu", 100)
+    monkeypatch.setitem(WavTokenizer.at_once, "decode", Budget(100, 100))
     for module, block in ((decoder.GroupNorm, 50), (decoder.ResidualBlock, 77), (decoder.Attention, 64)):
         monkeypatch.setattr(module, "BLOCK", block)
     assert difference(tokenizer.decode(codes)[0], whole) < 5e-5

@@ -150,7 +150,7 @@ class StreamDecoder:
         if self._finished:
             raise InputError("the stream has been finished; open another one")
         if len(ids):
-            self._ids = torch.cat([self._ids, *self.tokenizer._check([ids.cpu()]).unpadded()])
+            self._ids = torch.cat([self._ids, *self.tokenizer.check([ids.cpu()]).unpadded()])
         parts = []
         while len(self._ids) - self._window_start() >= self.window:
             start = self._window_start()

@@ -6,7 +6,6 @@ python -m zoo.eval.studies.precision flextok-tiny photographs/ --threads 1 --out
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +24,17 @@ def run(name: str, files: Sequence[str | Path]) -> dict[str, Any]:
     """Share of ids that change in reduced precision, and mean PSNR from the originals in dB.
 
     Args:
-        name: an image tokenizer whose ``encode`` takes ``precision=``.
+        name: an image tokenizer whose ``encode`` takes ``encoder_precision=``.
         files: paths, folders and patterns of images.
 
     Raises:
         InputError: it is another tokenizer, or there are no images.
     """
     tokenizer: Any = zoo.load(name)
-    if tokenizer.spec.modality != "image" or "precision" not in inspect.signature(tokenizer.encode).parameters:
+    if tokenizer.spec.modality != "image" or "encoder_precision" not in type(tokenizer).options("encode"):
         raise InputError(f"{name} is no image tokenizer that encodes in reduced precision")
     subject = Pictures(tokenizer, media.expand_paths(files, Pictures.extensions))
-    changed = tokenizer.encode(subject.originals, precision="bf16")
+    changed = tokenizer.encode(subject.originals, encoder_precision="bf16")
     ids, others = (torch.cat(tokens.unpadded()) for tokens in (subject.tokens, changed))
     return {
         "name": name,
