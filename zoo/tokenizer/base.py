@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import warnings
@@ -24,7 +25,7 @@ from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
 from zoo.nn.precision import Float32Module, undisturbed
 from zoo.progress import progress_bar as progress_bar  # likewise
-from zoo.spec import Spec
+from zoo.spec import Frame, Spec
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
 
 ConfigT = TypeVar("ConfigT")
@@ -33,8 +34,6 @@ EncodedT = TypeVar("EncodedT", default=Tokens)
 #: What it decodes to, one for each item.
 MediaT = TypeVar("MediaT", default=Tensor)
 
-#: What does not depend on the settings of the program that calls it, whichever class implements it.
-_SHIELDED = frozenset({"prepare", "encode_prepared", "encode", "decode", "embed"})
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -86,9 +85,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     A family derives from the base class of its kind of media (`zoo.tokenizer.image`, say), which makes that trip. It brings its
     networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
-    ``checkpoint`` how official files map to its own state dict. What `prepare`, `encode`, `decode` and `embed` give does not depend
-    on the program's settings, such as default dtype and device, autocast, and TF32 and bf16 shortcuts; see
-    `zoo.nn.precision.undisturbed`.
+    ``checkpoint`` how official files map to its own state dict.
 
     Attributes:
         config: sizes and settings of the model.
@@ -110,9 +107,11 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
     identity: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shield what a family implements from the settings of the program that calls it."""
         super().__init_subclass__(**kwargs)
-        for name in _SHIELDED & cls.__dict__.keys():
-            setattr(cls, name, undisturbed(cls.__dict__[name]))
+        for name in ("encode", "encode_prepared", "decode", "embed"):
+            if name in cls.__dict__:
+                setattr(cls, name, _with_old_options(undisturbed(cls.__dict__[name])))
         if "checkpoint" not in cls.__dict__ and "convert_checkpoint" in cls.__dict__:
             warnings.warn(
                 f"{cls.__name__}: the class methods recognises, wanted, upstream_config and convert_checkpoint are deprecated: "
@@ -278,12 +277,25 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
         """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""
         spec = self.spec
         return Tokens.from_sequences(
-            ids, tokenizer=spec.name, fingerprint=spec.fingerprint, vocab_size=spec.vocab_size, meta=meta
+            ids,
+            tokenizer=spec.name,
+            fingerprint=spec.fingerprint,
+            vocab_size=spec.vocab_size,
+            meta=meta,
+            frame=spec.frame,
         )
 
-    def wrap(self, values: Sequence[Tensor], meta: Sequence[Meta]) -> EncodedT:
-        """Ids ``[length]``, or latents ``[channels, ...]`` of a continuous tokenizer, as what `encode` returns."""
+    def tokens_of_codes(self, codes: Sequence[Tensor], meta: Sequence[Meta] = ()) -> Tokens:
+        """Wrap codes ``[frames, places]`` of each item, each from 0 within its codebook, as tokens of this checkpoint."""
         spec = self.spec
+        assert spec.frame is not None
+        return Tokens.from_codes(codes, frame=spec.frame, tokenizer=spec.name, fingerprint=spec.fingerprint, meta=meta)
+
+    def wrap(self, values: Sequence[Tensor], meta: Sequence[Meta]) -> EncodedT:
+        """What `encode` returns: of ids ``[length]``, codes ``[frames, places]`` of several codebooks, or latents."""
+        spec = self.spec
+        if spec.ids_per_frame > 1:
+            return self.tokens_of_codes(values, meta)  # type: ignore[return-value]  # as below
         wrapped = (
             Latents(tuple(values), spec.name, spec.fingerprint, tuple(meta)) if spec.continuous else self.tokens(values, meta)
         )
@@ -303,7 +315,8 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
     def _check_tokens(self, tokens: Any) -> Tokens:
         spec = self.spec
         if not isinstance(tokens, Tokens):
-            tokens = self.tokens(_bare_sequences(tokens))
+            codes = spec.ids_per_frame > 1 and getattr(tokens, "ndim", 0) == 3
+            tokens = self.tokens_of_codes(list(torch.as_tensor(tokens))) if codes else self.tokens(_bare_sequences(tokens))
         if tokens.fingerprint != spec.fingerprint:
             raise MismatchError(
                 f"these tokens were made by {tokens.tokenizer} ({tokens.fingerprint or 'unknown checkpoint'}), this is "
@@ -318,7 +331,26 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
             if low < 0 or high >= spec.vocab_size:
                 outside = low if low < 0 else high
                 raise ItemError(f"id {outside} is outside the vocabulary, 0 to {spec.vocab_size - 1}", index)
+        if spec.ids_per_frame > 1:
+            self._check_frames(tokens)
         return tokens
+
+    def _check_frames(self, tokens: Tokens) -> None:
+        """Refuse ids of another frame, or of another codebook than that of their place."""
+        own, frame = self.spec.frame, tokens.frame or Frame((tokens.vocab_size,))
+        assert own is not None
+        allowed = [own.keep(count)[0] for count in range(1, own.codebooks + 1)] if self.spec.residual else [own]
+        if frame not in allowed:
+            raise InputError(
+                f"tokens of {frame.codebooks} codebooks cannot be decoded by {self.spec.name}, which has {own.codebooks}"
+            )
+        sizes = torch.tensor(frame.placed_sizes, device=tokens.lengths.device)
+        frames, codes = tokens.frames(), tokens.codes()
+        wrong = (frames >= 0) & ((codes < 0) | (codes >= sizes))
+        if wrong.any():
+            index, step, place = wrong.nonzero()[0].tolist()
+            found, position = int(frames[index, step, place]), step * frame.ids_per_frame + place
+            raise ItemError(f"id {found} at position {position} does not belong to codebook {frame.order[place]}", index)
 
     def _check_latents(self, latents: Any) -> Latents:
         spec = self.spec
@@ -336,6 +368,27 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
         """Old name of `check`."""
         warnings.warn("_check is deprecated: call check", DeprecationWarning, stacklevel=2)
         return self.check(tokens)
+
+
+#: Options that had another name in the release before.
+_OLD_OPTIONS = {"precision": "encoder_precision"}
+
+
+def _with_old_options(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that takes its options by their old names as well, with a warning."""
+    parameters = inspect.signature(method).parameters
+    renamed = {old: new for old, new in _OLD_OPTIONS.items() if new in parameters and old not in parameters}
+    if not renamed:
+        return method
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        for old in renamed.keys() & kwargs.keys():
+            warnings.warn(f"{old}= of {method.__name__} is now {renamed[old]}=", DeprecationWarning, stacklevel=2)
+            kwargs[renamed[old]] = kwargs.pop(old)
+        return method(*args, **kwargs)
+
+    return called
 
 
 def _bare_sequences(ids: Any) -> list[Int[Tensor, " _"]]:
