@@ -153,7 +153,28 @@ def packed_bit_by_bit(ids: np.ndarray, bits: int) -> bytes:
 def test_packing(bits: int) -> None:
     """As the definition says, for every rest of a group and of a block."""
     rng = np.random.default_rng(bits)
-    for count in (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1_000, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_003):
+    for count in (
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        8,
+        9,
+        15,
+        16,
+        17,
+        31,
+        32,
+        33,
+        1_000,
+        zt._BLOCK - 1,
+        zt._BLOCK,
+        zt._BLOCK + 1,
+        2 * zt._BLOCK + 3,
+    ):
         ids = rng.integers(0, 1 << bits, count)
         packed = zt.pack(ids, bits)
         assert bytes(packed) == packed_bit_by_bit(ids, bits), count

@@ -52,8 +52,8 @@ FITS = ("crop", "stretch", "pad", "none")
 
 _COUNT_BYTES = 7
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-# Ids that are packed at a time: what is computed on the way stays in the processor's cache.
-_BLOCK = 1 << 15
+# Ids that are packed at a time: enough to outweigh the calls, few enough for the processor's cache.
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,8 @@ def pack(ids: Ids, bits: int) -> memoryview:
     group = _Grouping.of(bits)
     if bits == group.narrow:
         return ids.astype(f">u{bits // 8}").view(np.uint8).data
-    packed = np.empty((-(-len(ids) // group.ids), group.bytes), np.uint8)
+    # The units of the last group reach beyond it.
+    packed = np.empty(-(-len(ids) // group.ids) * group.bytes + 8, np.uint8)
     done = 0
     for start in range(0, len(ids), _BLOCK):
         fields = ids[start : start + _BLOCK].astype(f"<u{group.narrow // 8}")
@@ -342,26 +343,32 @@ def pack(ids: Ids, bits: int) -> memoryview:
             fields <<= width
             fields |= pairs >> size
             width, size = 2 * width, 2 * size
-        joined = _join(fields.reshape(-1, group.words), group)
-        # Whole groups are copied as elements of that many bytes.
-        whole = np.ndarray(len(joined), f"V{group.bytes}", joined.astype(">u8"), 0, joined.strides[:1])
-        packed[done : done + len(joined)].view(f"V{group.bytes}")[:, 0] = whole
-        done += len(joined)
-    return packed.reshape(-1).data[: -(-len(ids) * bits // 8)]
+        units = _join(fields.reshape(-1, group.words), group)
+        for unit, values in enumerate(units):
+            np.ndarray(len(values), ">u8", packed.data, done + 8 * unit, (group.bytes,))[:] = values
+        done += len(units[0]) * group.bytes
+    return packed.data[: -(-len(ids) * bits // 8)]
 
 
-def _join(words: NDArray[Any], group: _Grouping) -> NDArray[Any]:
-    """Words ``[groups, words]`` as the 64-bit units ``[groups, units]`` that they fill from the high end."""
-    if group.words == 1:
-        return words << (64 - group.width)
-    joined = np.zeros((len(words), group.units), np.uint64)
+def _join(words: NDArray[Any], group: _Grouping) -> list[NDArray[Any]]:
+    """Words ``[groups, words]`` as the 64-bit units that they fill from the high end, each ``[groups]``.
+
+    The last unit of a group reaches into the following groups and holds what they begin with, so that it does not matter which
+    of them is written first.
+    """
+    units: list[Any] = [0] * group.units
     for word, (unit, shift) in enumerate(group.places):
         if shift >= 0:
-            joined[:, unit] |= words[:, word] << shift
+            units[unit] |= words[:, word] << shift
         else:
-            joined[:, unit] |= words[:, word] >> -shift
-            joined[:, unit + 1] |= words[:, word] << (64 + shift)
-    return joined
+            units[unit] |= words[:, word] >> -shift
+            units[unit + 1] |= words[:, word] << (64 + shift)
+    # Bytes of the last unit that are filled, and how many groups these come from.
+    filled, groups = group.bytes - 8 * (group.units - 1), 1
+    while filled < 8:
+        units[-1][:-groups] |= units[0][groups:] >> 8 * filled
+        filled, groups = (2 * filled, 2 * groups) if group.units == 1 else (8, 1)
+    return units
 
 
 def unpack(packed: Buffer, count: int, bits: int) -> Ids:
@@ -369,15 +376,17 @@ def unpack(packed: Buffer, count: int, bits: int) -> Ids:
     group = _Grouping.of(bits)
     if bits == group.narrow:
         return np.frombuffer(packed, f">u{bits // 8}", count).astype(np.int64)
-    # What is read of the last group reaches beyond the end.
-    content = np.zeros(len(packed) + group.bytes + 8, np.uint8)
-    content[: len(packed)] = np.frombuffer(packed, np.uint8)
+    content = np.frombuffer(packed, np.uint8)
     ids = np.empty(count, np.int64)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         groups = -(-(stop - start) // group.ids)
-        places = (start * bits // 8 + 8 * unit for unit in range(group.units))
-        units = [np.ndarray(groups, ">u8", content, place, (group.bytes,)).astype("<u8") for place in places]
+        # What is read of the last group reaches beyond it.
+        reach = groups * group.bytes + 8
+        part = content[start * bits // 8 :][:reach]
+        if len(part) < reach:
+            part = np.concatenate([part, np.zeros(reach - len(part), np.uint8)])
+        units = [np.ndarray(groups, ">u8", part.data, 8 * unit, (group.bytes,)).astype("<u8") for unit in range(group.units)]
         fields, width, size = _split(units, group), group.width, 64
         while size > group.narrow:
             width, size = width // 2, size // 2
