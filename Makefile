@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Bump when the extras change, so that an old environment is brought up to date.
 STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 
 ## demo: reconstruct recordings and photographs with embedded models; demo-report/report.html and demo-report/images/report.html
 demo: $(STAMP)
@@ -33,6 +33,11 @@ bench: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/zoo bench wavtokenizer-small-75
 	$(BIN)/zoo bench flextok-d12-d12-in1k
+
+## docs: the site in build/site, from README, cards, the catalogue and docstrings; a broken link or reference stops it
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python cards/site/build.py build
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
