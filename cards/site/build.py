@@ -28,6 +28,8 @@ API: Mapping[str, tuple[str, ...]] = {
     "zoo.tokenizer": (
         "zoo.tokenizer.image.ImageTokenizer",
         "zoo.tokenizer.audio.AudioTokenizer",
+        "zoo.tokenizer.shape.ShapeTokenizer",
+        "zoo.tokenizer.bytes.FileTokenizer",
         "zoo.checkpoint.Checkpoint",
     ),
     "zoo.media": (),
