@@ -3,6 +3,7 @@ of the families that have none or whose sizes differ."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import pickle
@@ -27,8 +28,10 @@ from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_byteformer import small_byteformer
 from small_models_vat import small_vat
 from small_models_vectok import SMALL_LOGMEL_VECTOK, small_vectok
+from toys.two_rates import TwoRates
 from zoo import media as zoo_media
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from zoo.modality import modality
 
 EMBEDDED = zoo.list(embedded=True)
 
@@ -42,7 +45,15 @@ def random_autoencoder() -> zoo.Tokenizer:
     return tokenizer
 
 
+def two_rates() -> zoo.Tokenizer:
+    zoo.register_family("toys.two_rates")
+    tokenizer = TwoRates().eval().requires_grad_(False)
+    tokenizer.fingerprint = tokenizer.compute_fingerprint()
+    return tokenizer
+
+
 RANDOM = {
+    "two-rates": two_rates,
     "flextok": small_flextok,
     "autoencoder_kl": random_autoencoder,
     "byteformer": small_byteformer,
@@ -310,6 +321,34 @@ def test_latents_are_finite_grids(tokenizer: zoo.Tokenizer, items: list[Any]) ->
     assert isinstance(latents, zoo.Latents) and len(latents) == len(latents.meta) == len(items)
     assert all(value.shape[0] == tokenizer.spec.dim and torch.isfinite(value).all() for value in latents.values)
     assert (latents.tokenizer, latents.fingerprint) == (tokenizer.spec.name, tokenizer.spec.fingerprint)
+
+
+def test_prepared_items_are_all_that_the_network_needs(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    """Reading is apart from computing: prepared items are on the CPU, travel between processes, and need no parameter."""
+    prepared = tokenizer.prepare(items)
+    assert len(prepared) == len(items)
+    for item in prepared:
+        assert item.amount >= 0 and all(tensor.device.type == "cpu" for tensor in item.tensors.values())
+    without_weights = copy.deepcopy(tokenizer).to("meta")
+    again = without_weights.prepare(items)
+    for left, right in zip(prepared, again, strict=True):
+        assert (left.meta, left.amount, left.tensors.keys()) == (right.meta, right.amount, right.tensors.keys())
+        assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
+    assert tokenizer.encode_prepared(pickle.loads(pickle.dumps(prepared))).equal(tokenizer.encode(items))
+
+
+def test_options_are_those_of_the_methods(tokenizer: zoo.Tokenizer) -> None:
+    for action in ("encode", "decode"):
+        options = type(tokenizer).options(action)
+        assert "progress" in options or tokenizer.spec.lossless
+        assert not {"self", "items", "tokens"} & options.keys() - ({"tokens"} if action == "encode" else set())
+
+
+def test_items_remember_what_their_modality_says(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    record = modality(tokenizer.spec.modality)
+    assert record.name == type(tokenizer).modality
+    fields = {name for name, _ in record.meta}
+    assert all(set(item.meta) <= fields for item in tokenizer.prepare(items))
 
 
 def test_batch_invariance(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:

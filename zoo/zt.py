@@ -540,11 +540,11 @@ class _Described:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(0 <= value < LARGEST_COUNT)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _read_number(reader: _Reader) -> float:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint
+from zoo.nn.precision import Float32Module
 from zoo.spec import Frame, Spec
 from zoo.tokenizer import Budget
 from zoo.tokenizer.audio import AudioTokenizer
@@ -35,6 +36,10 @@ def recognises(keys: Collection[str]) -> bool:
     return set(keys) == {"book.0", "book.1", "book.2"}
 
 
+class Books(Float32Module, torch.nn.ParameterList):
+    """Codebooks, in float32 whatever the model is cast to: ids depend on them."""
+
+
 class TwoRates(AudioTokenizer[TwoRatesConfig, Tokens]):
     """The mean of 8 samples, then of each half what the mean leaves over, twice: 5 ids in a frame of a millisecond."""
 
@@ -48,7 +53,7 @@ class TwoRates(AudioTokenizer[TwoRatesConfig, Tokens]):
         super().__init__(config or TwoRatesConfig(), name)
         reach = (1.0, 0.5, 0.1)
         levels = [torch.linspace(-r, r, size, dtype=torch.float32) for r, size in zip(reach, self.config.sizes, strict=True)]
-        self.book = torch.nn.ParameterList(levels)
+        self.book = Books(levels)
 
     @property
     def spec(self) -> Spec:
