@@ -92,7 +92,7 @@ def test_overhead_of_an_image() -> None:
 
 def test_meta_without_a_place_is_refused() -> None:
     with pytest.raises(zoo.FormatError, match="colour"):
-        batch((3,), meta=[{"colour": 1}]).to_bytes()
+        batch((3,), meta=[{"colour": [1, 2]}]).to_bytes()
 
 
 def test_truncated_files_are_refused() -> None:
