@@ -226,7 +226,7 @@ def tokens_of(ids: list[list[int]], **changes: Any) -> Tokens:
         ({"meta": [{"x": 0.0, "y": float("nan"), "z": 0.0, "scale": 1.0}]}, "item 0: y of nan"),
         ({"meta": [{"x": 0.0, "y": 0.0, "z": float("inf"), "scale": 1.0}]}, "item 0: z of inf"),
         ({"meta": [{"x": 0.0, "y": 0.0, "z": 0.0, "scale": 1e300}]}, "item 0: scale of 1e"),
-        ({"meta": [{"samples": 1}]}, "no place"),
+        ({"meta": [{"samples": [1]}]}, r"samples of \[1\] cannot be written"),
     ],
 )
 def test_what_cannot_be_read_is_not_written(changes: dict[str, Any], reason: str) -> None:
