@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
 import zoo
+from test_zt import as_dict, second_reader
 from toys.two_rates import TwoRates
 from zoo.spec import Frame, Spec
 from zoo.tokens import Tokens
@@ -78,6 +81,8 @@ def test_files(frame: Frame, counts: list[int]) -> None:
     assert content[3] & 15 == 3
     again = Tokens.from_bytes(content)
     assert again.equal(tokens) and again.frame == frame and again.to_bytes() == content
+    if sum(counts) < 100:
+        assert second_reader(content) == as_dict(tokens)
     # Codes take the bits of their codebooks, not those of the whole vocabulary.
     assert len(content) <= 64 + sum(counts) * frame.bits / 8
 
@@ -101,9 +106,6 @@ def test_damaged_files_of_frames() -> None:
     meta = [{"frames": 3, "fps": 29.97, "title": "name"}] * 3
     codes = [codes for codes in random_tokens(TWO_RATES, [3, 0, 5])[1]]
     tokens = Tokens.from_codes(codes, frame=TWO_RATES, tokenizer="t", fingerprint="", meta=meta)
-    import struct
-    import zlib
-
     content = tokens.to_bytes()
     for position in range(4, len(content) - 4):
         for flip in (1, 0x80, 0xFF):

@@ -31,7 +31,7 @@ EXPECTED: dict[str, dict[str, Any]] = json.loads((VECTORS / "expected.json").rea
 
 def second_reader(content: bytes) -> dict[str, Any]:
     """Read a .zt file bit by bit with nothing but the standard library."""
-    assert content[:3] == b"\x89zt" and content[3] & 15 in (1, 2)
+    assert content[:3] == b"\x89zt" and content[3] & 15 in (1, 2, 3)
     assert struct.unpack("<I", content[-4:])[0] == zlib.crc32(content[:-4])
     position = 4
 
@@ -66,16 +66,45 @@ def second_reader(content: bytes) -> dict[str, Any]:
         {"width": count, "height": count, "fit": fit},
         dict.fromkeys(("x", "y", "z", "scale"), number),
     )
-    name, fingerprint, vocabulary = take(count()).decode(), take(8), count()
-    bits = take(1)[0] if content[3] & 15 == 2 else max(1, (vocabulary - 1).bit_length())
+
+    def text() -> str:
+        return take(count()).decode()
+
+    name, fingerprint = text(), take(8)
+    if content[3] & 15 == 3:
+        flags, books = take(1)[0], count()
+        sizes = [count()] * books if flags & 1 else [count() for _ in range(books)]
+        order = list(range(books)) if flags & 2 else [count() for _ in range(count())]
+        placed = [sizes[book] for book in order]
+        offsets = [sum(placed[:i]) for i in range(len(order))] if flags & 4 else [count() for _ in order]
+        widths = [max(1, (size - 1).bit_length()) for size in placed]
+        vocabulary = max(offset + size for offset, size in zip(offsets, placed, strict=True))
+    else:
+        vocabulary, offsets = count(), [0]
+        widths = [take(1)[0] if content[3] & 15 == 2 else max(1, (vocabulary - 1).bit_length())]
     items = count()
     segments = [count() for _ in range(count())] if content[3] & 128 else []
-    lengths = [count() for _ in range(items)]
-    layout = layouts[content[3] >> 4 & 7]
-    meta = [{key: read() for key, read in layout.items()} for _ in range(items)] if layout else []
+    frames = [count() for _ in range(items)]
+    if content[3] >> 4 & 7 == 7:
+        kinds = {text(): take(1)[0] for _ in range(count())}
+        readers = (count, lambda: struct.unpack("<d", take(8))[0], text)
+        meta = []
+        for _ in range(items):
+            present = "".join(f"{byte:08b}" for byte in take(-(-len(kinds) // 8)))
+            meta.append(
+                {key: readers[kind]() for (key, kind), flag in zip(kinds.items(), present, strict=False) if flag == "1"}
+            )
+    else:
+        layout = layouts[content[3] >> 4 & 7]
+        meta = [{key: read() for key, read in layout.items()} for _ in range(items)] if layout else []
     run = "".join(f"{byte:08b}" for byte in content[position:-4])
-    assert -(-sum(lengths) * bits // 8) == len(run) // 8
-    ids = [int(run[i * bits : (i + 1) * bits], 2) for i in range(sum(lengths))]
+    assert -(-sum(frames) * sum(widths) // 8) == len(run) // 8
+    ids, bit = [], 0
+    for _ in range(sum(frames)):
+        for offset, width in zip(offsets, widths, strict=True):
+            ids.append(offset + int(run[bit : bit + width], 2))
+            bit += width
+    lengths = [count * len(widths) for count in frames]
     return {
         "tokenizer": name,
         "fingerprint": fingerprint.hex() if any(fingerprint) else "",
@@ -124,8 +153,10 @@ def test_the_page_is_right() -> None:
         bytes.fromhex("".join(re.match(r"(?:[0-9A-F]{2} {1,2})+", line)[0] for line in block.splitlines()))
         for block in re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     ]
-    audio, octets = map(as_dict, map(Tokens.from_bytes, files))
-    assert [second_reader(file) for file in files] == [audio, octets]
+    audio, octets, frames = map(as_dict, map(Tokens.from_bytes, files))
+    assert [second_reader(file) for file in files] == [audio, octets, frames]
+    assert [Tokens.from_bytes(file).to_bytes() for file in files] == files
+    assert frames["ids"] == [[3, 9, 12, 16, 19, 7, 8, 13, 17, 18]] and frames["meta"] == [{"fps": 29.5, "frames": 2}]
     assert audio["ids"] == [[5, 1023, 0, 77], [300]]
     assert audio["meta"] == [{"samples": 1280, "sample_rate": 24_000}, {"samples": 320, "sample_rate": 8_001}]
     assert (audio["tokenizer"], audio["fingerprint"], audio["vocab_size"]) == ("wav-75", "0011223344556677", 1024)
