@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Bump when the extras change, so that an old environment is brought up to date.
 STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow fuzz lint bench docs clean
 
 ## demo: reconstruct recordings and photographs with embedded models; demo-report/report.html and demo-report/images/report.html
 demo: $(STAMP)
@@ -19,6 +19,12 @@ test: $(STAMP)
 ## test-slow: the tests that take minutes or much memory
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+## fuzz: mutated files against every reader; make fuzz SECONDS=60 TARGET=image SEED=1
+SECONDS ?= 60
+SEED ?= 0
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py $(TARGET) --seconds $(SECONDS) --seed $(SEED)
 
 ## lint: style, formatting and types; the sources are laid out as they are installed, so that the type checker finds them
 lint: $(STAMP)

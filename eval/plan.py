@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError
 from zoo.eval.modality.base import Measures, Metric, MetricFunction, measures_of
+from zoo.media import FITS, INTERPOLATIONS
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
 #: The path of a network's weights, ``None`` for the public ones, or the network itself as a function.
 NetworkSource = str | Path | MetricFunction | None
+
+# Options that are checked before the first item, which an encoder would do at the first.
+_CHOICES = {"fit": FITS, "interpolation": INTERPOLATIONS, "posterior": ("mode", "sample")}
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ def make_plan(
     if any(length < 1 for length in prefixes or ()):
         raise InputError("a prefix has at least 1 token")
     options_in_force(tokenizer, encode, decode)
+    for name, choices in _CHOICES.items():
+        if name in encode and encode[name] not in choices:
+            raise ArgumentError(f"{name} must be one of {', '.join(choices)}, not {encode[name]!r}")
     functions, skipped = _choose_metrics(modality, metrics, networks, tokenizer.device)
     of_the_set = [name for name in functions if modality.METRICS[name].distance is not None]
     return Plan(

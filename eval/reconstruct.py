@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zoo
-from zoo.errors import InputError, MissingExtraError
+from zoo.errors import ArgumentError, InputError, MissingExtraError
 from zoo.eval.journal import RunJournal
 from zoo.eval.options import add_options, given, network_sources, token_counts
 from zoo.eval.plan import NetworkSource, Plan, make_plan
 from zoo.eval.summary import summarise, write_tables
-from zoo.media import expand_paths, write_json
+from zoo.media import Skipped, expand_paths, require_writable, write_json
 from zoo.tokenizer import Tokenizer
 
 _NEEDED = ("jinja2", "matplotlib", "pyarrow")
@@ -48,6 +48,7 @@ def run(
     resume: bool = True,
     progress: bool = True,
     command: str | None = None,
+    skipped: Skipped | None = None,
 ) -> dict[str, Any]:
     """Reconstruct every item of a data set, measure, and write the report.
 
@@ -66,6 +67,7 @@ def run(
         resume: go on from an interrupted run with the same tokenizer, metrics and options.
         progress: show a progress bar.
         command: how the run was started, for the record.
+        skipped: filled with what is left out of folders.
 
     Returns:
         The content of ``metrics.json``.
@@ -85,8 +87,9 @@ def run(
     networks = networks or {}
     plan = make_plan(tokenizer, metrics=metrics, networks=networks, encode=encode or {}, decode=decode or {}, prefixes=prefixes)
     sources = [data] if isinstance(data, str | Path) else list(data)
-    paths = expand_paths(sources, plan.modality.EXTENSIONS)[:limit]
+    paths = expand_paths(sources, plan.modality.EXTENSIONS, skipped)[:limit]
     out = Path(out)
+    require_writable(out, folder=True)
     out.mkdir(parents=True, exist_ok=True)
 
     header = {
@@ -146,6 +149,8 @@ def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[
         decoded = time.perf_counter()
         prefixes = plan.prefix_lengths(length)
         estimates = [*plan.decoded(tokens, reference, prefixes, own), *whole]
+    except ArgumentError:
+        raise
     except InputError as error:
         return {"error": error.reason}, {}
     all_bits = [count * spec.bits_per_token for count in (*prefixes, length)]

@@ -87,12 +87,17 @@ def write_tables(rows: Sequence[Row], summary: Mapping[str, Any], folder: Path) 
     _write_parquet(prefixes, folder / "prefixes.parquet")
 
 
+def _text(value: Any) -> Any:
+    """Names of files may hold bytes that are no text; Parquet takes text alone, and gets them as JSON does."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
     columns = dict.fromkeys(key for row in rows for key in row)
-    table = pyarrow.table({key: [row.get(key) for row in rows] for key in columns})
+    table = pyarrow.table({key: [_text(row.get(key)) for row in rows] for key in columns})
     with replacing(path) as temporary:
         pyarrow.parquet.write_table(table, temporary)
 

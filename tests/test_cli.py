@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,3 +311,332 @@ def test_tokens_of_another_checkpoint(run, model: str, sounds: Path, tmp_path: P
 
 def test_version(run) -> None:  # type: ignore[no-untyped-def]
     assert run("--version").out.strip() == zoo.__version__
+
+
+# ------------------------------------------------------------------------------------------------------------ reliability
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_outputs_are_refused_before_any_work(
+    run, model: str, flextok: str, pictures: Path, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    sound, picture = sounds / "a.wav", pictures / "a.png"
+    for name, source, target in ((model, sounds, "two.zt"), (model, sound, "one.zt"), (flextok, picture, "picture.zt")):
+        assert run("encode", name, source, "-o", tmp_path / target).code == 0
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    before = contents(tmp_path)
+
+    for kind in (type(zoo.load(model)), type(zoo.load(flextok))):
+        for method in (kind.encode, kind.decode):
+
+            @functools.wraps(method)
+            def work(*_: object, **__: object) -> None:
+                raise AssertionError("work was done")
+
+            monkeypatch.setattr(kind, method.__name__, work)
+    one, two, drawn = (
+        [tmp_path / name, "--tokenizer", tokenizer]
+        for name, tokenizer in (("one.zt", model), ("two.zt", model), ("picture.zt", flextok))
+    )
+    for arguments, out, reason in (
+        (["encode", model, sound], tmp_path / "folder", "is a folder"),
+        (["encode", model, sound], tmp_path / "file" / "a.zt", "not a folder|Not a directory"),
+        (["encode", model, sound], "", "is a folder"),
+        (["encode", model, sound], tmp_path / "a.wav", r"writes \.zt files, not \.wav"),
+        (["encode", model, sound], sound, "writes .zt files"),
+        (["encode", model, sound, "--per-file"], tmp_path / "file", "must be a folder"),
+        (["encode", "byteformer-tiny", tmp_path / "one.zt"], tmp_path / "one.zt", "is an input"),
+        (["encode", "byteformer-tiny", tmp_path / "one.zt", "--per-file", "--overwrite"], tmp_path, "is an input"),
+        (["decode", *one], tmp_path / "file", "must be a folder"),
+        (["decode", *two], tmp_path / "file", "must be a folder"),
+        (["decode", *one], tmp_path / "back.xyz", r"\.xyz"),
+        (["decode", *one, "--format", "png"], tmp_path / "back", "png"),
+        (["decode", *one, "--format", "../x"], tmp_path / "back", "--format"),
+        (["decode", *one, "--sample-rate", "1000003"], tmp_path / "back.mp3", "mp3"),
+        (["decode", *one], tmp_path / "one.zt", r"\.zt|zt"),
+        (["decode", *drawn], tmp_path / "back.wav", r"\.wav"),
+        (["decode", *one, tmp_path / "folder" / ".." / "one.zt"], tmp_path / "back", "two items would be written"),
+        (["reconstruct", model, sound], tmp_path / "file", "must be a folder"),
+        (["reconstruct", model, sound], sounds, "is an input"),
+        (["eval", model, "--data", sounds], tmp_path / "file", "must be a folder"),
+    ):  # fmt: skip
+        result = run(*arguments, "--out", out)
+        assert result.code == 1, (arguments, out, result.err)
+        assert re.search(reason, result.err.splitlines()[-1]), (arguments, out, result.err)
+        assert "Traceback" not in result.err and "unexpected" not in result.err
+        assert contents(tmp_path) == before
+
+
+def test_folders_with_other_files(run, model: str, sounds: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("x.m4a", "y.m4a", "z.heic", "._a.wav", ".DS_Store"):
+        (sounds / name).write_bytes(b"whatever")
+    line = "skipped 2 .m4a, 1 ._* of macOS, 1 .heic, 1 hidden"
+    for command in (["encode", model, sounds, "-o", tmp_path / "a.zt"], ["reconstruct", model, sounds, "-o", tmp_path / "b"],
+                    ["eval", model, "--data", sounds, "--out", tmp_path / "c", "--metrics", "si_sdr"]):  # fmt: skip
+        result = run(*command, "--json")
+        assert result.code == 0 and result.err.splitlines().count(line) == 1, result.err
+        json.loads(result.out)
+
+
+def test_good_files_of_a_batch_with_bad_ones(run, model: str, sounds: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (sounds / "aa-bad.wav").write_bytes(b"nothing")
+    (sounds / "z-bad.wav").write_bytes(b"RIFF")
+    out = tmp_path / "tokens"
+    result = run("encode", model, sounds, "-o", out, "--per-file")
+    assert result.code == 1 and "aa-bad.wav: " in result.err
+    assert sorted(contents(out)) == ["a.zt", "sub/b.zt"]
+    assert zoo.Tokens.load(out / "sub" / "b.zt").equal(zoo.load(model).encode(sounds / "sub" / "b.flac"))
+    result = run("encode", model, sounds, "-o", out, "--per-file", "--skip-errors", "--json")
+    assert result.code == 1 and [Path(name).name for name in json.loads(result.out)["failed"]] == ["aa-bad.wav", "z-bad.wav"]
+    result = run("reconstruct", model, sounds, "-o", tmp_path / "again")
+    assert result.code == 1 and sorted(contents(tmp_path / "again")) == ["a.wav", "sub/b.wav"]
+
+
+def test_a_bad_file_costs_no_second_reading(
+    run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    from zoo.media import audio
+
+    (sounds / "c-bad.wav").write_bytes(b"nothing")
+    opened: list[str] = []
+    opening = audio.open_source
+
+    def open_source(source: object, kind: str):  # type: ignore[no-untyped-def]
+        opened.append(Path(str(source)).name)
+        return opening(source, kind)
+
+    monkeypatch.setattr(audio, "open_source", open_source)
+    assert run("encode", model, sounds, "-o", tmp_path / "out.zt", "--skip-errors").code == 1
+    assert sorted(opened) == ["a.wav", "b.flac", "c-bad.wav"]
+
+
+def test_errors_of_libraries_name_the_file(
+    run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    kind = type(zoo.load(model))
+    encode = kind.encode
+
+    def failing(self, items, **options):  # type: ignore[no-untyped-def]
+        if any("b.flac" in str(item) for item in items):
+            raise RuntimeError("the library\ngave up")
+        return encode(self, items, **options)
+
+    monkeypatch.setattr(kind, "encode", failing)
+    result = run("encode", model, sounds, "-o", tmp_path / "out.zt")
+    assert result.code == 1 and "b.flac: RuntimeError: the library gave up" in result.err
+    result = run("encode", model, sounds, "-o", tmp_path / "out.zt", "--skip-errors")
+    assert result.code == 1 and len(zoo.Tokens.load(tmp_path / "out.zt")) == 1
+    monkeypatch.undo()
+
+    def refusing(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(kind, "decode", refusing)
+    result = run("decode", tmp_path / "out.zt", "-o", tmp_path / "back", "--tokenizer", model)
+    assert result.code == 1 and "out.zt: OSError: [Errno 5] Input/output error" in result.err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    kind = type(zoo.load(model))
+    encode = kind.encode
+
+    def interrupted(self, items, **options):  # type: ignore[no-untyped-def]
+        if "b.flac" in str(items):
+            raise KeyboardInterrupt
+        return encode(self, items, **options)
+
+    monkeypatch.setattr(kind, "encode", interrupted)
+    result = run("encode", model, sounds, "-o", tmp_path / "out", "--per-file", "--batch-size", 1)
+    assert result.code == 130 and list(contents(tmp_path / "out")) == ["a.zt"]
+    assert "1 of 2 files are in" in result.err and "the same command goes on from there" in result.err
+    result = run("encode", model, sounds, "-o", tmp_path / "out.zt")
+    assert result.code == 130 and "nothing was written" in result.err and not (tmp_path / "out.zt").exists()
+    monkeypatch.undo()
+    assert run("encode", model, sounds, "-o", tmp_path / "out", "--per-file").code == 0
+    result = run("encode", model, sounds, "-o", tmp_path / "out", "--per-file")
+    assert result.code == 0 and "nothing to do: 2 files" in result.err
+
+
+def test_targets_of_many_files() -> None:
+    from zoo.cli.files import per_file_targets
+
+    sources = [f"/data/{i % 100}/{i}.wav" for i in range(20_000)] + ["/data/0/0.flac", "/data/0/0.flac.ogg", "-"]
+    comparisons = 0
+
+    class Counting(type(Path())):  # type: ignore[misc]
+        def __eq__(self, other: object) -> bool:
+            nonlocal comparisons
+            comparisons += 1
+            return super().__eq__(other)
+
+        __hash__ = type(Path()).__hash__
+
+    targets = per_file_targets(sources, Counting("out"), ".zt")
+    assert len(set(targets.values())) == len(sources) and comparisons < 10 * len(sources)
+    assert [targets[name].as_posix() for name in ("/data/0/0.wav", "/data/0/0.flac", "-")] == [
+        "out/0/0.zt",
+        "out/0/0.flac.zt",
+        "out/stdin.zt",
+    ]
+
+
+def zoo_process(*arguments: object, stdout: object = subprocess.PIPE, shell: str = "", **environment: str):  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "zoo", *map(str, arguments)]
+    if shell:
+        command = ["bash", "-c", f"{shlex.join(command)} {shell}"]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment)  # type: ignore[call-overload]
+
+
+def test_streams_that_are_closed_or_full(model: str, sounds: Path, tmp_path: Path) -> None:
+    assert run_quietly("list", "--all", shell="| head -1").stdout.startswith(b"name")
+    assert run_quietly("list", shell=">&-").returncode == 0
+    encoded = run_quietly("encode", model, "-", "-o", tmp_path / "a.zt", shell="<&-")
+    assert encoded.returncode == 1 and b"empty" in encoded.stderr and not (tmp_path / "a.zt").exists()
+    assert run_quietly("encode", model, sounds / "a.wav", "-o", tmp_path / "a.zt", shell=">&- 2>&- <&-").returncode == 0
+    if Path("/dev/full").exists():
+        for arguments in (
+            ["list"],
+            ["list", "--json"],
+            ["cards"],
+            ["decode", tmp_path / "a.zt", "-o", "-", "--tokenizer", model],
+        ):
+            full = run_quietly(*arguments, shell=">/dev/full")
+            assert full.returncode in (1, 6) and b"No space left" in full.stderr, full.stderr
+
+
+def run_quietly(*arguments: object, **options: str):  # type: ignore[no-untyped-def]
+    result = zoo_process(*arguments, **options)
+    assert b"Traceback" not in result.stderr and b"Exception ignored" not in result.stderr, result.stderr.decode()
+    assert b"unexpected" not in result.stderr, result.stderr.decode()
+    return result
+
+
+def test_locales_and_names_of_undecodable_bytes(model: str, sounds: Path, tmp_path: Path) -> None:
+    strange = sounds / os.fsdecode(b"caf\xe9.wav")
+    (sounds / "a.wav").rename(strange)
+    (sounds / "sub" / "b.flac").rename(sounds / "sub" / "größe 漢字.flac")
+    for number, environment in enumerate(({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8"})):
+        out = tmp_path / str(number)
+        encoded = run_quietly("encode", model, sounds, "-o", out / "t", "--per-file", "--json", **environment)
+        assert encoded.returncode == 0
+        assert [os.fsencode(Path(item["file"]).name) for item in json.loads(encoded.stdout)["items"]] == [
+            b"caf\xe9.wav",
+            "größe 漢字.flac".encode(),
+        ]
+        rows = run_quietly("reconstruct", model, sounds, "-o", out / "r", **environment)
+        assert rows.returncode == 0 and sorted(map(os.fsencode, os.listdir(out / "r"))) == [b"caf\xe9.wav", b"sub"]
+        listed = run_quietly("list", **environment)
+        assert listed.returncode == 0
+        measured = run_quietly("eval", model, "--data", sounds, "--out", out / "e", "--metrics", "si_sdr", **environment)
+        assert measured.returncode == 0 and (out / "e" / "report.html").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- wrong arguments
+
+NONSENSE = ("nonsense", "-1", "0", "nan", "1e99", "", "<folder>", "<missing>", "fp16", "\udcff")
+
+
+class Reached(zoo.ZooError):
+    """All arguments were taken, and the long work would begin."""
+
+
+@pytest.fixture
+def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: object, **__: object) -> None:
+        raise Reached("reached")
+
+    for module, name in (
+        ("zoo.bench.codebook", "matmul_rate"),
+        ("zoo.bench.quantize", "matmul_rate"),
+        ("zoo.bench.run", "matmul_rate"),
+        ("zoo.bench.compress", "_Bench"),
+        ("zoo.eval.reconstruct", "RunJournal"),
+    ):
+        monkeypatch.setattr(importlib.import_module(module), name, reached)
+
+
+def commands() -> dict[str, list[Any]]:
+    """Every command with its options and arguments."""
+    import typer
+
+    return {name: command.params for name, command in typer.main.get_command(cli.app).commands.items()}  # type: ignore[attr-defined]
+
+
+# What makes each command work: arguments, and the options that it must have.
+WORKING: dict[str, list[list[str]]] = {
+    "list": [[]],
+    "info": [["wavtokenizer-tiny"]],
+    "cards": [["wavtokenizer"]],
+    "pull": [["wavtokenizer-tiny"]],
+    "convert": [["wavtokenizer-tiny"]],
+    "encode": [["<sound-model>", "<sound>", "-o", "<out>.zt"], ["<image-model>", "<image>", "-o", "<out>.zt"]],
+    "decode": [
+        ["<sound-tokens>", "-o", "<out>.wav", "--tokenizer", "<sound-model>"],
+        ["<image-tokens>", "-o", "<out>.png", "--tokenizer", "<image-model>"],
+    ],
+    "reconstruct": [["<sound-model>", "<sound>", "-o", "<out>"], ["<image-model>", "<image>", "-o", "<out>"]],
+    "eval": [
+        ["<sound-model>", "--data", "<sound>", "--out", "<out>"],
+        ["<image-model>", "--data", "<image>", "--out", "<out>"],
+    ],
+    "bench": [["wavtokenizer-tiny"], ["flextok-tiny"], ["codebook"], ["quantize"], ["compress"]],
+}
+# Options that take any name, of a file to be made say.
+FREE = {("list", "pattern"), ("encode", "out"), ("reconstruct", "out"), ("eval", "out"), ("bench", "out"), ("decode", "out")}
+
+
+def test_every_command_has_a_working_call() -> None:
+    assert commands().keys() == WORKING.keys()
+
+
+@pytest.mark.usefixtures("no_long_work")
+@pytest.mark.parametrize("command", list(WORKING))
+def test_nonsense_for_every_option(
+    run, command: str, model: str, flextok: str, pictures: Path, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    places = {
+        "<sound-model>": model, "<image-model>": flextok, "<sound>": str(sounds / "a.wav"), "<image>": str(pictures / "a.png"),
+        "<sound-tokens>": str(tmp_path / "sound.zt"), "<image-tokens>": str(tmp_path / "image.zt"),
+        "<folder>": str(tmp_path / "folder"),
+        "<missing>": str(tmp_path / "folder" / "missing" / "file"),
+    }  # fmt: skip
+    (tmp_path / "folder").mkdir()
+    zoo.load(model).encode(sounds / "a.wav").save(tmp_path / "sound.zt")
+    zoo.load(flextok).encode(pictures / "a.png").save(tmp_path / "image.zt")
+    seen = 0
+    for number, working in enumerate(WORKING[command]):
+
+        def placed(text: str, out: Path = tmp_path / f"out{number}") -> str:
+            return places.get(text, text.replace("<out>", str(out)))
+
+        for parameter in commands()[command]:
+            for value in NONSENSE:
+                given = [placed(text) for text in working]
+                if parameter.param_type_name == "argument":
+                    if not given:
+                        given = [placed(value)]
+                    else:
+                        given[-1 if command == "cards" else 0] = placed(value)
+                    given = [given[0], *given[1:]] if not given[0].startswith("-") else [*given[1:], "--", given[0]]
+                else:
+                    option = max(parameter.opts, key=len)
+                    given += [f"{option}={placed(value)}"]
+                result = run(command, *given)
+                seen += 1
+                label = f"{given}: exit code {result.code}\n{result.err}"
+                assert "Traceback" not in result.err and "unexpected" not in result.err, label
+                assert result.code in range(7), label
+                if result.code not in (0, 2):
+                    assert len([line for line in result.err.splitlines() if line.startswith(("error: ", "failed: "))]) == 1, (
+                        label
+                    )
+                if value in ("nonsense", "<missing>") and (command, parameter.name) not in FREE:
+                    assert result.code and "error: reached" not in result.err, label
+    assert seen >= len(NONSENSE) * len(commands()[command])

@@ -25,6 +25,7 @@ from zoo import documents, registry
 from zoo.checkpoint import as_ours
 from zoo.download import cache_root, download, naming_write_errors, translating_hub_errors, verify
 from zoo.errors import (
+    ArgumentError,
     CorruptWeightsError,
     InputError,
     KeysError,
@@ -34,6 +35,7 @@ from zoo.errors import (
     ZooError,
     listing,
 )
+from zoo.machine import usable_device
 from zoo.media import replacing, write_json
 from zoo.nn.precision import exact_float32
 from zoo.pieces import (
@@ -50,7 +52,7 @@ from zoo.pieces import (
 from zoo.quantize.packed import descriptions, exact_keys, format_metadata, restore
 from zoo.registry import MAIN, Entry
 from zoo.state_dict import opening_safetensors, read_state, safetensors_keys
-from zoo.tokenizer import Tokenizer
+from zoo.tokenizer import PRECISIONS, Tokenizer
 
 _log = logging.getLogger("zoo")
 
@@ -133,6 +135,9 @@ def load(
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
     """
+    if precision is not None and precision not in PRECISIONS:
+        raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    device = None if device is None else usable_device(device)
     fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
     request = _Request(Sources(fetch, files or {}, revision), parts, dtype, precision)
     if name.startswith(("hf-hub:", "local-dir:")):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from zoo.errors import ArgumentError
+
 
 def device_name(device: torch.device) -> str:
     """Name of the GPU or processor."""
@@ -16,3 +18,20 @@ def device_name(device: torch.device) -> str:
     lines = cpu_info.read_text(errors="replace").splitlines() if cpu_info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device by its name, if this machine has it.
+
+    Raises:
+        ArgumentError: there is no such device.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(f"the device {str(device)!r} cannot be used: {reason}") from error
+    if found.type == "meta":
+        raise ArgumentError("the device 'meta' holds no numbers")
+    return found

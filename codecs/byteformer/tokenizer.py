@@ -19,7 +19,7 @@ from zoo.codecs.byteformer.checkpoint import CHECKPOINT
 from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
 from zoo.codecs.byteformer.embedding import ByteEmbedding
 from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError
 from zoo.media.bytes import regular_file
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
@@ -103,7 +103,7 @@ class ByteFormer(FileTokenizer[ByteFormerConfig]):
         if self.config.shuffle in FIXED_SHUFFLES:
             raise InputError(f"{self.name} reads files in another order ({self.config.shuffle}), which needs the whole file")
         if chunk_bytes < 1:
-            raise InputError(f"chunk_bytes must be at least 1, not {chunk_bytes}")
+            raise ArgumentError(f"chunk_bytes must be at least 1, not {chunk_bytes}")
         path = regular_file(source)
         with path.open("rb") as file:
             while chunk := file.read(chunk_bytes):
@@ -269,7 +269,7 @@ class ByteFormer(FileTokenizer[ByteFormerConfig]):
     def _sequences(self, tokens: AnyTokens, compat: str | None, limited: bool) -> list[Int[Tensor, " _"]]:
         """The ids of each item, long enough for the convolution and short enough for the positions."""
         if compat not in (None, "padded"):
-            raise InputError(f"compat must be None or 'padded', not {compat!r}")
+            raise ArgumentError(f"compat must be None or 'padded', not {compat!r}")
         config = self.config
         sequences = self.check(tokens).unpadded()
         if compat == "padded":

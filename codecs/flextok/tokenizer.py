@@ -16,7 +16,7 @@ from zoo.codecs.flextok.config import GUIDANCE_METHODS, FlexTokConfig
 from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
-from zoo.errors import InputError, ItemError, naming_item
+from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.nn import vae
 from zoo.nn.fsq import FSQ
 from zoo.nn.precision import exact_float32
@@ -127,7 +127,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         """What `prepare` gave to tokens; arguments and errors as for `encode`."""
         count = self.config.registers if tokens is None else tokens
         if not 1 <= count <= self.config.registers:
-            raise InputError(f"tokens must lie in [1, {self.config.registers}], not {tokens}")
+            raise ArgumentError(f"tokens must lie in [1, {self.config.registers}], not {tokens}")
         sample, dtype = vae.is_sampled(posterior), precision_named(encoder_precision)
         encode = partial(self.encode_images, dtype=dtype, count=count, sample=sample, generator=generator)
         return self.encode_batches(items, encode, progress)
@@ -244,7 +244,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         longest = int(tokens.lengths.max())
         chosen = list(prefix_ladder(longest)) if ks is None else list(ks)
         if outside := [k for k in chosen if not 1 <= k <= longest]:
-            raise InputError(f"prefixes must have 1 to {longest} tokens, not {outside[0]}")
+            raise ArgumentError(f"prefixes must have 1 to {longest} tokens, not {outside[0]}")
         seeds = options.pop("seed", 0)
         if not isinstance(seeds, int):
             options["seed"] = [seed for _ in chosen for seed in seeds]
@@ -277,10 +277,10 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         """The options of `flow.sample`, checked and completed."""
         steps = self.config.steps if steps is None else steps
         if steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps}")
+            raise ArgumentError(f"steps must be at least 1, not {steps}")
         method = method or self.config.guidance_method
         if method not in GUIDANCE_METHODS:
-            raise InputError(f"guidance_method must be one of {', '.join(GUIDANCE_METHODS)}, not {method!r}")
+            raise ArgumentError(f"guidance_method must be one of {', '.join(GUIDANCE_METHODS)}, not {method!r}")
         return {"steps": steps, "guidance": self.config.guidance if guidance is None else guidance, "method": method}
 
     def _noises(

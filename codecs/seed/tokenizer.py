@@ -17,7 +17,7 @@ from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
 from zoo.codecs.seed.encoder import Encoder
-from zoo.errors import InputError, ItemError, WeightsError
+from zoo.errors import ArgumentError, InputError, ItemError, WeightsError
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
@@ -317,11 +317,11 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         )
         levels = (self.decoder.noising or {}).get("num_train_timesteps", 1000)
         if not 1 <= drawing.steps <= self.decoder.scheduler.get("num_train_timesteps", 1000):
-            raise InputError(f"steps must be at least 1 and no more than the model was trained with, not {drawing.steps}")
+            raise ArgumentError(f"steps must be at least 1 and no more than the model was trained with, not {drawing.steps}")
         if not 0 <= drawing.noise_level < levels:
-            raise InputError(f"noise_level must lie in [0, {levels - 1}], not {drawing.noise_level}")
+            raise ArgumentError(f"noise_level must lie in [0, {levels - 1}], not {drawing.noise_level}")
         if solver is not None and solver not in SOLVERS:
-            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+            raise ArgumentError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
         return drawing
 
     def _check_embeddings(self, embeddings: Tensor) -> Tensor:

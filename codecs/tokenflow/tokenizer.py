@@ -17,7 +17,7 @@ from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
-from zoo.errors import InputError, ItemError
+from zoo.errors import ArgumentError, ItemError
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
@@ -176,7 +176,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         tokens = self.check(tokens)
         ends = self.config.scale_ends
         if refine is not None and not (1 <= refine < len(ends) and int(tokens.lengths.max()) >= ends[refine]):
-            raise InputError(f"refine must be the number of a scale that the tokens hold, after the first, not {refine}")
+            raise ArgumentError(f"refine must be the number of a scale that the tokens hold, after the first, not {refine}")
         inputs = self._run(self.quantizer.next_scale_inputs, tokens.ids, refine)
         reach = [ends[min(ends.index(length) + 1, len(ends) - 1)] - 1 for length in tokens.lengths.tolist()]
         positions = torch.arange(inputs.shape[1], dtype=torch.int64, device=inputs.device)
@@ -195,7 +195,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         if scales is None:
             return tokens
         if not 1 <= scales <= len(ends):
-            raise InputError(f"scales must lie in [1, {len(ends)}], not {scales}")
+            raise ArgumentError(f"scales must lie in [1, {len(ends)}], not {scales}")
         return tokens.truncate(ends[scales - 1])
 
     def _map_tokens(self, function: Callable[..., Tensor], items: Any, scales: int | None) -> Tensor:

@@ -18,7 +18,7 @@ from zoo.codecs.vat.decoder import Field, Planes, Query, TriplaneDecoder
 from zoo.codecs.vat.encoder import Encoder
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 from zoo.codecs.vat.surface import extract
-from zoo.errors import InputError, ItemError, naming_item
+from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
@@ -109,7 +109,7 @@ class VAT(ShapeTokenizer[VATConfig]):
         """What `prepare` gave to tokens; arguments and errors as for `encode`."""
         longest = self.config.scale_ends[-1]
         if tokens is not None and not 1 <= tokens <= longest:
-            raise InputError(f"tokens must lie in [1, {longest}], not {tokens}")
+            raise ArgumentError(f"tokens must lie in [1, {longest}], not {tokens}")
         encoded = super().encode_prepared(items, encoder_precision=encoder_precision, progress=progress)
         return encoded if tokens is None else encoded.truncate(tokens)
 
@@ -165,7 +165,7 @@ class VAT(ShapeTokenizer[VATConfig]):
         """
         resolution = self.config.resolution if resolution is None else resolution
         if not 2 <= resolution <= _HIGHEST_RESOLUTION:
-            raise InputError(f"resolution must lie in [2, {_HIGHEST_RESOLUTION}], not {resolution}")
+            raise ArgumentError(f"resolution must lie in [2, {_HIGHEST_RESOLUTION}], not {resolution}")
         media.require_shape_packages()
         tokens = self.check(tokens, scales)
         meshes = []
@@ -223,7 +223,7 @@ class VAT(ShapeTokenizer[VATConfig]):
         if scales is None:
             return tokens
         if not 1 <= scales <= len(ends):
-            raise InputError(f"scales must lie in [1, {len(ends)}], not {scales}")
+            raise ArgumentError(f"scales must lie in [1, {len(ends)}], not {scales}")
         return tokens.truncate(ends[scales - 1])
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from zoo.codecs.vectok.units import BPE, Units
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
 from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, Voices, match, mixture, stretch, to_loudness, trim_silence
 from zoo.codecs.vectok.wavlm import WavLM
-from zoo.errors import InputError, MismatchError, naming_item
+from zoo.errors import ArgumentError, InputError, MismatchError, naming_item
 from zoo.latents import Latents
 from zoo.nn.precision import exact_float32
 from zoo.spec import Spec
@@ -451,7 +451,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
         """
         chosen = decoder or ("inverse" if "inverse" in self.config.parts else "knn")
         if chosen not in ("inverse", "knn"):
-            raise InputError(f"decoder must be 'inverse' or 'knn', not {decoder!r}")
+            raise ArgumentError(f"decoder must be 'inverse' or 'knn', not {decoder!r}")
         if chosen == "inverse" and (seconds is not None or neighbours is not None):
             raise InputError("seconds and neighbours go with decoder='knn': tokens have durations of their own")
         if chosen == "knn":
@@ -471,7 +471,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
     ) -> tuple[list[Float[Tensor, "1 _"]], Sequence[Mapping[str, Any]]]:
         self.require("vocoder", "converting")
         if neighbours < 1 or (seconds is not None and seconds <= 0):
-            raise InputError("neighbours and seconds must be positive")
+            raise ArgumentError("neighbours and seconds must be positive")
         prepared = self.prepare(items)
         voices = voice if isinstance(voice, list) else [voice] * len(prepared)
         if len(voices) != len(prepared):

@@ -14,7 +14,7 @@ from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
-from zoo.errors import InputError
+from zoo.errors import ArgumentError
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
@@ -154,7 +154,7 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
         """
         tokens = self.check(tokens)
         if not 0 <= bandwidth_id < self.config.num_bandwidths:
-            raise InputError(f"bandwidth_id must lie in [0, {self.config.num_bandwidths}), not {bandwidth_id}")
+            raise ArgumentError(f"bandwidth_id must lie in [0, {self.config.num_bandwidths}), not {bandwidth_id}")
         if window is not None:
             decoded = [self._decode_windowed(ids, bandwidth_id, window) for ids in tokens.unpadded()]
         else:

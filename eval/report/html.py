@@ -52,7 +52,7 @@ def write(path: Path, plan: Plan, rows: Sequence[Row], summary: Mapping[str, Any
         options=[f"{name} {value}" for settings in summary["options"].values() for name, value in settings.items()],
     )
     with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:

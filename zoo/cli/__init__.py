@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from zoo import __version__
 from zoo.cli import catalogue, measure, media
-from zoo.cli.console import note
+from zoo.cli.console import described, note
 from zoo.errors import HubError, RegistryError, WeightsError, ZooError
 
 app = typer.Typer(
@@ -19,7 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 bad input, 2 wrong usage, 3 catalogue, 4 Hub, 5 weights, 6 something else, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 bad input or some items failed, 2 wrong usage, 3 catalogue, 4 Hub, 5 weights, 6 output that "
+    "cannot be written or something else, 130 interrupted (finished files stay).",
 )
 
 _EXIT_CODES: tuple[tuple[type[ZooError], int], ...] = ((RegistryError, 3), (HubError, 4), (WeightsError, 5))
@@ -27,17 +30,64 @@ _debug = False
 
 
 def main() -> None:
-    """Entry point: our own errors become one line and an exit code."""
+    """Entry point: errors become one line and an exit code."""
+    _prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            # What cannot be written must not go unnoticed until the interpreter ends.
+            sys.stdout.flush()
     except ZooError as error:
         if _debug:
             raise
-        note(f"error: {error}")
-        sys.exit(exit_code(error))
+        _fail(str(error), exit_code(error))
     except KeyboardInterrupt:
-        note("interrupted")
-        sys.exit(130)
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        _discard_output()
+        sys.exit(1)
+    except OSError as error:
+        if _debug:
+            raise
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _discard_output()
+        _fail(f"{where}{error.strerror or error}", 6)
+    except MemoryError:
+        _fail("there is not enough memory", 6)
+    except Exception as error:
+        if _debug:
+            raise
+        _fail(f"unexpected {described(error)} (zoo --debug ... shows where)", 6)
+
+
+def _fail(reason: str, code: int) -> NoReturn:
+    note(reason if code == 130 else f"error: {reason}")
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Standard streams that take any text, and that are there: a closed one would lend its number to the next file opened."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let nothing more be written to standard output, which the interpreter would try as it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (it stays open)
 
 
 def exit_code(error: ZooError) -> int:

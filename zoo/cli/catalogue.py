@@ -11,7 +11,8 @@ import typer
 from zoo import registry
 from zoo.cli.console import note, print_json
 from zoo.cli.options import Json, Parts, Places, parts_of, places_of
-from zoo.errors import RegistryError
+from zoo.errors import ArgumentError, RegistryError
+from zoo.modality import modality as modality_named
 
 
 def list_models(
@@ -23,6 +24,11 @@ def list_models(
     as_json: Json = False,
 ) -> None:
     """List the models of the catalogue."""
+    if modality is not None:
+        modality_named(modality)
+    families = sorted({registry.get(name).family for name in registry.names()})
+    if family is not None and family not in families:
+        raise RegistryError(f"there is no family {family!r}; there are {', '.join(families)}")
     matching = partial(registry.names, pattern, modality=modality, family=family, embedded=embedded)
     chosen = [registry.get(name) for name in matching(published=None if everything else True)]
     if as_json:
@@ -40,6 +46,8 @@ def list_models(
         place = elsewhere.get(entry.weights.source, entry.weights.repo or "")
         table.add_row(entry.name, entry.modality, place, entry.description)
     Console().print(table)
+    if not chosen:
+        note(f"no model matches {pattern!r}")
     if hidden := 0 if everything else len(matching(published=False)):
         note(f"and {hidden} configurations whose weights were never published: zoo list --all")
 
@@ -103,6 +111,18 @@ def cards(family: Annotated[str | None, typer.Argument(help="codec family; all o
     Console().print(Markdown(found[family].read_text(encoding="utf-8")))
 
 
+def _require_choice(entry: registry.Entry, parts: list[str] | None, revision: str | None) -> None:
+    """Refuse a revision or parts that an entry does not have, which only what is on the Hub would look at."""
+    from zoo import pieces
+
+    if revision is not None and entry.weights.source != "hub":
+        raise ArgumentError(f"{entry.name} is not fetched from the Hub: it has no revision {revision!r}")
+    available = pieces.parts_of(registry.check_config(entry))
+    if unknown := [part for part in parts or () if part not in available]:
+        has = f"the parts {', '.join(available)}" if available else "no parts to choose from"
+        raise ArgumentError(f"{entry.name} has {has}; {unknown[0]!r} is none of them")
+
+
 def pull(
     names: Annotated[list[str], typer.Argument(help="names in the catalogue")],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
@@ -112,6 +132,7 @@ def pull(
     from zoo import hub
 
     for name in names:
+        _require_choice(registry.get(name), parts_of(parts), revision)
         print(hub.pull(name, parts=parts_of(parts), revision=revision))
 
 
@@ -125,4 +146,5 @@ def convert(
     from zoo import hub
 
     for name in names:
+        _require_choice(registry.get(name), parts_of(parts), revision)
         print(hub.convert(name, parts=parts_of(parts), files=places_of(places), revision=revision))

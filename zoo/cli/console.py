@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import typer
@@ -15,6 +14,12 @@ import typer
 def note(text: str) -> None:
     """A line for people on standard error."""
     print(text, file=sys.stderr)
+
+
+def described(error: Exception) -> str:
+    """An error of another library in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def print_json(content: Any) -> None:
@@ -38,14 +43,13 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function that counts items done, behind a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        yield partial(progress.advance, progress.add_task(label, total=total))
+def going_on(advice: Callable[[], str]) -> Iterator[None]:
+    """Where the block is interrupted, say what is finished and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {advice()}")
+        raise
 
 
 def finish(failed: dict[str, str]) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.console import progress_bar
-from zoo.errors import FormatError, InputError
+from zoo.cli.console import described, note
+from zoo.errors import ArgumentError, FormatError, InputError, ItemError, MismatchError, ZooError
+from zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
 
-def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> list[str]:
-    """The files that the arguments name; ``-`` stays."""
+def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The files that the arguments name (``-`` stays), and folders that could not be looked into with the reason.
+
+    What folders hold besides is told on standard error.
+    """
     from zoo import media
 
     extensions = {
@@ -28,8 +33,11 @@ def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> list[str]
         "shape": media.SHAPE_EXTENSIONS,
         "speech": media.AUDIO_EXTENSIONS,
     }[tokenizer.spec.modality]
-    files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions)
-    return ["-"] * ("-" in arguments) + [os.fspath(file) for file in files]
+    skipped = media.Skipped()
+    files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions, skipped)
+    if line := str(skipped):
+        note(line)
+    return ["-"] * ("-" in arguments) + [os.fspath(file) for file in files], dict(skipped.unreadable)
 
 
 def default_format(tokenizer: Tokenizer[Any]) -> str:
@@ -42,42 +50,140 @@ def per_file_targets(sources: Sequence[str], folder: Path, suffix: str) -> dict[
     parents = [os.path.dirname(os.path.abspath(source)) for source in sources if source != "-"]
     shared = os.path.commonpath(parents) if parents else ""
     targets: dict[str, Path] = {}
+    taken: set[Path] = set()
     for source in sources:
         below = Path("stdin") if source == "-" else Path(os.path.relpath(os.path.abspath(source), shared))
         target = folder / below.with_suffix(suffix)
-        if target in targets.values():
-            # Two files that differ in their extension only.
+        while target in taken:
+            # Files that differ in their extension only.
             target = folder / below.with_name(below.name + suffix)
+            below = below.with_name(below.name + "_")
+        taken.add(target)
         targets[source] = target
     return targets
+
+
+def require_writable(out: str | Path, *, folder: bool) -> None:
+    """`media.require_writable`, imported when it is needed."""
+    from zoo import media
+
+    media.require_writable(out, folder=folder)
+
+
+def require_apart(sources: Iterable[str], targets: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ArgumentError: an output is an input.
+    """
+    places = {_identity(source) for source in sources if source != "-" and os.path.exists(source)}
+    for target in targets:
+        if os.path.exists(target) and _identity(target) in places:
+            raise ArgumentError(f"{target} is an input, and would be replaced by the output: choose another name or folder")
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def require_extension(name: str, suffix: str, path: Path) -> None:
+    """Refuse the extension of another kind of file for tokens or latents.
+
+    Raises:
+        ArgumentError: it is one.
+    """
+    from zoo import media
+
+    media_extensions = {*media.AUDIO_EXTENSIONS, *media.IMAGE_EXTENSIONS, *media.SHAPE_EXTENSIONS, ".zt", ".safetensors"}
+    if path.suffix.lower() in media_extensions and path.suffix != suffix:
+        raise ArgumentError(f"{name} writes {suffix} files, not {path.suffix}")
 
 
 def encoded_batches(
     tokenizer: Tokenizer[Any],
     sources: Sequence[str],
     batch_size: int,
-    failed: dict[str, str] | None,
+    failed: dict[str, str],
     options: Mapping[str, Any],
+    *,
+    keep_going: bool,
+    salvage: bool,
 ) -> Iterator[tuple[list[str], Any]]:
-    """Tokens or latents batch by batch.
+    """Tokens or latents batch by batch; files that cannot be used are put into ``failed`` with the reason.
 
-    Where ``failed`` is given, items that cannot be used are put there with the reason instead of ending everything.
+    Args:
+        keep_going: go on past such files. Without it the first one ends everything, as an error that names it.
+        salvage: before that, give the other files of its batch.
     """
-    with progress_bar("encode", len(sources)) as advance:
+    from zoo import media
+
+    with progress_bar("encode", len(sources), sys.stderr.isatty(), unit="item") as advance:
         for start in range(0, len(sources), batch_size):
-            names = list(sources[start : start + batch_size])
-            while names:
-                items = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names]
-                try:
-                    yield names, tokenizer.encode(items, **options)
-                    break
-                except InputError as error:
-                    if error.index is None:
-                        raise
-                    if failed is None:
-                        raise InputError(f"{names[error.index]}: {error.reason}") from error
-                    failed[names.pop(error.index)] = error.reason
-            advance(min(batch_size, len(sources) - start))
+            names = sources[start : start + batch_size]
+            bad: dict[str, str] = {}
+            with media.remembering():
+                yield from _encoded(tokenizer, _Items(names), bad, options, give_up=not (keep_going or salvage))
+            failed |= bad
+            if bad and not keep_going:
+                name, reason = next(iter(bad.items()))
+                raise InputError(f"{name}: {reason}")
+            advance(len(names))
+
+
+class _Items(dict[str, Any]):
+    """Items of a batch by the names of their files; standard input is read once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__((name, _standard_input() if name == "-" else Path(name)) for name in names)
+
+
+def _encoded(
+    tokenizer: Tokenizer[Any], items: dict[str, Any], bad: dict[str, str], options: Mapping[str, Any], *, give_up: bool
+) -> list[tuple[list[str], Any]]:
+    """The items that can be encoded, in one batch where no library fails on it; the others go into ``bad``."""
+    while items:
+        names = list(items)
+        cause: Exception
+        try:
+            return [(names, tokenizer.encode(list(items.values()), **options))]
+        except ItemError as error:
+            cause, culprit, reason = error, names[error.index], error.reason
+        except ZooError:
+            raise
+        except Exception as error:
+            if len(names) > 1:
+                # A library's own error does not say whose fault it is; one by one does.
+                alone = [_encoded(tokenizer, {name: items[name]}, bad, options, give_up=give_up) for name in names]
+                return [pair for pairs in alone for pair in pairs]
+            cause, culprit, reason = error, names[0], described(error)
+        if give_up:
+            raise InputError(f"{culprit}: {reason}") from cause
+        bad[culprit] = reason
+        del items[culprit]
+    return []
+
+
+@contextmanager
+def naming_file(name: str) -> Iterator[None]:
+    """Put a file's name into errors about its content, those of other libraries among them."""
+    try:
+        yield
+    except InputError as error:
+        if isinstance(error, ArgumentError | MismatchError):
+            raise
+        raise InputError(f"{name}: {error.reason}") from error
+    except ZooError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: {described(error)}") from error
+
+
+def _standard_input() -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror or error}") from error
 
 
 def read_batch(file: str) -> Any:
@@ -86,9 +192,11 @@ def read_batch(file: str) -> Any:
     from zoo.tokens import Tokens
 
     try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        content = _standard_input() if file == "-" else Path(file).read_bytes()
+    except InputError:
+        raise
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     # A safetensors file begins with the length of its header, which is JSON.
     kind: Any = Latents if content[8:9] == b"{" else Tokens
     try:
@@ -99,25 +207,61 @@ def read_batch(file: str) -> Any:
 
 def write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str, options: Mapping[str, Any]) -> None:
     """Decode one item to a file, or to standard output for ``-``."""
-    from zoo import media
-
     decoded: Any = tokenizer.decode(item, **options)[0]
-    write: Callable[[str | Path], Path]
-    if tokenizer.spec.modality == "image":
-        write = partial(media.write_image, pixels=decoded)
-    elif tokenizer.spec.modality == "shape":
-        write = partial(media.write_shape, mesh=decoded)
-    elif tokenizer.spec.modality == "bytes":
-        write = partial(media.write_bytes, content=decoded)
-    else:
-        own_rate = tokenizer.spec.sample_rate
-        assert own_rate is not None
-        rate = options.get("sample_rate") or own_rate
-        if rate == "original":
-            rate = item.meta[0]["sample_rate"] if item.meta else own_rate
-        write = partial(media.write_audio, waveform=decoded, sample_rate=rate)
+    rate = options.get("sample_rate") or tokenizer.spec.sample_rate
+    if rate == "original":
+        rate = item.meta[0]["sample_rate"] if item.meta else tokenizer.spec.sample_rate
+    write = _writer(tokenizer, decoded, rate)
     if target != "-":
         write(target)
         return
     with tempfile.TemporaryDirectory() as scratch:
         sys.stdout.buffer.write(write(Path(scratch) / f"item.{format}").read_bytes())
+
+
+def _writer(tokenizer: Tokenizer[Any], decoded: Any, sample_rate: int | None) -> Callable[[str | Path], Path]:
+    from zoo import media
+
+    modality = tokenizer.spec.modality
+    if modality == "image":
+        return partial(media.write_image, pixels=decoded)
+    if modality == "shape":
+        return partial(media.write_shape, mesh=decoded)
+    if modality == "bytes":
+        return partial(media.write_bytes, content=decoded)
+    assert sample_rate is not None
+    return partial(media.write_audio, waveform=decoded, sample_rate=sample_rate)
+
+
+def require_format(tokenizer: Tokenizer[Any], format: str, sample_rate: int | str | None) -> None:
+    """Refuse a format that the media of a tokenizer cannot be written in, by writing a little of it.
+
+    Raises:
+        ArgumentError: it cannot be written.
+    """
+    if not format.isalnum():
+        raise ArgumentError(f"{format!r} is no extension of a file")
+    rate = sample_rate if isinstance(sample_rate, int) else tokenizer.spec.sample_rate
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Path(scratch) / f"trial.{format}"
+        try:
+            _writer(tokenizer, _trial(tokenizer), rate)(trial)
+        except Exception as error:
+            reason = error.reason if isinstance(error, InputError) else described(error)
+            at = f" at {rate} Hz" if rate else ""
+            what = f"{tokenizer.name} cannot be decoded to .{format}{at}"
+            raise ArgumentError(f"{what}: {reason.replace(f'{scratch}/', '')}") from error
+
+
+def _trial(tokenizer: Tokenizer[Any]) -> Any:
+    """A little media of a tokenizer's kind."""
+    modality = tokenizer.spec.modality
+    if modality == "bytes":
+        return b"trial"
+    if modality == "shape":
+        import trimesh
+
+        return trimesh.creation.box()
+    import torch
+
+    return torch.zeros(3, 16, 16) if modality == "image" else torch.zeros(1, 4096)

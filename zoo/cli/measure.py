@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.console import finish, print_json
+from zoo.cli.console import finish, going_on, note, print_json
+from zoo.cli.files import require_writable
 from zoo.cli.options import Device, Fit, Guidance, Json, Name, Seed, Steps
+from zoo.errors import ArgumentError
 
 
 def evaluate(
     name: Name,
     data: Annotated[list[str], typer.Option(help="folder, file or glob pattern; may be given several times")],
     out: Annotated[Path, typer.Option(help="folder of the report")],
-    limit: Annotated[int | None, typer.Option(help="stop after that many items")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="stop after that many items")] = None,
     metrics: Annotated[str | None, typer.Option(help="comma-separated; all that can run by default")] = None,
     network: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH of a metric's weights, NAME to fetch them; may be given several times")
@@ -35,30 +39,48 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Reconstruct a data set, measure, and write report.html."""
+    from zoo import media
     from zoo.eval import reconstruct as evaluation
     from zoo.eval.options import given, network_sources, token_counts
     from zoo.eval.report import html as report
 
-    summary = evaluation.run(
-        name,
-        data,
-        out,
-        limit=limit,
-        metrics=metrics.split(",") if metrics else None,
-        networks=network_sources(network or ()),
-        encode=given(fit=fit, posterior=posterior),
-        decode=given(steps=steps, guidance=guidance, seed=seed),
-        prefixes=token_counts(prefixes),
-        device=device,
-        resume=resume,
-        progress=sys.stderr.isatty(),
-        command=shlex.join(["zoo", *sys.argv[1:]]),
-    )
+    media.require_writable(out, folder=True)
+    skipped = media.Skipped()
+    with going_on(lambda: f"finished items are in {out}; the same command goes on from there"):
+        summary = evaluation.run(
+            name,
+            data,
+            out,
+            skipped=skipped,
+            limit=limit,
+            metrics=metrics.split(",") if metrics else None,
+            networks=network_sources(network or ()),
+            encode=given(fit=fit, posterior=posterior),
+            decode=given(steps=steps, guidance=guidance, seed=seed),
+            prefixes=token_counts(prefixes),
+            device=device,
+            resume=resume,
+            progress=sys.stderr.isatty(),
+            command=shlex.join(["zoo", *sys.argv[1:]]),
+        )
+    if line := str(skipped):
+        note(line)
     if as_json:
         print_json(summary)
     else:
         report.print_summary(summary, out)
-    finish(summary["errors"])
+    finish(skipped.unreadable | summary["errors"])
+
+
+# What the benchmarks that are no models take.
+_OPTIONS = {"codebook": set[str](), "quantize": {"batch"}, "compress": {"batch", "steps", "method", "keep", "size", "plot"}}
+
+
+def _require_meaning(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a benchmark would not look at."""
+    taken = _OPTIONS.get(name, options.keys() - {"method", "keep", "size", "plot"})
+    if ignored := [option for option, value in options.items() if value is not None and option not in taken]:
+        raise ArgumentError(f"the benchmark {name} takes no --{ignored[0]}")
 
 
 def bench(
@@ -67,9 +89,9 @@ def bench(
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
-    steps: Annotated[int | None, typer.Option(help="steps of a sampling decoder; 20 by default")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="steps of a sampling decoder; 20 by default")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
-    threads: Annotated[int | None, typer.Option(help="threads of PyTorch")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of PyTorch")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     peers: Annotated[bool, typer.Option(help="measure others as well: transformers' codecs, the original's way")] = True,
     quantize: Annotated[list[str] | None, typer.Option(help="methods of zoo.quantize to measure the packed model of")] = None,
@@ -77,14 +99,29 @@ def bench(
     keep: Annotated[
         list[float] | None, typer.Option(help="compress: shares of tokens; 0.5, 0.22, 0.11, 0.05 by default")
     ] = None,
-    size: Annotated[str, typer.Option(help="compress: of the model; small, 1b or 7b")] = "small",
+    size: Annotated[str | None, typer.Option(help="compress: of the model; small by default, 1b or 7b")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
     plot: Annotated[Path | None, typer.Option(help="compress: write a plot, .png or .svg")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory against peers and against the arithmetic."""
     from zoo.bench import print_table as show
+    from zoo.machine import usable_device
 
+    for place, suffixes in ((out, ()), (plot, (".png", ".svg"))):
+        if place is not None:
+            require_writable(place, folder=False)
+            if suffixes and place.suffix not in suffixes:
+                raise ArgumentError(f"a plot is a {' or '.join(suffixes)} file, not {place.name}")
+    usable_device(device)
+    _require_meaning(
+        name,
+        {"seconds": seconds, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
+        | {"method": method, "keep": keep, "size": size, "plot": plot},
+    )
+    for option, values in (("--seconds", seconds), ("--tokens", tokens), ("--batch", batch)):
+        if bad := [value for value in values or () if not 0 < value < math.inf]:
+            raise ArgumentError(f"{option} must be more than 0 and finite, not {bad[0]}")
     common: dict[str, Any] = {"threads": threads, "device": device, "json_path": out}
     if name == "codebook":
         from zoo.bench import codebook
@@ -99,7 +136,7 @@ def bench(
         from zoo.bench import compress
 
         content = compress.run(
-            size=size,
+            size=size or "small",
             methods=method or None,
             keeps=keep or compress.KEEPS,
             batch=batch[0] if batch else 1,

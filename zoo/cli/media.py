@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.console import finish, note, print_json, print_rows, progress_bar
-from zoo.cli.files import default_format, encoded_batches, per_file_targets, read_batch, sources_of, write_media
+from zoo.cli.console import finish, going_on, note, print_json, print_rows
+from zoo.cli.files import (
+    default_format,
+    encoded_batches,
+    naming_file,
+    per_file_targets,
+    read_batch,
+    require_apart,
+    require_extension,
+    require_format,
+    require_writable,
+    sources_of,
+    write_media,
+)
 from zoo.cli.options import (
     BatchSize,
     Device,
@@ -35,8 +48,10 @@ from zoo.cli.options import (
     places_of,
     range_of,
     sample_rate_of,
+    size_of,
 )
-from zoo.errors import InputError, ItemError
+from zoo.errors import ArgumentError, InputError, ItemError, MismatchError
+from zoo.progress import progress_bar
 
 if TYPE_CHECKING:
     from zoo.latents import Latents
@@ -65,32 +80,46 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Media files to tokens, or to the latents of a continuous tokenizer."""
+    require_writable(out, folder=per_file)
     tokenizer = _load(name, device, parts=parts, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
     options = accepted(tokenizer.encode, tokens=prefix, **given)
-    sources = sources_of(tokenizer, files)
     suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
-    if not per_file and out.suffix != suffix and out.suffix in (".zt", ".safetensors"):
-        raise InputError(f"{tokenizer.name} writes {suffix} files, not {out.suffix}")
+    if not per_file:
+        require_extension(tokenizer.name, suffix, out)
+    sources, unreadable = sources_of(tokenizer, files)
     targets = per_file_targets(sources, out, suffix) if per_file else {}
+    require_apart(sources, targets.values() if per_file else [out])
+    number = len(sources)
     if per_file and not overwrite:
         sources = [source for source in sources if not targets[source].exists()]
     done: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
+    failed = unreadable
     batches: list[Any] = []
-    for names, encoded in encoded_batches(tokenizer, sources, batch_size, failed if skip_errors else None, options):
-        for source, item in zip(names, encoded, strict=True):
-            if per_file:
-                item.save(targets[source])
-            done.append({"file": source} | _amount(item))
-        batches += [] if per_file else [encoded]
-    if batches:
-        type(batches[0]).cat(batches).save(out)
+
+    def so_far() -> str:
+        if not per_file:
+            return f"nothing was written to {out}"
+        return f"{number - len(sources) + len(done)} of {number} files are in {out}; the same command goes on from there"
+
+    with going_on(so_far):
+        for names, encoded in encoded_batches(
+            tokenizer, sources, batch_size, failed, options, keep_going=skip_errors, salvage=per_file
+        ):
+            for source, item in zip(names, encoded, strict=True):
+                if per_file:
+                    item.save(targets[source])
+                done.append({"file": source} | _amount(item))
+            batches += [] if per_file else [encoded]
+        if batches:
+            type(batches[0]).cat(batches).save(out)
     if as_json:
         print_json({"out": str(out), "items": done, "failed": failed})
     elif done:
         unit = list(done[0])[-1]
         note(f"{len(done)} items, {sum(item[unit] for item in done)} {unit}: {out}")
+    elif not sources:
+        note(f"nothing to do: {number} files are in {out} already; --overwrite encodes them again")
     finish(failed)
 
 
@@ -116,28 +145,47 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Tokens or latents back to media files."""
+    if format is not None and not format.removeprefix(".").isalnum():
+        raise ArgumentError(f"--format must be an extension such as wav or png, not {format!r}")
+    sizes = {"sample_rate": sample_rate_of(sample_rate), "size": size_of(size)}
     batches = {file: read_batch(file) for file in files}
-    loaded: dict[str, Tokenizer[Any]] = {}
     total = sum(map(len, batches.values()))
-    sizes = {"sample_rate": sample_rate_of(sample_rate), "size": None if size == "model" else size}
-    written = []
-    with progress_bar("decode", total) as advance:
-        for file, batch in batches.items():
-            name = tokenizer or batch.tokenizer
-            if name not in loaded:
-                loaded[name] = _load(name, device, precision, parts, places)
-            decoder = loaded[name]
-            sampling = {"steps": steps, "guidance": guidance, "seed": seed}
-            options = accepted(decoder.decode, prompt=prompt, max_pixels=max_pixels, **sampling, **sizes)
-            extension = format or default_format(decoder)
-            stem = "decoded" if file == "-" else Path(file).stem
-            for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
-                item_name = stem if len(batch) == 1 else f"{stem}-{index:04d}"
-                names_file = out == "-" or (total == 1 and Path(out).suffix)
-                target = out if names_file else str(Path(out) / f"{item_name}.{extension}")
+    names_file = out == "-" or (total == 1 and bool(Path(out).suffix) and not Path(out).is_dir())
+    if out != "-":
+        require_writable(out, folder=not names_file)
+        if names_file and format is not None and f".{format.lstrip('.')}" != Path(out).suffix:
+            raise ArgumentError(f"--format {format} contradicts the name {out}")
+    decoders: dict[str, Tokenizer[Any]] = {}
+    plan: list[tuple[str, Tokenizer[Any], Any, str, str, dict[str, Any]]] = []
+    for file, batch in batches.items():
+        name = batch.tokenizer if tokenizer is None else tokenizer
+        if name not in decoders:
+            decoders[name] = _load(name, device, precision, parts, places)
+        decoder = decoders[name]
+        sampling = {"steps": steps, "guidance": guidance, "seed": seed}
+        options = accepted(decoder.decode, prompt=prompt, max_pixels=max_pixels, **sampling, **sizes)
+        extension = Path(out).suffix[1:] if names_file and out != "-" else (format or default_format(decoder)).lstrip(".")
+        require_format(decoder, extension, sizes["sample_rate"])
+        stem = "decoded" if file == "-" else Path(file).stem
+        for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
+            item_name = stem if len(batch) == 1 else f"{stem}-{index:04d}"
+            target = out if names_file else str(Path(out) / f"{item_name}.{extension}")
+            label = file if len(batch) == 1 else f"{file}: item {index}"
+            plan.append((label, decoder, item, target, extension, options))
+    written: list[str] = []
+    targets = [target for _, _, _, target, _, _ in plan]
+    if out != "-" and (doubled := next((target for target in targets if targets.count(target) > 1), None)):
+        raise ArgumentError(f"two items would be written to {doubled}: decode them in two calls, to two folders")
+    require_apart(files, targets if out != "-" else [])
+    with (
+        going_on(lambda: f"{len(written)} of {total} files are in {out}"),
+        progress_bar("decode", total, sys.stderr.isatty(), unit="item") as advance,
+    ):
+        for label, decoder, item, target, extension, options in plan:
+            with naming_file(label):
                 write_media(decoder, item, target, extension, options)
-                written.append(target)
-                advance(1)
+            written.append(target)
+            advance(1)
     if as_json:
         print_json({"items": written})
     elif out != "-":
@@ -166,23 +214,34 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Encode and decode again, to hear or see what is kept, at the size that the media had; speech in its own voice."""
+    require_writable(out, folder=True)
+    wanted_size = size_of(size)
     tokenizer = _load(name, device, precision, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
     encoding = accepted(tokenizer.encode, tokens=prefix, **given)
-    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": None if size == "model" else size}
+    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": wanted_size}
     decoding = accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)
     if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:
         decoding["max_pixels"] = max_pixels
-    sources = sources_of(tokenizer, files)
+    sources, failed = sources_of(tokenizer, files)
     extension = default_format(tokenizer)
     targets = per_file_targets(sources, out, f".{extension}")
-    failed: dict[str, str] = {}
+    require_apart(sources, targets.values())
     rows: list[dict[str, Any]] = []
-    for names, encoded in encoded_batches(tokenizer, sources, batch_size, failed if skip_errors else None, encoding):
-        for source, item in zip(names, encoded, strict=True):
-            target = str(targets[source])
-            write_media(tokenizer, item, target, extension, _own_voice(tokenizer, source) | decoding)
-            rows.append({"file": source} | _figures(tokenizer, item) | {"out": target})
+    batches = encoded_batches(tokenizer, sources, batch_size, failed, encoding, keep_going=skip_errors, salvage=True)
+    with going_on(lambda: f"{len(rows)} of {len(sources)} files are in {out}"):
+        for names, encoded in batches:
+            for source, item in zip(names, encoded, strict=True):
+                target = str(targets[source])
+                try:
+                    with naming_file(source):
+                        write_media(tokenizer, item, target, extension, _own_voice(tokenizer, source) | decoding)
+                except InputError as error:
+                    if not skip_errors or isinstance(error, ArgumentError | MismatchError):
+                        raise
+                    failed[source] = error.reason.removeprefix(f"{source}: ")
+                    continue
+                rows.append({"file": source} | _figures(tokenizer, item) | {"out": target})
     if as_json:
         print_json({"items": rows, "failed": failed})
     else:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from zoo.errors import InputError
+from zoo.errors import ArgumentError
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not finite")
+    return value
+
 
 Name = Annotated[str, typer.Argument(help="a name in the catalogue, hf-hub:org/repo or local-dir:path")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
@@ -33,7 +41,7 @@ MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse large
 Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: only the first so many of each item")]
 Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
-Guidance = Annotated[float | None, typer.Option(help="guidance scale of a decoder that samples")]
+Guidance = Annotated[float | None, typer.Option(callback=_finite, help="guidance scale of a decoder that samples")]
 Seed = Annotated[int | None, typer.Option(help="noise of a decoder that samples")]
 Prompt = Annotated[
     str | None, typer.Option(help="speech: whose voice; a voice's name in the checkpoint, a saved voice or a recording")
@@ -52,7 +60,7 @@ def places_of(given: Sequence[str] | None) -> dict[str, str]:
     """Where pieces of a model are, by their names."""
     places = dict(text.partition("=")[::2] for text in given or ())
     if incomplete := [name for name, place in places.items() if not name or not place]:
-        raise InputError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
+        raise ArgumentError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
     return places
 
 
@@ -71,8 +79,15 @@ def sample_rate_of(text: str | None) -> int | str | None:
     if text is None or text == "original":
         return text
     if not text.isdecimal() or not int(text):
-        raise InputError(f"--sample-rate must be a number or 'original', not {text!r}")
+        raise ArgumentError(f"--sample-rate must be a number or 'original', not {text!r}")
     return int(text)
+
+
+def size_of(text: str) -> str | None:
+    """The ``size`` of a decoder: ``"original"``, or ``None`` for the model's."""
+    if text not in ("original", "model"):
+        raise ArgumentError(f"--size must be 'original' or 'model', not {text!r}")
+    return None if text == "model" else text
 
 
 def accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
@@ -80,5 +95,5 @@ def accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in inspect.signature(method).parameters:
-            raise InputError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
+            raise ArgumentError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
     return chosen

@@ -10,7 +10,16 @@ from zoo.media.audio import (
     restore_audio,
     write_audio,
 )
-from zoo.media.files import expand_paths, replacing, write_bytes, write_json
+from zoo.media.files import (
+    Skipped,
+    expand_paths,
+    remembered,
+    remembering,
+    replacing,
+    require_writable,
+    write_bytes,
+    write_json,
+)
 from zoo.media.image import (
     FITS,
     IMAGE_EXTENSIONS,
@@ -51,6 +60,7 @@ __all__ = [
     "PreparedShape",
     "Range",
     "Resampler",
+    "Skipped",
     "audio_info",
     "contains",
     "expand_paths",
@@ -61,8 +71,11 @@ __all__ = [
     "prepare_shape",
     "read_audio",
     "read_shape",
+    "remembered",
+    "remembering",
     "replacing",
     "require_shape_packages",
+    "require_writable",
     "resample",
     "resampled_length",
     "restore_audio",

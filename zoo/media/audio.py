@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.media.files import FILE_TYPES, open_source, replacing
+from zoo.media.files import FILE_TYPES, open_source, remembered, replacing
 from zoo.media.items import audio_item
 from zoo.media.resampling import Resampler, resample, resampled_length
 
@@ -69,6 +70,7 @@ class AudioInfo:
     channels: int
 
 
+@remembered
 def read_audio(
     source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
 ) -> Audio:
@@ -276,13 +278,16 @@ def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels 
     order = vorbis_order(channels) if kind == "OGG" else None
     if order is not None:
         samples = samples[np.argsort(order)]
+    # Through memory: soundfile takes no names that are no text, and our own writing tells a full disk.
+    content = io.BytesIO()
+    try:
+        with soundfile.SoundFile(content, "w", sample_rate, channels, encoding, format=kind) as file:
+            # Encoders keep a whole block on their stack.
+            for start in range(0, samples.shape[1], _BLOCK_WRITTEN):
+                file.write(samples[:, start : start + _BLOCK_WRITTEN].T)
+    except (soundfile.SoundFileError, ValueError) as error:
+        reason = getattr(error, "error_string", error)
+        raise InputError(f"cannot write {path.name} at {sample_rate} Hz with {channels} channels: {reason}") from error
     with replacing(path) as temporary:
-        try:
-            with soundfile.SoundFile(temporary, "w", sample_rate, channels, encoding, format=kind) as file:
-                # Encoders keep a whole block on their stack.
-                for start in range(0, samples.shape[1], _BLOCK_WRITTEN):
-                    file.write(samples[:, start : start + _BLOCK_WRITTEN].T)
-        except (soundfile.SoundFileError, ValueError) as error:
-            reason = getattr(error, "error_string", error)
-            raise InputError(f"cannot write {path.name} at {sample_rate} Hz with {channels} channels: {reason}") from error
+        temporary.write_bytes(content.getbuffer())
     return path

@@ -1,18 +1,32 @@
-"""Files: opened for reading, found by path, folder and pattern, and replaced whole or not at all."""
+"""Open, find and atomically replace files."""
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
 import io
 import json
 import os
+import platform
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError, OutputError, ZooError, listing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 FILE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview)
 
@@ -46,18 +60,165 @@ def open_source(source: Any, kind: str) -> tuple[io.BufferedIOBase, str]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name in the same folder that replaces ``path`` when the block ends without an error."""
+    """A temporary name in the same folder that replaces ``path`` when the block ends without an error.
+
+    What a killed process left of an earlier attempt at the same file is used up; what a live one is writing is not touched.
+    Devices and pipes are written to, not replaced.
+
+    Raises:
+        OutputError: the file cannot be written; any other `OSError` of the block becomes one as well.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with tempfile.TemporaryDirectory() as scratch:
+                temporary = Path(scratch) / path.name
+                yield temporary
+                with temporary.open("rb") as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _own_temporary(path) as temporary:
+            yield temporary
+            os.replace(temporary, path)
+    except ZooError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _own_temporary(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` that no other writer has, and that is gone when the block ends.
+
+    A writer holds a lock on its file, which the system lets go when the process ends, however it ends. The names are few and
+    known, so the next writer comes upon what a killed one left, without searching the folder.
+    """
+    descriptor, temporary = _claimed(path)
+    try:
+        os.ftruncate(descriptor, 0)
         yield temporary
-        temporary.chmod(0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # After a success the name is free already, and another writer may have it.
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
+                temporary.unlink()
+        os.close(descriptor)
+
+
+def _claimed(path: Path) -> tuple[int, Path]:
+    """An open file for a writer of ``path`` alone; further files that killed writers left are removed."""
+    try:
+        for slot in count():
+            if (descriptor := _locked(_slot(path, slot))) >= 0:
+                _sweep(path, slot + 1)
+                return descriptor, _slot(path, slot)
+    except _NoLocksError:
+        pass
+    descriptor, name = tempfile.mkstemp(prefix=f".{_short(path.name)}-", dir=path.parent)
+    return descriptor, Path(name)
+
+
+class _NoLocksError(Exception):
+    """The system or the disk has no locks, so that a killed writer's file looks like a live one's."""
+
+
+def _slot(path: Path, slot: int) -> Path:
+    # Locks need not reach other machines that share a disk, so each has names of its own.
+    machine = hashlib.sha256(platform.node().encode(errors="surrogateescape")).hexdigest()[:6]
+    return path.with_name(f".{_short(path.name)}-{machine}-{slot}.part")
+
+
+def _short(name: str, limit: int = 80) -> str:
+    """The start of a file's name, at most ``limit`` bytes of it."""
+    while len(os.fsencode(name)) > limit:
+        name = name[:-1]
+    return name
+
+
+def _locked(temporary: Path) -> int:
+    """A descriptor of a file of our own that no other writer has, made where there is none; -1 if that cannot be."""
+    if fcntl is None:
+        raise _NoLocksError
+    while True:
+        try:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError:
+            if not os.path.lexists(temporary):
+                raise
+            # Somebody else's file, or a link.
+            return -1
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(descriptor)
+            same = os.path.samestat(status, os.lstat(temporary))
+        except BlockingIOError:
+            os.close(descriptor)
+            return -1
+        except FileNotFoundError:
+            # Its last owner finished in between.
+            os.close(descriptor)
+            continue
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise _NoLocksError from error
+        if same and stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid():
+            return descriptor
+        os.close(descriptor)
+        if same:
+            return -1
+
+
+def _sweep(path: Path, first: int) -> None:
+    """Remove what killed writers of the same file left under the names from ``first`` on."""
+    for slot in count(first):
+        temporary = _slot(path, slot)
+        if not os.path.lexists(temporary):
+            return
+        with suppress(OSError):
+            descriptor = _locked(temporary)
+            if descriptor >= 0:
+                temporary.unlink(missing_ok=True)
+                os.close(descriptor)
+
+
+def require_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Refuse a place for a result before work is done for it; nothing is made there.
+
+    Args:
+        path: where a file will be written, or with ``folder`` files in a folder; what is missing of the path will be made.
+
+    Raises:
+        ArgumentError: something of another kind is there, or nothing can be written there.
+    """
+    name = os.fspath(path)
+    if not name:
+        raise ArgumentError("the name of the output is empty")
+    status = None
+    try:
+        with suppress(FileNotFoundError):
+            status = os.stat(name)
+        if folder and status is not None and not stat.S_ISDIR(status.st_mode):
+            raise ArgumentError(f"{name} is a file: the output must be a folder")
+        if not folder and status is not None and stat.S_ISDIR(status.st_mode):
+            raise ArgumentError(f"{name} is a folder: name a file, {Path(name) / 'output'} say")
+        if not folder and name.endswith(("/", os.sep)):
+            raise ArgumentError(f"{name} names a folder: name a file in it")
+        if status is not None and not os.access(name, os.W_OK):
+            raise ArgumentError(f"{name} cannot be written: it is read-only")
+        if status is not None and not folder and not stat.S_ISREG(status.st_mode):
+            return
+        above = Path(name) if folder else Path(name).parent
+        while not os.path.lexists(above):
+            # The system has its say about the names of folders to be made.
+            above = above.parent
+        if not above.is_dir():
+            raise ArgumentError(f"{name} cannot be written: {above} is not a folder")
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise ArgumentError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -72,27 +233,136 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int = 1) -> 
     return write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
-def expand_paths(arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str] | None) -> list[Path]:
+@dataclass
+class Skipped:
+    """What a search left out of folders.
+
+    Attributes:
+        kinds: number of files by what they are: an extension, ``hidden``, ...
+        unreadable: folders that could not be looked into, with the reason.
+    """
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line; empty if nothing was left out."""
+        kinds = [f"{number} {kind}" for kind, number in sorted(self.kinds.items(), key=lambda pair: (-pair[1], pair[0]))]
+        kinds += [f"the folder {name} ({reason})" for name, reason in self.unreadable.items()]
+        return f"skipped {listing(kinds, shown=12)}" if kinds else ""
+
+
+def expand_paths(
+    arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str] | None, skipped: Skipped | None = None
+) -> list[Path]:
     """Files named by paths, folders (searched recursively, sorted) and glob patterns, each once and in order.
+
+    Links to folders are followed, each folder is searched once. Hidden files and folders below a folder are left out.
 
     Args:
         arguments: what to look for.
         extensions: of the files that are taken from folders; ``None`` for all of them.
+        skipped: filled with what was left out.
 
     Raises:
-        InputError: an argument matches nothing.
+        InputError: an argument matches nothing, or a folder cannot be looked into.
     """
     wanted = None if extensions is None else {extension.lower() for extension in extensions}
+    skipped = Skipped() if skipped is None else skipped
     found: dict[Path, None] = {}
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and (wanted is None or p.suffix.lower() in wanted))
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(os.fspath(argument), recursive=True) if Path(match).is_file())
+        path, left_out = Path(argument), Skipped()
+        try:
+            if path.is_dir():
+                matches = sorted(_files_below(path, wanted, left_out))
+            elif path.exists():
+                matches = [path]
+            else:
+                matches = sorted(p for match in glob.glob(os.fspath(argument), recursive=True) if (p := Path(match)).is_file())
+        except OSError as error:
+            raise InputError(f"{os.fspath(argument)} cannot be read: {error.strerror or error}") from error
         if not matches:
-            raise InputError(f"{argument}: no such file, or no file with a known extension in it")
+            raise InputError(f"{argument}: no such file, or no file with a known extension in it" + _in_brackets(left_out))
+        skipped.kinds += left_out.kinds
+        skipped.unreadable |= left_out.unreadable
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _in_brackets(skipped: Skipped) -> str:
+    return f" ({skipped})" if str(skipped) else ""
+
+
+def _files_below(top: Path, wanted: set[str] | None, skipped: Skipped) -> Iterator[Path]:
+    folders, linked, seen = [top], list[Path](), set[tuple[int, int]]()
+    while folders or linked:
+        # A folder's own place counts before the links to it.
+        folder = folders.pop() if folders else linked.pop(0)
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if folder is top:
+                raise
+            skipped.unreadable[os.fspath(folder)] = error.strerror or str(error)
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if kind := _left_out(entry, wanted):
+                skipped.kinds[kind] += 1
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(path)
+            else:
+                yield path
+
+
+def _left_out(entry: os.DirEntry[str], wanted: set[str] | None) -> str:
+    """What an entry of a folder is, if it is not to be taken."""
+    if entry.name.startswith("._"):
+        return "._* of macOS"
+    if entry.name.startswith("."):
+        return "hidden"
+    try:
+        if entry.is_dir():
+            return ""
+        if not entry.is_file():
+            return "broken links" if entry.is_symlink() else "that are no regular files"
+    except OSError:
+        return "broken links"
+    extension = os.path.splitext(entry.name)[1].lower()
+    return "" if wanted is None or extension in wanted else extension or "without an extension"
+
+
+# ------------------------------------------------------------------------------------------------------------- remembering
+
+_memory: ContextVar[dict[Any, Any] | None] = ContextVar("_memory", default=None)
+_Read = TypeVar("_Read", bound=Callable[..., Any])
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Files that are read inside are read once, so that a batch can be tried again without its bad items."""
+    token = _memory.set({})
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def remembered(read: _Read) -> _Read:
+    """A reader of files, the first argument of which is the source, that `remembering` knows."""
+
+    @functools.wraps(read)
+    def reading(source: Any, *arguments: Any, **options: Any) -> Any:
+        memory = _memory.get()
+        if memory is None or not isinstance(source, str | os.PathLike | bytes):
+            return read(source, *arguments, **options)
+        key = read, source, repr((arguments, sorted(options.items())))
+        if key not in memory:
+            memory[key] = read(source, *arguments, **options)
+        return memory[key]
+
+    return cast(_Read, reading)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.errors import InputError, naming_item
+from zoo.errors import ArgumentError, InputError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
@@ -192,7 +192,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
     def require_known_size(size: str | None) -> None:
         """Refuse another value of ``size`` than there is."""
         if size not in (None, "original"):
-            raise InputError(f"size must be None or 'original', not {size!r}")
+            raise ArgumentError(f"size must be None or 'original', not {size!r}")
 
     @staticmethod
     def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
