@@ -71,7 +71,7 @@ def range_of(text: str | None) -> str | tuple[float, ...] | None:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
-        raise InputError(f"--range must be unit, signed or two numbers BLACK,WHITE, not {text!r}") from error
+        raise ArgumentError(f"--range must be unit, signed or two numbers BLACK,WHITE, not {text!r}") from error
 
 
 def sample_rate_of(text: str | None) -> int | str | None:
