@@ -1,6 +1,13 @@
 """The tokenizer zoo: one ``zoo.load("name")``, one ``encode``/``decode``, for every modality.
 
 Public names are imported when first used, so that ``import zoo`` and the ``zoo list`` command do not wait for torch.
+
+>>> tok = zoo.load("wavtokenizer-tiny")
+>>> tokens = tok.encode([(torch.zeros(48_000), 48_000), torch.zeros(6_000)])
+>>> tokens
+Tokens(wavtokenizer-tiny, items=2, lengths=[75, 19], vocab_size=1024)
+>>> [list(audio.shape) for audio in tok.decode(tokens)]
+[[1, 24000], [1, 6000]]
 """
 
 from __future__ import annotations

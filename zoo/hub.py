@@ -134,6 +134,10 @@ def load(
         InputError: the model has no such part or piece, or there is no such method of quantization.
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
+
+    >>> encoder = zoo.load("seed-tiny", parts="encoder")
+    >>> encoder.parts, encoder.spec.max_tokens, encoder.spec.vocab_size
+    (('encoder',), 32, 1024)
     """
     if precision is not None and precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")

@@ -35,6 +35,10 @@ class Latents:
         tokenizer: name of the tokenizer they belong to.
         fingerprint: identity of its checkpoint; latents mean nothing under another one. Empty when unknown.
         meta: per item what decoding needs besides the values, such as the size of the image.
+
+    >>> latents = zoo.Latents((torch.zeros(4, 8, 8), torch.ones(4, 8, 12)), tokenizer="mine", fingerprint="")
+    >>> len(latents), [list(value.shape) for value in latents[1].values]
+    (2, [[4, 8, 12]])
     """
 
     values: tuple[Float[Tensor, "_channels ..."], ...]

@@ -109,6 +109,9 @@ def modality(name: str) -> Modality:
 
     Raises:
         InputError: there is none; names those that there are.
+
+    >>> modality("3d").name, modality("speech").name, modality("audio").unit
+    ('shape', 'audio', 'second')
     """
     for known in _MODALITIES.values():
         if name in known.words:

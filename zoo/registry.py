@@ -421,6 +421,10 @@ def get(name: str) -> Entry:
 
     Raises:
         RegistryError: there is none; suggests the nearest names.
+
+    >>> entry = zoo.info("wavtokenizer-tiny")
+    >>> entry.family, entry.modality, entry.embedded, entry.licence.weights
+    ('wavtokenizer', 'audio', True, 'Apache-2.0')
     """
     known = entries()
     if name in known:

@@ -113,6 +113,10 @@ class Spec:
         residual: whether the first codebooks of every frame decode, coarse to fine (`zoo.Tokens.keep`).
         prompted: whether decoding takes a voice, which the tokens do not hold.
         sampled: whether decoding draws random numbers, and so takes a seed.
+
+    >>> spec = zoo.load("wavtokenizer-tiny").spec
+    >>> spec.token_rate, spec.bits_per_token, spec.bit_rate
+    (75.0, 10, 750.0)
     """
 
     name: str

@@ -241,6 +241,12 @@ class Tokens:
 
         Raises:
             InputError: there are not so many codebooks.
+
+        >>> frame = zoo.spec.Frame((8, 4), order=(0, 1, 1))
+        >>> codes = torch.tensor([[7, 3, 2], [6, 1, 0]])
+        >>> tokens = Tokens.from_codes([codes], frame=frame, tokenizer="mine", fingerprint="")
+        >>> tokens.tolist(), tokens.keep(codebooks=1).tolist()
+        ([[7, 11, 14, 6, 9, 12]], [[7, 6]])
         """
         kept, places = (self.frame or Frame((self.vocab_size,))).keep(codebooks)
         rows = [row.reshape(-1, self.ids_per_frame)[:, list(places)].reshape(-1) for row in self.unpadded()]
@@ -251,6 +257,10 @@ class Tokens:
 
         Raises:
             InputError: nothing would be left, or the cut goes through a frame of several codebooks.
+
+        >>> tokens = Tokens.from_sequences([[5, 6, 7], [8]], tokenizer="mine", fingerprint="", vocab_size=10)
+        >>> tokens.truncate(2).tolist()
+        [[5, 6], [8]]
         """
         if length < 1:
             raise InputError(f"cannot truncate to {length} tokens; keep at least 1")
@@ -266,6 +276,10 @@ class Tokens:
 
         Raises:
             MismatchError: they are of different checkpoints, or their segments end at different places.
+
+        >>> one, other = (zoo.load("byteformer-tiny").encode(content) for content in (b"zoo", b"!"))
+        >>> Tokens.cat([one, other]).tolist()
+        [[122, 111, 111], [33]]
         """
         if not batches:
             raise InputError("nothing to concatenate")
@@ -294,6 +308,10 @@ class Tokens:
 
         Raises:
             FormatError: something has no place in a file, such as ids outside of the vocabulary or an unknown meta.
+
+        >>> tokens = Tokens.from_sequences([[5, 6, 7]], tokenizer="mine", fingerprint="", vocab_size=1024)
+        >>> len(tokens.to_bytes()), Tokens.from_bytes(tokens.to_bytes()).equal(tokens)
+        (28, True)
         """
         lengths = self.lengths.cpu().numpy().astype(np.int64)
         header = zt.Header(self.tokenizer, self.fingerprint, self.vocab_size, lengths, self.meta, self.segments, self.frame)

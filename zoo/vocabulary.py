@@ -182,9 +182,9 @@ class Vocabulary:
     Raises:
         InputError: sections overlap, lie outside, or share a name or a string.
 
-    >>> vocabulary = zoo.Vocabulary.build(32_000, {"img": zoo.load("seed-2", parts="encoder")})
+    >>> vocabulary = Vocabulary.build(32_000, {"img": zoo.load("seed-tiny", parts="encoder")})
     >>> vocabulary.sections[0].offset, vocabulary.size
-    (32000, 40194)
+    (32000, 33026)
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -338,6 +338,11 @@ class Vocabulary:
 
         Raises:
             MismatchError, InputError: as `flatten`; or an id of text is not one.
+
+        >>> vocabulary = Vocabulary.build(256, {"audio": zoo.load("wavtokenizer-tiny")})
+        >>> tokens = zoo.load("wavtokenizer-tiny").tokens([torch.tensor([5, 6])])
+        >>> vocabulary.join([[72, 105], tokens]).tolist()
+        [72, 105, 1280, 261, 262, 1281]
         """
         pieces: list[Tensor] = []
         for index, segment in enumerate(segments):
@@ -366,6 +371,11 @@ class Vocabulary:
         Raises:
             InputError: an id is outside the vocabulary, a marker is missing, something else stands between two markers, or an
                 item has too few tokens or too many; names the position.
+
+        >>> vocabulary = Vocabulary.build(256, {"audio": zoo.load("wavtokenizer-tiny")})
+        >>> words, item = vocabulary.split([72, 105, 1280, 261, 262, 1281])
+        >>> words.ids, item.name, item.tokens.tolist()
+        ((72, 105), 'audio', [[5, 6]])
         """
         begins = {section.begin: section for section in self.sections}
         segments: list[Segment] = []
@@ -409,6 +419,11 @@ class Vocabulary:
 
         Raises:
             MismatchError, InputError: as `flatten`.
+
+        >>> vocabulary = Vocabulary.build(256, {"img": zoo.load("flextok-tiny")})
+        >>> tokens = zoo.load("flextok-tiny").tokens([torch.tensor([5, 6])])
+        >>> vocabulary.to_text(tokens)
+        ['<img><img_00005><img_00006></img>']
         """
         section = self.section_of(tokens)
         written = []

@@ -70,6 +70,11 @@ def tokens(
     Raises:
         InputError: ``keep`` is 0, negative or a share above 1, the method is unknown, vectors are not finite, or an item is
             empty or longer than the batch.
+
+    >>> vectors = zoo.load("wavtokenizer-tiny").embed(torch.arange(8)[None])
+    >>> shorter = zoo.compress.tokens(vectors, keep=0.25)
+    >>> list(vectors.shape), list(shorter.vectors.shape), shorter.lengths.tolist()
+    ([1, 8, 96], [1, 2, 96], [2])
     """
     if method not in METHODS:
         raise InputError(f"method is one of {', '.join(METHODS)}, not {method!r}")

@@ -140,7 +140,11 @@ def format_named(name: str) -> FloatFormat:
 
 @functools.cache
 def levels(format: FloatFormat) -> tuple[float, ...]:
-    """The values from zero to the largest, in order of their codes."""
+    """The values from zero to the largest, in order of their codes.
+
+    >>> levels(format_named("e2m1"))
+    (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    """
     return tuple(format.magnitude(code) for code in range(format.max_code + 1))
 
 

@@ -96,6 +96,11 @@ def read_audio(
     Raises:
         InputError: the source is of the wrong kind or rank, empty, not finite, unreadable, truncated or of an absurd rate.
         MissingReaderError: reading the file needs the ``video`` extra.
+
+    >>> stereo = torch.tensor([[0, 16384] * 8_000, [0, 0] * 8_000], dtype=torch.int16)
+    >>> audio = read_audio((stereo, 16_000), sample_rate=8_000, mono=True)
+    >>> list(audio.waveform.shape), audio.original_samples, audio.original_rate
+    ([1, 8000], 16000, 16000)
     """
     samples: int | None
     blocks: Iterator[Tensor]

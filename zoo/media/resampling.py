@@ -76,7 +76,11 @@ def check_rate(rate: int, what: str = "the sample rate") -> None:
 
 
 def resampled_length(samples: int, rate: int, new_rate: int) -> int:
-    """Samples that `resample` gives: ``ceil(samples * new_rate / rate)``."""
+    """Samples that `resample` gives: ``ceil(samples * new_rate / rate)``.
+
+    >>> resampled_length(44_101, 44_100, 24_000)
+    24001
+    """
     return -(-samples * new_rate // rate)
 
 

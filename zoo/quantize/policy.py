@@ -95,6 +95,10 @@ def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Ch
     Raises:
         InputError: there is no such method, the model is quantized already, a pattern of ``skip`` fits no layer, or no layer
             is left.
+
+    >>> choices = zoo.quantize.plan(zoo.load("wavtokenizer-tiny"), "fp4-e2m1")
+    >>> print(choices[-1])
+    head.out: fp4-e2m1
     """
     policy = policy or Policy()
     wanted = method_named(method)

@@ -47,6 +47,11 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         Raises:
             ItemError: an item is empty, unreadable, not finite or of the wrong kind; names the item.
             WeightsError: the encoder was not loaded.
+
+        >>> tok = zoo.load("wavtokenizer-tiny")
+        >>> tokens = tok.encode([(torch.zeros(8_000), 8_000), torch.zeros(2, 12_000)])
+        >>> tokens.lengths.tolist(), tokens.meta[0]
+        ([75, 38], {'samples': 8000, 'sample_rate': 8000})
         """
         return self.encode_prepared(self.prepare(items), progress=progress)
 
@@ -110,6 +115,13 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: an id is out of range, or an item is empty.
             WeightsError: the decoder was not loaded.
+
+        >>> tok = zoo.load("wavtokenizer-tiny")
+        >>> tokens = tok.encode((torch.zeros(8_000), 8_000))
+        >>> [list(audio.shape) for audio in tok.decode(tokens) + tok.decode(tokens, sample_rate="original")]
+        [[1, 24000], [1, 8000]]
+        >>> tok.decode(torch.tensor([[5, 6, 7]]))[0].shape[1] / tok.spec.sample_rate
+        0.04
         """
         self.require("decoder", "decoding")
         checked = self.check(tokens)

@@ -183,7 +183,11 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     @classmethod
     def options(cls, action: Literal["encode", "decode"]) -> Mapping[str, Any]:
-        """The options of `encode` or `decode` by name, with their defaults."""
+        """The options of `encode` or `decode` by name, with their defaults.
+
+        >>> dict(type(zoo.load("wavtokenizer-tiny")).options("encode"))
+        {'progress': False}
+        """
         parameters = inspect.signature(getattr(cls, action)).parameters.values()
         return {own.name: own.default for own in parameters if own.kind is inspect.Parameter.KEYWORD_ONLY}
 

@@ -35,6 +35,11 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
 
         Raises:
             ItemError: an item cannot be read, is too large or is not made of bytes; names the item.
+
+        >>> tok = zoo.load("byteformer-tiny")
+        >>> tokens = tok.encode([b"zoo", b""])
+        >>> tokens.tolist(), tok.decode(tokens)
+        ([[122, 111, 111], []], [b'zoo', b''])
         """
         return self.encode_prepared(self.prepare(items, max_bytes=max_bytes), progress=progress)
 

@@ -164,6 +164,13 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
             MismatchError: the tokens belong to another checkpoint.
             InputError: an id or an option is out of range.
             WeightsError: the decoder was not loaded.
+
+        >>> tok = zoo.load("tokenflow-tiny")
+        >>> tokens = tok.encode(torch.zeros(3, 48, 80), fit="pad")
+        >>> tokens.lengths.tolist(), tokens.meta[0]
+        ([341], {'width': 80, 'height': 48, 'fit': 'pad'})
+        >>> [list(image.shape) for image in tok.decode(tokens) + tok.decode(tokens, size="original")]
+        [[3, 128, 128], [3, 48, 80]]
         """
         self.require("decoder", "decoding to images")
         self.require_known_size(size)

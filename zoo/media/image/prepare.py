@@ -75,6 +75,10 @@ def prepare_image(
     Raises:
         InputError: the source is of the wrong kind, rank, type or range, empty, not finite, unreadable, truncated, animated or
             too large.
+
+    >>> image = prepare_image(torch.full((3, 20, 40), 255, dtype=torch.uint8), (16, 16), fit="pad")
+    >>> list(image.pixels.shape), image.pixels[0, 8, 8].item(), image.meta
+    ([3, 16, 16], 1.0, {'width': 40, 'height': 20, 'fit': 'pad'})
     """
     if fit not in FITS:
         raise ArgumentError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
