@@ -9,7 +9,7 @@ STAMP = $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | 
 ## demo: reconstruct recordings and photographs with embedded models; demo-report/report.html and demo-report/images/report.html
 demo: $(STAMP)
 	$(BIN)/zoo eval wavtokenizer-tiny --data eval/samples --out demo-report
-	$(BIN)/python -m zoo.eval.photographs demo-report/photographs
+	$(BIN)/zoo study photographs demo-report/photographs
 	$(BIN)/zoo eval flextok-tiny --data demo-report/photographs --out demo-report/images
 
 ## test: every fast test

@@ -1,6 +1,6 @@
 """The colour photographs that scikit-image ships, as PNG files: images for `zoo eval --data` that need no network.
 
-    python -m zoo.eval.photographs photographs/
+    zoo study photographs photographs/
 
 Scenes (astronaut, chelsea, coffee, motorcycle, rocket) and what telescopes and microscopes see (hubble_deep_field, retina,
 immunohistochemistry). Licences and sources are in the docstrings of ``skimage.data``.
@@ -8,15 +8,13 @@ immunohistochemistry). Licences and sources are in the docstrings of ``skimage.d
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from zoo.errors import MissingExtraError
+from zoo.eval.options import Folder
 from zoo.media import write_image
 
 #: Those of ``skimage.data`` that lie inside its wheel, so that nothing is downloaded.
@@ -42,14 +40,7 @@ def write_photographs(folder: str | Path) -> list[Path]:
     return written
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.photographs", description="Write scikit-image's photographs.")
-    parser.add_argument("folder", type=Path)
-    for path in write_photographs(parser.parse_args(arguments).folder):
+def main(folder: Folder) -> None:
+    """Write the photographs that scikit-image ships as PNG files."""
+    for path in write_photographs(folder):
         print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -142,13 +141,14 @@ def options_in_force(tokenizer: Tokenizer[Any], encode: Mapping[str, Any], decod
         InputError: it has no option of that name.
     """
     found: dict[str, Any] = {}
-    for action, method, given in (("encode", tokenizer.encode, encode), ("decode", tokenizer.decode, decode)):
-        parameters = inspect.signature(method).parameters
-        if unknown := [name for name in given if name not in parameters]:
+    actions: tuple[tuple[Literal["encode", "decode"], Mapping[str, Any]], ...] = (("encode", encode), ("decode", decode))
+    for action, given in actions:
+        options = type(tokenizer).options(action)
+        if unknown := [name for name in given if name not in options]:
             raise InputError(f"{tokenizer.name} takes no {', '.join(unknown)} to {action}")
         defaults = {
-            name: getattr(tokenizer.config, name, None) if parameter.default is None else parameter.default
-            for name, parameter in parameters.items()
+            name: getattr(tokenizer.config, name, None) if default is None else default
+            for name, default in options.items()
             if name != "progress"
         }
         found[action] = {name: value for name, value in defaults.items() if isinstance(value, str | int | float)} | dict(given)

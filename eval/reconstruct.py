@@ -1,6 +1,6 @@
 """Reconstruct a folder of media and measure what was lost.
 
-    python -m zoo.eval.reconstruct wavtokenizer-tiny --data recordings/ --out report/
+    zoo eval wavtokenizer-tiny --data recordings/ --out report/
 
 Items are read, reconstructed and measured one at a time, and each result is written at once, so that memory stays small and
 an interrupted run goes on where it stopped. The result is ``metrics.json``, ``items.parquet``, for tokenizers whose prefixes
@@ -9,9 +9,6 @@ decode ``prefixes.parquet``, and one self-contained ``report.html``.
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -24,7 +21,6 @@ from numpy.typing import NDArray
 import zoo
 from zoo.errors import ArgumentError, InputError, MissingExtraError
 from zoo.eval.journal import RunJournal
-from zoo.eval.options import add_options, given, network_sources, token_counts
 from zoo.eval.plan import NetworkSource, Plan, make_plan
 from zoo.eval.summary import summarise, write_tables
 from zoo.media import Skipped, expand_paths, require_writable, write_json
@@ -153,7 +149,7 @@ def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[
         raise
     except InputError as error:
         return {"error": error.reason}, {}
-    all_bits = [count * spec.bits_per_token for count in (*prefixes, length)]
+    all_bits = [round(count * spec.bits_per_token) for count in (*prefixes, length)]
     baselines = [modality.baseline(reference, spec, bits) for bits in all_bits]
     figures: list[dict[str, Any]] = []
     for count, bits, estimate, rival in zip((*prefixes, length), all_bits, estimates, baselines, strict=True):
@@ -179,43 +175,3 @@ def _measure(plan: Plan, path: Path) -> tuple[dict[str, Any], dict[str, NDArray[
         for name, function in plan.feature_functions.items()
     }
     return row, features
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 1 if an item failed."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.reconstruct", description="Reconstruct media and measure the loss."
-    )
-    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
-    parser.add_argument("--data", required=True, nargs="+", help="folders, files or glob patterns")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--metrics", help="comma-separated names; all that can run by default")
-    parser.add_argument("--network", action="append", default=[], help="NAME=PATH of a metric's weights, or NAME to fetch them")
-    parser.add_argument("--prefixes", help="comma-separated token counts, all for whole sequences only; 1,2,4,… by default")
-    parser.add_argument("--no-resume", action="store_true")
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    summary = run(
-        options.name,
-        options.data,
-        options.out,
-        limit=options.limit,
-        metrics=options.metrics.split(",") if options.metrics else None,
-        networks=network_sources(options.network),
-        encode=given(fit=options.fit, posterior=options.posterior),
-        decode=given(steps=options.steps, guidance=options.guidance, seed=options.seed),
-        prefixes=token_counts(options.prefixes),
-        device=options.device,
-        resume=not options.no_resume,
-        command=shlex.join(["python", "-m", "zoo.eval.reconstruct", *arguments]),
-    )
-    from zoo.eval.report import html as report
-
-    report.print_summary(summary, options.out)
-    return 1 if summary["failed"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

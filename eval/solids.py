@@ -1,6 +1,6 @@
 """Closed meshes to measure shape tokenizers on, as PLY files: shapes for `zoo eval --data` that need no network.
 
-    python -m zoo.eval.solids solids/
+    zoo study solids solids/
 
 Some are what ``trimesh.creation`` makes. The others are level sets and revolved outlines of kinds that the recipe of
 ``vat-tiny`` has none of: knots, springs, minimal and algebraic surfaces, stars, twisted bars, a chair, a vase.
@@ -8,15 +8,14 @@ Some are what ``trimesh.creation`` makes. The others are level sets and revolved
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.eval.options import Folder
 from zoo.media import write_shape
 from zoo.media.shape import require_shape_packages
 
@@ -184,14 +183,7 @@ def write_solids(folder: str | Path) -> list[Path]:
     return [write_shape(Path(folder) / f"{name}.ply", mesh) for name, mesh in meshes.items()]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.solids", description="Write closed meshes to measure on.")
-    parser.add_argument("folder", type=Path)
-    for path in write_solids(parser.parse_args(arguments).folder):
+def main(folder: Folder) -> None:
+    """Write closed meshes to measure shape tokenizers on."""
+    for path in write_solids(folder):
         print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

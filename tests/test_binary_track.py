@@ -104,7 +104,7 @@ def test_every_method_is_trained_packed_and_written_down(
     assert track.run("wavtokenizer-tiny", steps=40, json_path=path) == content
     with pytest.raises(TypeError):
         track.run("wavtokenizer-tiny", steps=41, json_path=path)
-    track.main(["wavtokenizer-tiny", "--steps", "40", "--json", str(path)])
+    track.main("wavtokenizer-tiny", steps=40, out=path)
     assert "bireal" in capsys.readouterr().out
 
 

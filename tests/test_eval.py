@@ -14,9 +14,11 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import zoo
 from small_models import small_wavtokenizer
+from zoo.cli import app
 from zoo.eval import reconstruct
 from zoo.eval.journal import PART_FILE, RunJournal
 from zoo.eval.modality import audio
@@ -238,7 +240,7 @@ def test_what_cannot_be_run(folder: Path, no_report: None, tmp_path: Path, monke
         run(folder)
 
 
-def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(folder: Path, tmp_path: Path) -> None:
     saved = small_wavtokenizer().save_pretrained(tmp_path / "model")
     arguments = [
         f"local-dir:{saved}",
@@ -251,5 +253,5 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         "--limit",
         "2",
     ]
-    assert reconstruct.main(arguments) == 0
-    assert "report.html" in capsys.readouterr().out
+    done = CliRunner().invoke(app, ["eval", *arguments])
+    assert done.exit_code == 0 and "report.html" in done.output

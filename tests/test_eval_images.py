@@ -21,9 +21,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import zoo
 from zoo import media
+from zoo.cli import app
 from zoo.errors import naming_item
 from zoo.eval import photographs, reconstruct
 from zoo.eval.modality import image as images
@@ -593,21 +595,18 @@ def test_a_continuous_tokenizer_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> 
         plan_of()
 
 
-def test_command_line(
-    folder: Path, no_report: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line(folder: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "load", lambda name, device=None: CosineTokenizer(name=name))
     out = folder.parent / "r"
     arguments = ["cosine", "--data", str(folder), "--out", str(out), "--metrics", "psnr", "--limit", "1", "--no-resume"]
-    assert reconstruct.main([*arguments, "--prefixes", "4,all", "--seed", "5", "--fit", "stretch"]) == 0
-    assert "report.html" in capsys.readouterr().out
+    done = CliRunner().invoke(app, ["eval", *arguments, "--prefixes", "4,all", "--seed", "5", "--fit", "stretch"])
+    assert done.exit_code == 0 and "report.html" in done.output
     summary = json.loads((out / "metrics.json").read_text())
     assert [point["tokens"] for point in summary["curve"]] == [4, 64]
     assert summary["options"] == {"encode": {"fit": "stretch"}, "decode": {"seed": 5, "noise": 0.0}}
-    with pytest.raises(zoo.InputError, match="token counts such as"):
-        reconstruct.main([*arguments, "--prefixes", "few"])
-    with pytest.raises(zoo.InputError, match="takes no steps to decode"):
-        reconstruct.main([*arguments, "--steps", "5"])
+    for wrong, reason in ((("--prefixes", "few"), "token counts such as"), (("--steps", "5"), "takes no steps to decode")):
+        refused = CliRunner().invoke(app, ["eval", *arguments, *wrong])
+        assert isinstance(refused.exception, zoo.InputError) and reason in str(refused.exception)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -630,7 +629,7 @@ def test_photographs_are_those_of_scikit_image(tmp_path: Path, monkeypatch: pyte
     files = {"immunohistochemistry": "ihc", "motorcycle": "motorcycle_left"}
     assert {files.get(name, name) for name in photographs.PHOTOGRAPHS} <= shipped, "nothing is downloaded"
     monkeypatch.setattr(photographs, "PHOTOGRAPHS", ("chelsea", "motorcycle"))
-    assert photographs.main([str(tmp_path / "photographs")]) == 0
+    photographs.main(tmp_path / "photographs")
     written = sorted((tmp_path / "photographs").iterdir())
     assert [path.name for path in written] == ["chelsea.png", "motorcycle.png"]
     assert np.array_equal(np.asarray(Image.open(written[0])), skimage.data.chelsea())
@@ -650,8 +649,7 @@ def test_picture_of_prefixes(folder: Path, tmp_path: Path, monkeypatch: pytest.M
         assert np.abs(np.asarray(tile) - expected.numpy()).mean() < 2
 
     monkeypatch.setattr(zoo, "load", lambda name, device=None: tokenizer)
-    arguments = ["cosine", str(folder / "item-0.png"), "--out", str(tmp_path / "p.png"), "--tokens", "1,4", "--baseline"]
-    assert prefixes.main(arguments) == 0
+    prefixes.main("cosine", folder / "item-0.png", tmp_path / "p.png", tokens="1,4", baseline=True)
     taller = Image.open(tmp_path / "p.png")
     assert (taller.width, taller.height > 1.8 * sheet.height) == (sheet.width, True)
 

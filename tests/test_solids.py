@@ -31,7 +31,7 @@ def test_a_level_set_is_where_the_function_is_zero() -> None:
 
 
 def test_every_mesh_is_written_and_closed(tmp_path: Path) -> None:
-    assert solids.main([str(tmp_path)]) == 0
+    assert [path.parent for path in solids.write_solids(tmp_path)] == [tmp_path] * 21
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 21 and {path.suffix for path in paths} == {".ply"}
     assert all(is_closed(trimesh.load_mesh(path, process=False)) for path in paths)

@@ -21,7 +21,8 @@ from zoo.errors import InputError
 #: - ``media``: `EXTENSIONS`, ``write(path, item, decoded, spec, options)``, ``options(spec)`` and ``figures(spec, meta)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
 #: - ``bench``: the jobs of ``zoo bench``.
-Facet = Literal["tokenizer", "media", "metrics", "bench"]
+#: - ``quantize``: ``SUBJECT``, a `zoo.eval.studies.quantized.base.Subject`.
+Facet = Literal["tokenizer", "media", "metrics", "bench", "quantize"]
 
 #: How a field that an item's tokens remember is written in a ``.zt`` file (`zoo.zt`).
 MetaKind = Literal["count", "rate", "float", "fit"]
@@ -58,10 +59,11 @@ class Modality:
         """The module for one purpose, imported now.
 
         Raises:
-            InputError: this kind of media has none.
+            InputError: this kind of media has none; names those that have.
         """
         if facet not in self.homes:
-            raise InputError(f"there is no {_PURPOSES[facet]} for {self.name} yet")
+            others = ", ".join(known.name for known in _MODALITIES.values() if facet in known.homes)
+            raise InputError(f"there is no {_PURPOSES[facet]} for {self.name} yet, only for {others}")
         return import_module(self.homes[facet])
 
     @cached_property
@@ -76,17 +78,19 @@ _PURPOSES: dict[Facet, str] = {
     "media": "reader",
     "metrics": "evaluation",
     "bench": "benchmark",
+    "quantize": "measure of quantization",
 }
 
 
-def _homes(name: str) -> Mapping[Facet, str]:
+def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
     homes: dict[Facet, str] = {
         "tokenizer": f"zoo.tokenizer.{name}",
         "media": f"zoo.media.{name}",
         "metrics": f"zoo.eval.modality.{name}",
         "bench": f"zoo.bench.{name}",
+        "quantize": f"zoo.eval.studies.quantized.{name}",
     }
-    return MappingProxyType(homes)
+    return MappingProxyType({facet: home for facet, home in homes.items() if facet not in missing})
 
 
 _SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
@@ -98,7 +102,7 @@ _MODALITIES: dict[str, Modality] = {
     for known in (
         Modality("image", "image", "png", _PICTURE, _homes("image")),
         Modality("audio", "second", "wav", _SOUND, _homes("audio"), domains=("speech", "music")),
-        Modality("shape", "shape", "glb", _PLACE, _homes("shape"), synonyms=("3d", "mesh")),
+        Modality("shape", "shape", "glb", _PLACE, _homes("shape", "quantize"), synonyms=("3d", "mesh")),
         Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),
     )
 }

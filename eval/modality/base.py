@@ -152,3 +152,12 @@ def measures_of(name: str) -> Measures:
         InputError: there are no metrics for it yet.
     """
     return cast(Measures, modality(name).home("metrics"))
+
+
+def is_measured_by(name: str, module: Any) -> bool:
+    """Whether a kind of media is measured by a module such as `zoo.eval.modality.image`.
+
+    Raises:
+        InputError: there are no metrics for it yet.
+    """
+    return measures_of(name) is module

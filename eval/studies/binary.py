@@ -1,6 +1,6 @@
 """The binary track: every binarization method on a model of the zoo, in quality, robustness, size and speed.
 
-    python -m zoo.eval.studies.binary wavtokenizer-tiny --json eval/results/binary-wavtokenizer-tiny.json
+    zoo study binary wavtokenizer-tiny --out eval/results/binary-wavtokenizer-tiny.json
 
 The arrangement is that of BiBench (Qin et al., ICML 2023, arXiv 2301.11233). Models, data and training are our own, and short:
 numbers compare methods here and say nothing about those in the paper. Each method starts from the model's weights and has the
@@ -13,7 +13,6 @@ specification remembers them; they were not verified against the paper.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import json
@@ -22,9 +21,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from safetensors.torch import save
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from zoo import registry
 from zoo.bench.binary import milliseconds
 from zoo.errors import InputError
+from zoo.eval.options import MaybeOut, Name, Threads
 from zoo.eval.studies.binary_subjects import SUBJECTS, Subject
 from zoo.machine import device_name
 from zoo.media import write_json
@@ -289,18 +290,16 @@ def print_table(content: dict[str, Any]) -> None:
     console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the track from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("--methods", default=",".join(OPERATORS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", dest="json_path", type=Path, default=None)
-    options = vars(parser.parse_args(arguments))
-    print_table(run(options.pop("name"), methods=options.pop("methods").split(","), **options))
+def main(
+    name: Name,
+    methods: Annotated[str, typer.Option(help="comma-separated")] = ",".join(OPERATORS),
+    steps: Annotated[int, typer.Option(min=1, help="optimiser steps of each method")] = 30,
+    seed: Annotated[int, typer.Option(help="of batches and corruptions")] = 3407,
+    threads: Threads = None,
+    out: MaybeOut = None,
+) -> None:
+    """Train, score and time every binarization method on a model.
 
-
-if __name__ == "__main__":
-    main()
+    The file is written after every method, and the same command goes on where it was.
+    """
+    print_table(run(name, methods=methods.split(","), steps=steps, seed=seed, threads=threads, json_path=out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.media import read_audio
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(str(files("zoo.eval"))) / "samples"
 
 
 class Subject(ABC):
@@ -214,4 +215,5 @@ class Files(Subject):
         return model.embedding, model.transformer, model.classifier
 
 
+#: By family, since a subject names the layers of its network.
 SUBJECTS: dict[str, type[Subject]] = {"wavtokenizer": Speech, "byteformer": Files}

@@ -1,6 +1,6 @@
 """Accuracy of a small trained vision-language model over the share of visual tokens that a method leaves it.
 
-    python -m zoo.eval.studies.compress --out eval/results/compress-vlm-tiny.json --plot eval/results/compress-vlm-tiny.png
+    zoo study compress --out eval/results/compress-vlm-tiny.json --plot eval/results/compress-vlm-tiny.png
 
 The model is ``vlm-tiny``, the questions are about scenes that it has not seen (`zoo.weights.data.scenes`), each about one
 object of five to eight, so that a method which drops that object's tokens loses the answer.
@@ -8,23 +8,23 @@ object of five to eight, so that a method which drops that object's tokens loses
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import compress
 from zoo.errors import InputError
-from zoo.machine import device_name
+from zoo.eval.options import Out, command_line
+from zoo.machine import device_name, usable_device
 from zoo.media import replacing, write_json
 from zoo.weights.data import scenes as vlm_data
 from zoo.weights.recipes import vlm
@@ -224,29 +224,26 @@ def embedded_weights() -> Path:
     return Path(str(files("zoo.weights") / "vlm-tiny.safetensors"))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="a file of the recipe; the package's own by default")
-    parser.add_argument("--method", action="append", help="may be given several times; all by default")
-    parser.add_argument("--keep", type=float, action="append", help="share of visual tokens; may be given several times")
-    parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--plot", type=Path)
-    options = parser.parse_args(arguments)
+def main(
+    out: Out,
+    plot: Annotated[Path | None, typer.Option(help="write a plot, .png or .svg")] = None,
+    weights: Annotated[Path | None, typer.Option(help="a file of the recipe; the package's own by default")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="may be given several times; all by default")] = None,
+    keep: Annotated[list[float] | None, typer.Option(help="share of visual tokens; may be given several times")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="about scenes that the model was not trained on")] = 2000,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Measure how many answers a small vision-language model gets right with fewer visual tokens."""
+    target = usable_device(device)
+    model: Any = vlm.load(weights or embedded_weights())
     content = run(
-        vlm.load(options.weights or embedded_weights()).to(options.device),
-        methods=options.method,
-        keeps=options.keep or KEEPS,
-        questions=options.questions,
-        json_path=options.out,
-        plot_path=options.plot,
-        command=shlex.join(["python", "-m", "zoo.eval.studies.compress", *(sys.argv[1:] if arguments is None else arguments)]),
+        model.to(target),
+        methods=method or None,
+        keeps=keep or KEEPS,
+        questions=questions,
+        json_path=out,
+        plot_path=plot,
+        command=command_line(),
         progress=sys.stderr.isatty(),
     )
     print(table(content))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Whether a tokenizer that draws pictures anew draws the kind of scene that it was shown.
 
-    python -m zoo.eval.studies.consistency seed-tiny --out eval/results/seed-tiny-consistency.json
+    zoo study consistency seed-tiny --out eval/results/seed-tiny-consistency.json
 
 The judge is another network that never saw the tokenizer: a linear probe (`zoo.eval.studies.probe`) over the mean features of
 ``tokenflow-tiny``'s semantic encoder, trained on originals. It sees originals and drawn pictures at 32 x 32 pixels, so that it
@@ -9,18 +9,21 @@ judges what is shown rather than how sharp it is. Pictures come from seeds that 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.eval.studies.probe import SCENES, TEST_SEED, TRAIN_SEED, LinearProbe, Rows, labelled_pictures, write_result
+from zoo.errors import InputError
+from zoo.eval.modality import image as images
+from zoo.eval.modality.base import is_measured_by
+from zoo.eval.options import Name, Out
+from zoo.eval.studies.probe import SCENES, TEST_SEED, TRAIN_SEED, LinearProbe, Rows, labelled_pictures
+from zoo.eval.studies.record import write_result
 
 JUDGE = "tokenflow-tiny"
 _SIDE = 32
@@ -39,10 +42,17 @@ def descriptions(judge: Any, images: Sequence[Float[Tensor, "3 _ _"]]) -> Rows:
 
 
 def run(name: str, train: int, test: int) -> dict[str, Any]:
-    """Shares of originals and of drawn pictures that the judge classifies right."""
+    """Shares of originals and of drawn pictures that the judge classifies right.
+
+    Raises:
+        InputError: it is no image tokenizer.
+    """
     import zoo
 
-    tokenizer, judge = zoo.load(name), zoo.load(JUDGE, parts="encoder")
+    tokenizer: Any = zoo.load(name)
+    if not is_measured_by(tokenizer.spec.modality, images):
+        raise InputError(f"{name} is no image tokenizer")
+    judge: Any = zoo.load(JUDGE, parts="encoder")
     pictures, labels = labelled_pictures(train, TRAIN_SEED)
     probe = LinearProbe(descriptions(judge, [picture / 127.5 - 1 for picture in pictures]), labels, len(SCENES))
     shown, names = labelled_pictures(test, TEST_SEED)
@@ -63,18 +73,11 @@ def run(name: str, train: int, test: int) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.eval.studies.consistency", description="Are the same things drawn?")
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=1500, help="pictures that the judge learns from")
-    parser.add_argument("--test", type=int, default=300, help="pictures that are encoded and drawn")
-    options = parser.parse_args(arguments)
-    command = ["python", "-m", "zoo.eval.studies.consistency", *(sys.argv[1:] if arguments is None else arguments)]
-    write_result(run(options.name, options.train, options.test), options.out, command)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(
+    name: Name,
+    out: Out,
+    train: Annotated[int, typer.Option(min=10, help="pictures that the judge learns from")] = 1500,
+    test: Annotated[int, typer.Option(min=1, help="pictures that are encoded and drawn")] = 300,
+) -> None:
+    """Ask a judge whether decoded pictures show the kind of scene that went in."""
+    write_result(run(name, train, test), out)

@@ -1,24 +1,25 @@
 """One photograph decoded from more and more of its tokens, side by side: the picture in the README.
 
-python -m zoo.eval.studies.prefixes flextok-tiny photograph.png --out prefixes.png
+zoo study prefixes flextok-tiny photograph.png --out prefixes.png
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+import typer
 from jaxtyping import Float
 from torch import Tensor
 
 import zoo
 from zoo.errors import InputError
+from zoo.eval.modality import image as images
+from zoo.eval.modality.base import is_measured_by
 from zoo.eval.modality.thumbnail import thumbnail
-from zoo.eval.options import add_options, given, token_counts
+from zoo.eval.options import Device, Fit, Guidance, Name, Picture, Posterior, Prefixes, Seed, Steps, given, token_counts
 from zoo.eval.plan import make_plan
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 LENGTHS = (1, 4, 16, 64)
+_TOKENS = ",".join(map(str, LENGTHS))
 
 _TILE, _GAP, _LINE, _FONT_SIZE = 256, 12, 22, 17
 _INK, _SOFT = "#1c2024", "#667"
@@ -54,7 +56,7 @@ def picture(
         InputError: the tokenizer is for other media, its prefixes do not decode, or the photograph cannot be read.
     """
     spec = tokenizer.spec
-    if spec.modality != "image" or not spec.ordered:
+    if not is_measured_by(spec.modality, images) or not spec.ordered:
         raise InputError(f"{spec.name} is no image tokenizer whose prefixes decode")
     plan = make_plan(tokenizer, metrics=(), networks={}, encode=encode or {}, decode=decode or {}, prefixes=lengths)
     original = plan.read(str(photograph))
@@ -62,10 +64,10 @@ def picture(
     whole = int(tokens.lengths[0])
     counts = [*plan.prefix_lengths(whole), whole]
     unit = [(image + 1) / 2 for image in (*plan.decoded(tokens, original, counts, plan.own_options(original)), original)]
-    labels = [(_tokens(count, whole), f"{count * spec.bits_per_token} bits") for count in counts]
+    labels = [(_tokens(count, whole), f"{round(count * spec.bits_per_token)} bits") for count in counts]
     rows = [list(zip(unit, [*labels, ("original", f"{original.shape[2]} x {original.shape[1]} pixels")], strict=True))]
     if baseline:
-        rivals = [thumbnail(unit[-1], count * spec.bits_per_token) for count in counts]
+        rivals = [thumbnail(unit[-1], round(count * spec.bits_per_token)) for count in counts]
         rows.append([(rival.image, (f"thumbnail, {rival.width} x {rival.height}", f"{rival.bits} bits")) for rival in rivals])
     return _sheet(rows)
 
@@ -108,31 +110,28 @@ def _write_label(draw: ImageDraw.ImageDraw, place: tuple[int, int], label: tuple
         draw.text(baseline, text, colour, ImageFont.load_default(_FONT_SIZE), anchor="ms")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.studies.prefixes", description="Decode a photograph from more and more of its tokens."
-    )
-    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
-    parser.add_argument("photograph", type=Path)
-    parser.add_argument("--out", required=True, type=Path, help="the picture, a PNG file")
-    parser.add_argument("--tokens", default=",".join(map(str, LENGTHS)), help="comma-separated counts; all are added")
-    parser.add_argument("--baseline", action="store_true", help="add a row of thumbnails of the same bits")
-    add_options(parser)
-    options = parser.parse_args(arguments)
+def main(
+    name: Name,
+    photograph: Annotated[Path, typer.Argument(help="an image file")],
+    out: Picture,
+    tokens: Prefixes = _TOKENS,
+    baseline: Annotated[bool, typer.Option("--baseline", help="add a row of thumbnails of the same bits")] = False,
+    fit: Fit = None,
+    posterior: Posterior = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Decode a photograph from more and more of its tokens, side by side."""
     sheet = picture(
-        zoo.load(options.name, device=options.device),
-        options.photograph,
-        lengths=token_counts(options.tokens) or (),
-        baseline=options.baseline,
-        encode=given(fit=options.fit, posterior=options.posterior),
-        decode=given(steps=options.steps, guidance=options.guidance, seed=options.seed),
+        zoo.load(name, device=device),
+        photograph,
+        lengths=token_counts(tokens) or (),
+        baseline=baseline,
+        encode=given(fit=fit, posterior=posterior),
+        decode=given(steps=steps, guidance=guidance, seed=seed),
     )
-    with replacing(options.out) as temporary:
+    with replacing(out) as temporary:
         sheet.save(temporary, format="PNG")
-    print(options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(out)

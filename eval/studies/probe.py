@@ -1,9 +1,8 @@
 """What the tokens of a picture say about its kind, as far as a linear classifier sees it.
 
-    python -m zoo.eval.studies.probe tokenflow-tiny --out eval/results/tokenflow-tiny-probe.json
+    zoo study probe tokenflow-tiny --out eval/results/tokenflow-tiny-probe.json
 
-Pictures are those of `zoo.weights.data.image`, of seeds that nothing was trained on, and classes are kinds of scenes.
-The
+Pictures are those of `zoo.weights.data.image`, of seeds that nothing was trained on, and classes are kinds of scenes. The
 semantic and the pixel half of a TokenFlow's latents get the same probe: means over 4 x 4 areas, standardised, and a logistic
 regression whose weight decay is chosen on a fifth of the training pictures. Once over all kinds, once among those whose names
 the semantic encoder was never told.
@@ -11,21 +10,17 @@ the semantic encoder was never told.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.machine import device_name
-from zoo.media import replacing
+from zoo.errors import InputError
+from zoo.eval.options import Name, Out
+from zoo.eval.studies.record import write_result
 from zoo.weights.data import image as image_data
 
 Rows = Float[Tensor, "rows features"]
@@ -101,11 +96,18 @@ def halves(tokenizer: Any, pictures: list[Tensor]) -> tuple[Rows, Float[Tensor, 
 
 
 def run(name: str, train: int, test: int) -> dict[str, Any]:
-    """Probe both halves of a TokenFlow; accuracies over all kinds of scenes and over those that were not taught."""
+    """Probe both halves of a TokenFlow; accuracies over all kinds of scenes and over those that were not taught.
+
+    Raises:
+        InputError: it is another tokenizer.
+    """
     import zoo
+    from zoo.codecs.tokenflow import TokenFlow
     from zoo.weights.recipes.tokenflow import TAUGHT
 
-    tokenizer = zoo.load(name)
+    tokenizer: Any = zoo.load(name)
+    if not isinstance(tokenizer, TokenFlow):
+        raise InputError(f"{name} is no TokenFlow, whose tokens have a semantic and a pixel half")
     sets = [labelled_pictures(count, seed) for count, seed in ((train, TRAIN_SEED), (test, TEST_SEED))]
     known, unseen = (halves(tokenizer, pictures) for pictures, _ in sets)
     (_, known_labels), (_, unseen_labels) = sets
@@ -127,29 +129,11 @@ def _most_frequent(labels: Labels, chosen: Bool[Tensor, " rows"]) -> float:
     return float(torch.bincount(labels[chosen]).max() / chosen.sum())
 
 
-def write_result(content: dict[str, Any], path: Path, command: Sequence[str]) -> None:
-    """Write figures with the command and the device that gave them, and print them."""
-    content = {"command": shlex.join(command), "device": device_name(torch.device("cpu"))} | content
-    text = json.dumps(content, indent=2)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    print(text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.studies.probe", description="Probe the two halves of a TokenFlow."
-    )
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=1500, help="pictures that the probes learn from")
-    parser.add_argument("--test", type=int, default=700, help="pictures that they are tested on")
-    options = parser.parse_args(arguments)
-    command = ["python", "-m", "zoo.eval.studies.probe", *(sys.argv[1:] if arguments is None else arguments)]
-    write_result(run(options.name, options.train, options.test), options.out, command)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(
+    name: Name,
+    out: Out,
+    train: Annotated[int, typer.Option(min=100, help="pictures that the probes learn from")] = 1500,
+    test: Annotated[int, typer.Option(min=100, help="pictures that they are tested on")] = 700,
+) -> None:
+    """Probe the two halves of a TokenFlow's tokens for the kind of picture."""
+    write_result(run(name, train, test), out)

@@ -1,6 +1,6 @@
 """What quantization costs a model: floating point beside integers, nearest beside learned rounding.
 
-python -m zoo.eval.studies.quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
+    zoo study quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
 
 Files are encoded once by the model in float32, and what it makes of the ids is what the quantized models are compared with, as
 arXiv 2408.06995 argues; the distance from the originals stands beside it. Of tokenizers of sound and images it is the decoder
@@ -9,21 +9,22 @@ that is measured, of byte tokenizers the classifier.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 import zoo
 from zoo import hub, media
 from zoo.errors import InputError
-from zoo.eval.studies.quantize_subjects import SUBJECTS, Subject
+from zoo.eval.modality.base import measures_of
+from zoo.eval.options import Data, MaybeOut, Name, Threads
+from zoo.eval.studies.quantized.base import Subject, subject_of
 from zoo.machine import device_name
 from zoo.media import write_json
 from zoo.quantize.conversion import quantize
@@ -53,7 +54,7 @@ def run(
     """Quantize a model in every way and measure what changes.
 
     Args:
-        name: a tokenizer of the catalogue, for audio, images or bytes.
+        name: a tokenizer of the catalogue, of media with a subject in `zoo.eval.studies.quantized`.
         files: what to measure on: paths, folders and patterns.
         calibration: other files, for scales of inputs and for learning to round.
         skip: names of layers to leave as they are, ``*`` standing for anything.
@@ -65,12 +66,10 @@ def run(
         InputError: the tokenizer is for other media, or there are no files to measure on or to calibrate with.
     """
     modality = zoo.info(name).modality
-    if modality not in SUBJECTS:
-        raise InputError(f"{name} is a tokenizer of {modality}; quantization is measured for {', '.join(SUBJECTS)}")
+    kind, extensions = subject_of(modality), measures_of(modality).EXTENSIONS
     if not files or not calibration:
         raise InputError(f"there are no files to {'calibrate with' if files else 'measure on'}")
-    kind = SUBJECTS[modality]
-    measured, others = (media.expand_paths(given, kind.extensions) for given in (files, calibration))
+    measured, others = (media.expand_paths(given, extensions) for given in (files, calibration))
     subject = kind(zoo.load(name), measured)
     batches = subject.calibration(others)
     rows = [_row("float32", subject.tokenizer, subject, weights="float32")]
@@ -177,33 +176,19 @@ def print_table(content: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.studies.quantize", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
-    parser.add_argument("name", help="a tokenizer of the catalogue, for audio, images or bytes")
-    parser.add_argument("--data", nargs="+", required=True, help="files to measure on; folders of bytes are classes")
-    parser.add_argument("--calibrate", nargs="+", required=True, help="other files")
-    parser.add_argument("--skip", nargs="+", default=[], help="names of layers to leave as they are, * standing for anything")
-    parser.add_argument("--iterations", type=int, default=300, help="steps of learning for each layer or block")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch")
-    parser.add_argument("--out", help="write the figures as JSON")
-    given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    content = run(
-        given.name,
-        given.data,
-        given.calibrate,
-        skip=given.skip,
-        iterations=given.iterations,
-        progress=True,
-        json_path=given.out,
-    )
-    print_table(content)
-    return 0
+def main(
+    name: Name,
+    data: Data,
+    calibrate: Annotated[list[str], typer.Option(help="other files; may be given several times")],
+    skip: Annotated[list[str] | None, typer.Option(help="layers to leave as they are, * standing for anything")] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="steps of learning for each layer or block")] = 300,
+    threads: Threads = None,
+    out: MaybeOut = None,
+) -> None:
+    """Measure what quantization costs a model, by every number format and way of rounding.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Measured are decoders of sound and images, and classifiers of bytes: folders of the files are their classes.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    print_table(run(name, data, calibrate, skip=skip or (), iterations=iterations, progress=True, json_path=out))

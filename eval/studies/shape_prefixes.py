@@ -1,21 +1,23 @@
 """Shapes decoded from more and more of their tokens, beside the grid of the same bits: the picture in the README.
 
-python -m zoo.eval.studies.shape_prefixes vat-tiny knot.ply chair.ply --out shapes.png
+zoo study shape-prefixes vat-tiny knot.ply chair.ply --out shapes.png
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 import zoo
 from zoo.errors import InputError
+from zoo.eval.modality import shape as measures
+from zoo.eval.modality.base import is_measured_by
 from zoo.eval.modality.shape import coarse_grid, grid_side, read
 from zoo.eval.modality.turntable import render
-from zoo.eval.options import token_counts
+from zoo.eval.options import Name, Picture, Prefixes, token_counts
 from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LENGTHS = (5, 30, 104, 232)
+_TOKENS = ",".join(map(str, LENGTHS))
 
 _TILE, _LINE, _FONT_SIZE, _AZIMUTH = 170, 20, 14, 0.6
 _INK, _SOFT = "#1c2024", "#667"
@@ -42,11 +45,11 @@ def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: 
     from PIL import Image, ImageDraw, ImageFont
 
     spec = tokenizer.spec
-    if spec.modality != "shape" or not spec.ordered or spec.max_tokens is None:
+    if not is_measured_by(spec.modality, measures) or not spec.ordered or spec.max_tokens is None:
         raise InputError(f"{spec.name} is no shape tokenizer whose prefixes decode")
     counts = [*sorted(count for count in lengths if count < spec.max_tokens), spec.max_tokens]
-    sizes = [(f"{count} tokens", f"{-(-count * spec.bits_per_token // 8)} bytes") for count in counts]
-    bits = spec.max_tokens * spec.bits_per_token
+    sizes = [(f"{count} tokens", f"{-(-round(count * spec.bits_per_token) // 8)} bytes") for count in counts]
+    bits = round(spec.max_tokens * spec.bits_per_token)
     labels = [*sizes, ("original", ""), (" x ".join([str(grid_side(bits))] * 3) + " cells", sizes[-1][1])]
     sheet = Image.new("RGB", (_TILE * len(labels), _TILE * len(paths) + 2 * _LINE), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
@@ -64,22 +67,14 @@ def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: 
     return sheet
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.studies.shape_prefixes", description="Decode shapes from more and more of their tokens."
-    )
-    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
-    parser.add_argument("shapes", type=Path, nargs="+")
-    parser.add_argument("--out", required=True, type=Path, help="the picture, a PNG file")
-    parser.add_argument("--tokens", default=",".join(map(str, LENGTHS)), help="comma-separated counts; all are added")
-    options = parser.parse_args(arguments)
-    sheet = picture(zoo.load(options.name), options.shapes, lengths=token_counts(options.tokens) or ())
-    with replacing(options.out) as temporary:
+def main(
+    name: Name,
+    shapes: Annotated[list[Path], typer.Argument(help="files of meshes")],
+    out: Picture,
+    tokens: Prefixes = _TOKENS,
+) -> None:
+    """Decode shapes from more and more of their tokens, beside the grid of the same bits."""
+    sheet = picture(zoo.load(name), shapes, lengths=token_counts(tokens) or ())
+    with replacing(out) as temporary:
         sheet.save(temporary, format="PNG")
-    print(options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(out)

@@ -1,6 +1,6 @@
 """What a voice does to speech whose tokens hold none: decoding in the right voice and in a wrong one, and conversion.
 
-    python -m zoo.eval.studies.voices vectok-tiny --data held-out-espeak/ --out voices.json
+    zoo study voices vectok-tiny --data held-out-espeak/ --out voices.json
 
 Recordings are named ``<speaker>-<number>``, at least two of each of at least two speakers. Every one is decoded with a voice
 from itself, from another recording of its speaker, and from one of another speaker, and held against the original: the voice
@@ -11,9 +11,6 @@ against the original is high.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -29,8 +25,9 @@ from tqdm import tqdm
 import zoo
 from zoo.errors import InputError
 from zoo.eval.modality.audio import log_mel_l1, stoi
-from zoo.machine import device_name
-from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio, replacing
+from zoo.eval.options import Data, Device, Name, Out
+from zoo.eval.studies.record import write_result
+from zoo.media import AUDIO_EXTENSIONS, expand_paths, read_audio
 
 Speakers = Mapping[str, Sequence[Path]]
 Figures = dict[str, float | None]
@@ -120,31 +117,10 @@ def _means(rows: Sequence[Figures]) -> Figures:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.eval.studies.voices", description="Measure what a voice does to speech."
-    )
-    parser.add_argument("name", help="a name in the catalogue, hf-hub:org/repo or local-dir:path")
-    parser.add_argument("--data", required=True, nargs="+", help="folders, files or glob patterns")
-    parser.add_argument("--out", required=True, type=Path, help="JSON file of the figures")
-    parser.add_argument("--device")
-    options = parser.parse_args(arguments)
-    tokenizer = zoo.load(options.name, device=options.device)
-    found = measure(tokenizer, speakers_in(expand_paths(options.data, AUDIO_EXTENSIONS)), progress=sys.stderr.isatty())
-    content = {"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint} | found
-    content["run"] = {
-        "command": shlex.join(["python", "-m", "zoo.eval.studies.voices", *arguments]),
-        "device": device_name(tokenizer.device),
-        "threads": torch.get_num_threads(),
-    }
-    text = json.dumps(content, indent=2) + "\n"
-    with replacing(options.out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text, end="")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(name: Name, data: Data, out: Out, device: Device = None) -> None:
+    """Measure what a voice does to speech whose tokens hold none."""
+    tokenizer = zoo.load(name, device=device)
+    if not tokenizer.spec.prompted:
+        raise InputError(f"decoding {tokenizer.name} takes no voice")
+    found = measure(tokenizer, speakers_in(expand_paths(data, AUDIO_EXTENSIONS)), progress=sys.stderr.isatty())
+    write_result({"tokenizer": tokenizer.name, "fingerprint": tokenizer.fingerprint} | found, out, tokenizer.device)

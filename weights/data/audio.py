@@ -2,28 +2,28 @@
 
 Everything is seeded, so the same call makes the same corpus. The held-out voices and sentences never enter it;
 
-    python -m zoo.weights.data.audio held-out-espeak/
+    zoo study speech held-out-espeak/
 
 writes them as files for ``zoo eval --data``.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import random
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soundfile
 import torch
+import typer
 from jaxtyping import Float
 from torch import Tensor
 
@@ -352,16 +352,7 @@ def write_held_out(folder: str | Path) -> list[Path]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.weights.data.audio", description="Write the held-out espeak-ng speech."
-    )
-    parser.add_argument("folder", type=Path)
-    for path in write_held_out(parser.parse_args(arguments).folder):
+def main(folder: Annotated[Path, typer.Argument(help="where to write the files")]) -> None:
+    """Write the held-out espeak-ng speech as FLAC files."""
+    for path in write_held_out(folder):
         print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,22 +3,22 @@
 Pictures have 32 x 32 pixels, PNG is stored without compression, and commands are one second of 8-bit samples at 8 kHz, said by
 espeak-ng. Everything is seeded. The held-out voices never enter the training set, nor do the held-out pictures:
 
-    python -m zoo.weights.data.files held-out-files/
+    zoo study files held-out-files/
 
 writes them, in a folder for each class, for ``zoo eval byteformer-tiny --data``.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from jaxtyping import Float, UInt8
 from numpy.random import Generator
 
@@ -187,16 +187,6 @@ def write_held_out(folder: str | Path) -> list[Path]:
     return written
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoo.weights.data.files", description="Write the held-out pictures and spoken commands."
-    )
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
+def main(folder: Annotated[Path, typer.Argument(help="where to write the files")]) -> None:
+    """Write the held-out pictures and spoken commands, in a folder for each class."""
     print(f"{len(write_held_out(folder))} files in {folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

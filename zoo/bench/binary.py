@@ -1,6 +1,6 @@
 """Packed signs against matrix products in float32, bfloat16 and int8, and training steps of binary layers.
 
-    python -m zoo.bench.binary --threads 1 --json eval/results/bench-binary.json
+    zoo study binary-speed --threads 1 --out eval/results/bench-binary.json
 
 Times are those of the processor, all threads together, so that other work on the machine disturbs them little; on a GPU they
 are wall time. Every product starts from float32 inputs: packing them is part of the work.
@@ -8,21 +8,21 @@ are wall time. Every product starts from float32 inputs: packing them is part of
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch import nn
 
 from zoo.kernels import binary as kernel
 from zoo.kernels import native
 from zoo.kernels.binary import Execution
-from zoo.machine import device_name
+from zoo.machine import device_name, usable_device
 from zoo.media import write_json
 from zoo.quantize.binary import PackedBinary, binarize
 from zoo.quantize.binary_operators import OPERATORS
@@ -150,7 +150,11 @@ def run(
 
     Returns:
         Milliseconds of every contender with the machine they were taken on.
+
+    Raises:
+        InputError: there is no such device.
     """
+    usable_device(device)
     if threads:
         torch.set_num_threads(threads)
     content: dict[str, Any] = {
@@ -202,15 +206,10 @@ def print_tables(content: dict[str, Any]) -> None:
         console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", dest="json_path", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    print_tables(run(threads=options.threads, device=options.device, json_path=options.json_path))
-
-
-if __name__ == "__main__":
-    main()
+def main(
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of PyTorch")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    out: Annotated[Path | None, typer.Option("-o", "--out", "--json", help="write the figures as JSON")] = None,
+) -> None:
+    """Time products of packed signs and training steps of binary layers."""
+    print_tables(run(threads=threads, device=device, json_path=out))

@@ -2,7 +2,7 @@
 
 Cost does not depend on the values of the weights, so the model is a LLaVA of random weights at a documented size. Drift can be
 compared between methods on one model only: random weights look everywhere at once, which trained ones do not. Accuracy on a
-trained model, though a tiny one, is what ``python -m zoo.eval.studies.compress`` measures.
+trained model, though a tiny one, is what ``zoo study compress`` measures.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ def smallest_call(
 
 def _options(tokenizer: Any, steps: int) -> dict[str, Any]:
     """Options of `decode`."""
-    return {"steps": steps} if "steps" in inspect.signature(tokenizer.decode).parameters else {}
+    return {"steps": steps} if "steps" in type(tokenizer).options("decode") else {}
 
 
 def _prefixes(tokenizer: Any, lengths: Sequence[int]) -> list[int | None]:

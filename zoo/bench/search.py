@@ -1,6 +1,6 @@
 """The search for a number format from one sort, against trying every candidate on all numbers.
 
-    python -m zoo.bench.search --threads 1 --json eval/results/bench-search.json
+    zoo study search-speed --threads 1 --out eval/results/bench-search.json
 
 All splits of 8 bits that the original tries, mantissas of 1 to 6 bits, with 111 clipping values each, on one tensor. *Full
 passes* compute the original's formula (Kuzmin et al. 2022, "FP8 Quantization: The Power of the Exponent") for every candidate;
@@ -9,14 +9,14 @@ passes* compute the original's formula (Kuzmin et al. 2022, "FP8 Quantization: T
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -139,15 +139,10 @@ def print_table(content: dict[str, Any]) -> None:
     console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=SIDE, help="rows and columns of the matrix")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", dest="json_path", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    print_table(run(side=options.side, threads=options.threads, json_path=options.json_path))
-
-
-if __name__ == "__main__":
-    main()
+def main(
+    side: Annotated[int, typer.Option(min=1, help="rows and columns of the matrix")] = SIDE,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of PyTorch")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", "--json", help="write the figures as JSON")] = None,
+) -> None:
+    """Time the search for a number format against trying every candidate."""
+    print_table(run(side=side, threads=threads, json_path=out))

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from zoo import __version__
-from zoo.cli import catalogue, measure, media
+from zoo.cli import catalogue, measure, media, study
 from zoo.cli.console import described, note
 from zoo.errors import HubError, RegistryError, WeightsError, ZooError
 
@@ -129,3 +129,4 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(study.app, name="study")

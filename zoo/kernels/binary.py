@@ -65,7 +65,7 @@ def binary_matmul(
 def choose_execution(rows: int, device: torch.device) -> Execution:
     """How to multiply that many rows; it decides the time and never the numbers.
 
-    Measured by ``python -m zoo.bench.binary`` (`eval/results/bench-binary.json`): on a processor that counts the bits of whole
+    Measured by ``zoo study binary-speed`` (`eval/results/bench-binary.json`): on a processor that counts the bits of whole
     vectors, the compiled kernel is the fastest at any number of rows. Without a compiler NumPy's bit count wins up to two dozen
     rows, and signs as int8 beyond. A GPU counts bits at an eighth of the rate of its tensor cores, so it does so only where
     reading the weights takes longer.
