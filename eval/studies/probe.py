@@ -102,11 +102,10 @@ def run(name: str, train: int, test: int) -> dict[str, Any]:
         InputError: it is another tokenizer.
     """
     import zoo
-    from zoo.codecs.tokenflow import TokenFlow
     from zoo.weights.recipes.tokenflow import TAUGHT
 
     tokenizer: Any = zoo.load(name)
-    if not isinstance(tokenizer, TokenFlow):
+    if tokenizer.spec.family != "tokenflow":
         raise InputError(f"{name} is no TokenFlow, whose tokens have a semantic and a pixel half")
     sets = [labelled_pictures(count, seed) for count, seed in ((train, TRAIN_SEED), (test, TEST_SEED))]
     known, unseen = (halves(tokenizer, pictures) for pictures, _ in sets)

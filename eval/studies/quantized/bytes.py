@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from torch import Tensor
 
 from zoo.eval.modality import bytes as files_of_bytes
 from zoo.eval.studies.quantized.base import Subject
