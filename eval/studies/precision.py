@@ -21,6 +21,7 @@ from zoo.eval.options import Name, Out, Threads
 from zoo.eval.studies.quantized.image import Pictures
 from zoo.eval.studies.record import write_result
 
+
 def run(name: str, files: Sequence[str | Path]) -> dict[str, Any]:
     """Share of ids that change in reduced precision, and mean PSNR from the originals in dB.
 

@@ -2,7 +2,7 @@
 
 Everything is seeded, so the same call makes the same corpus. The held-out voices and sentences never enter it;
 
-    zoo study speech held-out-espeak/
+    zoo study held-out-speech held-out-espeak/
 
 writes them as files for ``zoo eval --data``.
 """

@@ -3,7 +3,7 @@
 Pictures have 32 x 32 pixels, PNG is stored without compression, and commands are one second of 8-bit samples at 8 kHz, said by
 espeak-ng. Everything is seeded. The held-out voices never enter the training set, nor do the held-out pictures:
 
-    zoo study files held-out-files/
+    zoo study held-out-files held-out-files/
 
 writes them, in a folder for each class, for ``zoo eval byteformer-tiny --data``.
 """

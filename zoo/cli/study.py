@@ -26,8 +26,11 @@ STUDIES: dict[str, tuple[str, str]] = {
     "search-speed": ("zoo.bench.search", "time of the search for a number format"),
     "photographs": ("zoo.eval.photographs", "write the photographs that scikit-image ships"),
     "solids": ("zoo.eval.solids", "write closed meshes"),
-    "speech": ("zoo.weights.data.audio", "write speech that no embedded model was trained on"),
-    "files": ("zoo.weights.data.files", "write files that no embedded model was trained on, in a folder for each class"),
+    "held-out-speech": ("zoo.weights.data.audio", "write speech that no embedded model was trained on"),
+    "held-out-files": (
+        "zoo.weights.data.files",
+        "write files that no embedded model was trained on, in a folder for each class",
+    ),
 }
 
 
