@@ -21,7 +21,7 @@ from zoo.media import replacing
 from zoo.tokenizer import Tokenizer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-TokenizerT = TypeVar("TokenizerT", bound=Tokenizer[Any])
+TokenizerT = TypeVar("TokenizerT", bound=Tokenizer[Any, Any, Any])
 
 # ----------------------------------------------------------------------------------------------------------------- stages
 

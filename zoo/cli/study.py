@@ -29,7 +29,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "held-out-speech": ("zoo.weights.data.audio", "write speech that no embedded model was trained on"),
     "held-out-files": (
         "zoo.weights.data.files",
-        "write files that no embedded model was trained on, in a folder for each class",
+        "write files that no embedded model was trained on, by class",
     ),
 }
 
