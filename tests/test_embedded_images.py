@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from zoo.eval.modality.image import psnr, ssim
 from zoo.eval.modality.thumbnail import thumbnail
 from zoo.eval.photographs import write_photographs
 from zoo.eval.studies import consistency, precision, probe
+from zoo.eval.studies.record import write_result
 from zoo.media import prepare_image
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
@@ -123,10 +125,13 @@ def test_a_probe_learns_what_is_linear() -> None:
     assert shuffled.accuracy(features[300:], labels[300:]) < 0.5
 
 
-def test_results_are_written_with_their_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    probe.write_result({"accuracy": 0.5}, tmp_path / "result.json", ["python", "-m", "x y"])
+def test_results_are_written_with_their_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/zoo", "study", "x y"])
+    write_result({"accuracy": 0.5}, tmp_path / "result.json")
     written = json.loads((tmp_path / "result.json").read_text())
-    assert written["command"] == "python -m 'x y'" and written["accuracy"] == 0.5 and written["device"]
+    assert written["command"] == "zoo study 'x y'" and written["accuracy"] == 0.5 and written["device"]
     assert json.loads(capsys.readouterr().out) == written
 
 

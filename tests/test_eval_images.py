@@ -589,7 +589,7 @@ def test_reported_figures_stand_beside_ours(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_continuous_tokenizer_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = replace(CosineTokenizer().spec, vocab_size=0)
+    spec = replace(CosineTokenizer().spec, vocab_size=0, frame=None)
     monkeypatch.setattr(CosineTokenizer, "spec", spec)
     with pytest.raises(zoo.InputError, match="latents instead of tokens"):
         plan_of()
