@@ -586,6 +586,7 @@ WORKING: dict[str, list[list[str]]] = {
         ["<image-model>", "--data", "<image>", "--out", "<out>"],
     ],
     "bench": [["wavtokenizer-tiny"], ["flextok-tiny"], ["codebook"], ["quantize"], ["compress"]],
+    "study": [[]],  # a group of commands, which tests/test_study.py runs
 }
 # Options that take any name, of a file to be made say.
 FREE = {("list", "pattern"), ("encode", "out"), ("reconstruct", "out"), ("eval", "out"), ("bench", "out"), ("decode", "out")}
