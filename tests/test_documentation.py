@@ -55,15 +55,32 @@ def test_readme_commands(folder: Path) -> None:
     assert list((folder / "reconstructed").iterdir())
 
 
-def test_contributing_walkthrough(folder: Path) -> None:
-    plugin, use = blocks("CONTRIBUTING.md", "python")
-    [catalogue] = blocks("CONTRIBUTING.md", "yaml")
+@pytest.mark.parametrize("script", ["use_mulaw.py", "use_text.py", "use_first.py", "use_format.py"])
+def test_contributing_walkthrough(folder: Path, script: str) -> None:
+    """The first line of each block names its file."""
     (folder / "plugin").mkdir()
     (folder / "plugin" / "__init__.py").touch()
-    (folder / "plugin" / "mulaw.py").write_text(plugin)
-    (folder / "mulaw.yaml").write_text(catalogue)
-    (folder / "use.py").write_text(use)
-    subprocess.run([sys.executable, "use.py"], check=True)
+    found = blocks("CONTRIBUTING.md", "python") + blocks("CONTRIBUTING.md", "yaml")
+    files = {block.splitlines()[0].removeprefix("# "): block for block in found}
+    for name, block in files.items():
+        (folder / name).write_text(block, encoding="utf-8")
+    assert script in files
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_script_of_contributing_is_run() -> None:
+    scripts = {block.splitlines()[0].removeprefix("# ") for block in blocks("CONTRIBUTING.md", "python")}
+    [marker] = test_contributing_walkthrough.pytestmark  # type: ignore[attr-defined]
+    assert {name for name in scripts if name.startswith("use_")} == set(marker.args[1])
+
+
+def test_a_tokenizer_takes_under_40_lines() -> None:
+    """Of code, without a private name."""
+    [block] = [block for block in blocks("CONTRIBUTING.md", "python") if block.startswith("# plugin/mulaw.py")]
+    lines = [line for line in block.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) < 40
+    assert not re.findall(r"\b_[a-z]\w*", block)
 
 
 def test_every_model_is_in_the_readme() -> None:
