@@ -887,3 +887,81 @@ def test_benchmark_jobs(tmp_path: Path) -> None:
         )
     ]
     assert 0 < results[1].flops < results[6].flops
+
+
+# ------------------------------------------------------------------------------------- what a run's configuration may change
+
+
+def test_spans_of_orders() -> None:
+    """Distances and windows other than the usual 1024, written out."""
+    file = bytes(range(23))
+    strided = transforms.shuffle(file, "stride", span=7)
+    assert strided.tolist() == [0, 7, 14, 21, 1, 8, 15, 22, 2, 9, 16, 3, 10, 17, 4, 11, 18, 5, 12, 19, 6, 13, 20]
+    assert transforms.unshuffle(strided, "stride", span=7).tobytes() == file
+    permutation = torch.tensor([2, 0, 4, 1, 3])
+    expected = [start + place for start in (0, 5, 10, 15) for place in permutation.tolist()] + [20, 21, 22]
+    for span in (None, 5):
+        windows = transforms.shuffle(file, "window_shuffle", span=span, permutation=permutation)
+        assert windows.tolist() == expected
+        assert transforms.unshuffle(windows, "window_shuffle", span=span, permutation=permutation).tobytes() == file
+    drawn = transforms.shuffle(file, "window_shuffle", span=8, generator=torch.Generator().manual_seed(0))
+    assert sorted(drawn[:8]) == list(file[:8]) and sorted(drawn[8:16]) == list(file[8:16]) and drawn[16:].tobytes() == file[16:]
+    with pytest.raises(zoo.InputError, match="5 bytes"):
+        transforms.shuffle(file, "window_shuffle", span=6, permutation=permutation)
+    with pytest.raises(zoo.InputError, match="at least 1"):
+        transforms.shuffle(file, "stride", span=0)
+
+
+def test_a_tokenizer_reads_at_its_own_stride(tmp_path: Path) -> None:
+    tokenizer = small_byteformer(config=replace(SMALL_BYTEFORMER, shuffle="stride", shuffle_stride=3))
+    tokens = tokenizer.encode(bytes(range(8)))
+    assert tokens.tolist() == [[0, 3, 6, 1, 4, 7, 2, 5]] and tokenizer.decode(tokens) == [bytes(range(8))]
+    tokenizer.save_pretrained(tmp_path)
+    assert zoo.load(f"local-dir:{tmp_path}").decode(tokens) == [bytes(range(8))]
+
+
+def test_a_run_says_how_its_files_were_made() -> None:
+    model = {"classification": {"n_classes": 5, "byteformer": {k: v for k, v in UPSTREAM.items() if k != "n_classes"}}}
+    image = {
+        "pil_save": {"enable": True, "file_encoding": "JPEG", "quality": 60},
+        "shuffle_bytes": {"enable": True, "mode": "window_shuffle", "stride": 512, "window_size": 300},
+        "mask_positions": {"enable": True, "keep_frac": 0.25},
+        "random_uniform": {"enable": True, "width_range": [-3, 9]},
+        "byte_permutation": {"enable": True},
+        "resize": {"enable": True, "size": 72, "interpolation": "bilinear"},
+        "center_crop": {"enable": True, "size": 64},
+    }
+    plain = upstream_config(UPSTREAM)
+    found = upstream_config({"model": model, "image_augmentation": image})
+    assert plain is not None and found == replace(
+        plain,
+        file="JPEG",
+        quality=60,
+        resized=72,
+        cropped=64,
+        interpolation="bilinear",
+        keep=0.25,
+        noise=(-3, 9),
+        shuffle="window_shuffle",
+        shuffle_stride=512,
+        shuffle_window=300,
+        permuted=True,
+    )
+    # What is there and not switched on does not count, and what is on without values has the original's.
+    off = {name: settings | {"enable": False} for name, settings in image.items()}
+    assert upstream_config({"model": model, "image_augmentation": off}) == plain
+    bare = {name: {"enable": True} for name in image}
+    assert upstream_config({"model": model, "image_augmentation": bare}) == replace(
+        plain, file="TIFF", interpolation="bilinear", keep=0.5, noise=(-5, 5), shuffle="reverse", permuted=True
+    )
+    audio = {"torchaudio_save": {"enable": True, "encoding_dtype": "uint8"}}
+    assert upstream_config({"model": model, "audio_augmentation": audio}) == replace(plain, file="WAV", sample_type="uint8")
+    audio = {"torchaudio_save": {"enable": True, "format": "mp3"}}
+    assert upstream_config({"model": model, "audio_augmentation": audio}) == replace(plain, file="MP3")
+
+
+def test_images_are_cut_as_the_run_did() -> None:
+    tokenizer = small_byteformer(config=replace(SMALL_BYTEFORMER, file="fHWC", resized=20, cropped=9, interpolation="nearest"))
+    source = picture(40, 60)
+    # Every other pixel from the second, then the middle 9 x 9 of 20 x 30.
+    assert tokenizer.prepare(source) == source[1::2, 1::2][5:14, 10:19].tobytes()

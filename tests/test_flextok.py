@@ -604,3 +604,45 @@ def test_the_encoder_keeps_float32() -> None:
     assert {p.dtype for p in tokenizer.decoder.parameters()} == {torch.bfloat16}
     assert isinstance(tokenizer.encoder, Encoder)
     assert {p.dtype for p in [*tokenizer.encoder.parameters(), *tokenizer.vae.encoder.parameters()]} == {torch.float32}
+
+
+@pytest.mark.parametrize("size", [10, 7])
+def test_the_number_of_time_features_is_the_configuration_s(size: int, tmp_path: Path) -> None:
+    """With fewer columns in the first layer and another size in the tree; an odd one out is zero."""
+    raw = json.loads((CASE / "config.json").read_text())
+    raw["decoder"]["module_dict"]["dec_time_embedder"]["frequency_embedding_size"] = size
+    first = "decoder.module_dict.dec_time_embedder.mlp.0.weight"
+    state = load_file(CASE / "weights.safetensors")
+    state[first] = state[first][:, :size].contiguous()
+    tokenizer = zoo.load_upstream("flextok", raw, state)
+    assert tokenizer.config.frequency_embedding_size == size
+    t = torch.tensor([0.0, 0.3, 1.0])
+    half = size // 2
+    # The longest period stays 256; this model's times are scaled by 1000.
+    phases = t[:, None] * 1000 * 256.0 ** (-torch.arange(half) / half)
+    expected = torch.cat([phases.cos(), phases.sin(), torch.zeros(3, size % 2)], dim=1)
+    assert difference(tokenizer.decoder.time.features(t), expected) < 1e-4
+    tokens = tokenizer.encode(recorded()["images"])
+    assert torch.equal(tokens.ids, recorded()["tokens_mode"])
+    again = zoo.load(f"local-dir:{tokenizer.save_pretrained(tmp_path)}")
+    images = tokenizer.decode(tokens, steps=1)
+    assert all(difference(a, b) < 1e-5 for a, b in zip(again.decode(tokens, steps=1), images, strict=True))
+    raw["decoder"]["module_dict"]["dec_time_embedder"]["frequency_embedding_size"] = size + 1
+    with pytest.raises(zoo.WeightsError, match="frequency_embedding_size"):
+        zoo.load_upstream("flextok", raw, state)
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "value"),
+    [
+        ("enc_posemb_module", "posemb_scaling", "interpolate"),
+        ("enc_transformer", "qk_norm", False),
+        ("dec_transformer", "gated_mlp", False),
+        ("dec_transformer", "act_layer", {"_target_": "torch.nn.GELU"}),
+    ],
+)
+def test_settings_that_would_change_the_numbers_are_refused(module: str, setting: str, value: object) -> None:
+    raw = json.loads((CASE / "config.json").read_text())
+    raw["encoder" if module.startswith("enc") else "decoder"]["module_dict"][module][setting] = value
+    with pytest.raises(zoo.WeightsError):
+        zoo.load_upstream("flextok", raw, CASE / "weights.safetensors")

@@ -113,8 +113,9 @@ class Voices(Float32Module):
 def mixture(voices: Sequence[Voice], seed: int) -> Voice:
     """A voice that belongs to nobody: the vectors of one of several, moved to a random mean among those of all."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = voices[int(torch.randint(len(voices), (1,), generator=generator))]
-    shares = -torch.rand(len(voices), generator=generator).clamp(min=1e-12).log()
+    place = torch.randint(len(voices), (1,), generator=generator, dtype=torch.int64, device="cpu")
+    chosen = voices[int(place)]
+    shares = -torch.rand(len(voices), generator=generator, dtype=torch.float32, device="cpu").clamp(min=1e-12).log()
     means = torch.stack([voice.vectors.mean(0) for voice in voices])
     mean = (shares / shares.sum()).to(means) @ means
     return Voice(chosen.vectors - chosen.vectors.mean(0) + mean, chosen.energy, chosen.fingerprint)

@@ -119,5 +119,5 @@ def kmeans(
 def _choose(count: int, wanted: int, generator: torch.Generator | None) -> Int[Tensor, " wanted"]:
     """Random positions, without repetition where there are enough."""
     if count >= wanted:
-        return torch.randperm(count, generator=generator)[:wanted]
-    return torch.randint(count, (wanted,), generator=generator)
+        return torch.randperm(count, generator=generator, dtype=torch.int64)[:wanted]
+    return torch.randint(count, (wanted,), generator=generator, dtype=torch.int64)

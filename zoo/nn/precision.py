@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 _lock = threading.Lock()
 _depth: dict[str, int] = {}
-_saved: dict[str, list[tuple[Any, str]]] = {}
+_saved: dict[str, list[tuple[_Switch, str]]] = {}
 
 _thread = threading.local()
 
@@ -35,26 +36,48 @@ _BY_VALUE = frozenset({torch.full, torch.arange, torch.tensor, torch.as_tensor, 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _switches(device_type: str) -> list[list[Any]]:
-    """The objects whose ``fp32_precision`` decides how float32 products are computed, each behind those it inherits from."""
-    every: Any = torch.backends
-    if device_type == "cuda":
-        cudnn: Any = torch.backends.cudnn
-        return [[every, cudnn, switch] for switch in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
-    mkldnn: Any = torch.backends.mkldnn
-    return [[every, mkldnn, switch] for switch in (mkldnn.matmul, mkldnn.conv, mkldnn.rnn)]
+@dataclass
+class _Switch:
+    """What decides how float32 products of a kind are computed: ``ieee``, ``tf32``, ``bf16``, or ``none`` to inherit.
+
+    These are the switches behind ``torch.backends``, whose ``mkldnn.fp32_precision`` sets another one than it reads.
+    """
+
+    backend: str
+    operation: str
+
+    @property
+    def value(self) -> str:
+        """What is in force, inherited or not."""
+        found: str = _get_switch(self.backend, self.operation)
+        return found
+
+    @value.setter
+    def value(self, value: str) -> None:
+        _set_switch(self.backend, self.operation, value)
 
 
-def _own_value(switches: Sequence[Any]) -> str:
+_get_switch: Any = torch._C._get_fp32_precision_getter
+_set_switch: Any = torch._C._set_fp32_precision_setter
+
+
+def _switches(device_type: str) -> list[list[_Switch]]:
+    """The switches of a device's products, each behind those that it inherits from."""
+    backend = "cuda" if device_type == "cuda" else "mkldnn"
+    every = [_Switch("generic", "all"), _Switch(backend, "all")]
+    return [[*every, _Switch(backend, operation)] for operation in ("matmul", "conv", "rnn")]
+
+
+def _own_value(switches: Sequence[_Switch]) -> str:
     """What the last switch was set to itself: where it was not, reading it gives what it inherits from those before."""
     *above, switch = switches
-    value: str = switch.fp32_precision
+    value = switch.value
     if not above or value in ("none", "ieee"):
         return value
     before = _own_value(above)
-    above[-1].fp32_precision = "ieee"
-    inherited = switch.fp32_precision == "ieee"
-    above[-1].fp32_precision = before
+    above[-1].value = "ieee"
+    inherited = switch.value == "ieee"
+    above[-1].value = before
     return "none" if inherited else value
 
 
@@ -82,8 +105,14 @@ class _Float32Defaults(TorchFunctionMode):
         if not given or any(not isinstance(value, Tensor) or value.is_floating_point() for value in given):
             return found
         # Integers and plain numbers, of which PyTorch makes floats.
-        cast = [value.float() if isinstance(value, Tensor) and value.dtype != torch.bool else value for value in args]
-        return func(*cast, **kwargs).to(torch.float32)
+        return func(*(_as_float32(value, func is torch.where) for value in args), **kwargs).to(torch.float32)
+
+
+def _as_float32(value: Any, numbers: bool) -> Any:
+    """Integers as floats, and plain numbers as well where nothing but them decides the type."""
+    if isinstance(value, Tensor):
+        return value if value.dtype == torch.bool else value.float()
+    return torch.tensor(value, dtype=torch.float32) if numbers and isinstance(value, float) else value
 
 
 @contextmanager
@@ -115,10 +144,10 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     kind = device.type
     with _lock:
         if _depth.get(kind, 0) == 0:
-            reduced = [path for path in _switches(kind) if path[-1].fp32_precision not in ("none", "ieee")]
+            reduced = [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]
             _saved[kind] = [(path[-1], _own_value(path)) for path in reduced]
             for switch, _ in _saved[kind]:
-                switch.fp32_precision = "ieee"
+                switch.value = "ieee"
         _depth[kind] = _depth.get(kind, 0) + 1
     try:
         with ExitStack() as stack:
@@ -131,7 +160,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             _depth[kind] -= 1
             if _depth[kind] == 0:
                 for switch, value in _saved.pop(kind):
-                    switch.fp32_precision = value
+                    switch.value = value
 
 
 def undisturbed(method: Method) -> Method:

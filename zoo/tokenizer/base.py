@@ -23,7 +23,7 @@ from zoo.errors import listing as listing  # old home of the name; it goes with 
 from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
-from zoo.nn.precision import Float32Module, undisturbed
+from zoo.nn.precision import Float32Module, exact_float32, undisturbed
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Frame, Spec
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
@@ -85,7 +85,9 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     A family derives from the base class of its kind of media (`zoo.tokenizer.image`, say), which makes that trip. It brings its
     networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
-    ``checkpoint`` how official files map to its own state dict.
+    ``checkpoint`` how official files map to its own state dict. What `prepare`, `encode`, `decode` and `embed` give does not
+    depend on the program's settings, such as default dtype and device, autocast, and TF32 and bf16 shortcuts; see
+    `zoo.nn.precision.undisturbed`.
 
     Attributes:
         config: sizes and settings of the model.
@@ -112,6 +114,9 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
         for name in ("encode", "encode_prepared", "decode", "embed"):
             if name in cls.__dict__:
                 setattr(cls, name, _with_old_options(undisturbed(cls.__dict__[name])))
+        if "prepare" in cls.__dict__:
+            # Without a look at where the parameters are, which preparing has no need of.
+            setattr(cls, "prepare", exact_float32(torch.device("cpu"))(cls.__dict__["prepare"]))  # noqa: B010  (its signature is its own)
         if "checkpoint" not in cls.__dict__ and "convert_checkpoint" in cls.__dict__:
             warnings.warn(
                 f"{cls.__name__}: the class methods recognises, wanted, upstream_config and convert_checkpoint are deprecated: "
