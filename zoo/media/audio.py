@@ -102,7 +102,6 @@ def read_audio(
     >>> list(audio.waveform.shape), audio.original_samples, audio.original_rate
     ([1, 8000], 16000, 16000)
     """
-    samples: int | None
     blocks: Iterator[Tensor]
     source = audio_item(source, default_sample_rate)
     if isinstance(source, FILE_TYPES):
@@ -112,7 +111,7 @@ def read_audio(
         samples, blocks = array.shape[1], iter([array])
     target = rate if sample_rate is None else sample_rate
     resampler = Resampler(rate, target)
-    whole = _Whole(None if samples is None else resampled_length(samples, rate, target))
+    whole = _Whole(resampled_length(samples, rate, target))
     received = 0
     for block in blocks:
         if not torch.isfinite(block).all():
@@ -127,26 +126,27 @@ def read_audio(
 
 
 class _Whole:
-    """Blocks put together in memory that is taken once where their length is known."""
+    """Blocks put together in memory that is taken once, for as many samples as are expected; more are held apart."""
 
-    def __init__(self, expected: int | None) -> None:
+    def __init__(self, expected: int) -> None:
         self._expected, self._done = expected, 0
         self._whole: Tensor | None = None
-        self._parts: list[Tensor] = []
+        self._more: list[Tensor] = []
 
     def append(self, block: Float[Tensor, "channels _"]) -> None:
-        end = self._done + block.shape[1]
-        if self._expected is None or end > self._expected:
-            self._parts.append(block)
-            return
         if self._whole is None:
             self._whole = torch.empty(block.shape[0], self._expected, dtype=torch.float32)
+        end = self._done + block.shape[1]
+        if self._more or end > self._expected:
+            self._more.append(block)
+            return
         self._whole[:, self._done : end] = block
         self._done = end
 
     def result(self) -> Float[Tensor, "channels samples"]:
-        first = [] if self._whole is None else [self._whole[:, : self._done]]
-        return torch.cat([*first, *self._parts], dim=1) if self._parts else first[0]
+        assert self._whole is not None
+        whole = self._whole[:, : self._done]
+        return torch.cat([whole, *self._more], dim=1) if self._more else whole
 
 
 def audio_info(source: Any) -> AudioInfo:
@@ -173,8 +173,8 @@ def audio_info(source: Any) -> AudioInfo:
         return AudioInfo(known, decoders[0].sample_rate, decoders[0].channels)
 
 
-def _open_file(source: Any) -> tuple[int, int | None, Iterator[Tensor]]:
-    """Rate, samples (where they are known) and blocks of an audio file, which stays open until the blocks are read."""
+def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
+    """Rate, likely number of samples and blocks of an audio file, which stays open until the blocks are read."""
     from zoo.media.decoders import open_decoders
 
     handle, name = open_source(source, "audio")
@@ -194,9 +194,7 @@ def _open_file(source: Any) -> tuple[int, int | None, Iterator[Tensor]]:
         if not received:
             raise InputError(f"{name} holds no samples")
 
-    samples = [decoder.samples for decoder in decoders]
-    known = None if None in samples else sum(count for count in samples if count is not None)
-    return decoders[0].sample_rate, known, blocks()
+    return decoders[0].sample_rate, sum(decoder.likely for decoder in decoders), blocks()
 
 
 def restore_audio(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 from collections.abc import Iterator
 from io import BufferedIOBase
 
@@ -17,6 +20,8 @@ from zoo.media.resampling import HIGHEST_RATE, LOWEST_RATE
 
 _BLOCK_SECONDS = 20
 _BLOCK_VALUES = 1 << 22
+# More samples than this in a byte are a damaged header, or silence.
+_SAMPLES_PER_BYTE = 1_000
 _EXTRA = 'pip install "tokenizer-zoo[video]"'
 
 
@@ -27,11 +32,13 @@ class Decoder:
         sample_rate: samples per second.
         channels: how many.
         samples: per channel; ``None`` where only decoding tells.
+        likely: how many there may be where they are not known, and no more than so small a file can plausibly hold.
     """
 
     sample_rate: int
     channels: int
     samples: int | None
+    likely: int
 
     def blocks(self) -> Iterator[Float[Tensor, "channels samples"]]:
         """All samples.
@@ -51,10 +58,12 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
 class _SoundFileDecoder(Decoder):
     def __init__(self, track: Track, name: str) -> None:
+        plausible = _plausible(track.content)
         self._file, self._name, self._order = _Forward(track.content), name, track.order
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         own = self._file.frames if track.measured else None
         self.samples: int | None = own if track.samples is None else track.samples
+        self.likely = min(self._file.frames if self.samples is None else self.samples, plausible)
 
     def blocks(self) -> Iterator[Float[Tensor, "channels samples"]]:
         most = max(1, min(_BLOCK_SECONDS * self.sample_rate, _BLOCK_VALUES // self.channels))
@@ -83,6 +92,7 @@ class _AVDecoder(Decoder):
         import av
 
         self._name = name
+        plausible = _plausible(content)
         try:
             self._container = av.open(content, mode="r", metadata_errors="ignore")
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -94,8 +104,26 @@ class _AVDecoder(Decoder):
             raise InputError(f"{name} holds no audio track that can be decoded")
         self._stream = streams[0]
         self.sample_rate, self.channels = int(self._stream.rate or 0), int(self._stream.channels or 0)
+        seconds = max(0.0, (self._container.duration or 0) / av.time_base)
+        self.likely = min(math.ceil((seconds + 1) * self.sample_rate), plausible)
 
     def blocks(self) -> Iterator[Float[Tensor, "channels samples"]]:
+        # Frames are a few milliseconds long; they are gathered so that none outlives its successor.
+        most = max(1, min(_BLOCK_SECONDS * self.sample_rate, _BLOCK_VALUES // max(1, self.channels)))
+        block, filled = torch.empty(self.channels, most, dtype=torch.float32), 0
+        for samples in self._frames():
+            while samples.shape[1]:
+                part = samples[:, : most - filled]
+                block[:, filled : filled + part.shape[1]] = part
+                filled += part.shape[1]
+                samples = samples[:, part.shape[1] :]
+                if filled == most:
+                    yield block
+                    block, filled = torch.empty(self.channels, most, dtype=torch.float32), 0
+        if filled:
+            yield block[:, :filled]
+
+    def _frames(self) -> Iterator[Float[Tensor, "channels samples"]]:
         import av
 
         done = 0
@@ -103,18 +131,26 @@ class _AVDecoder(Decoder):
         converter = av.AudioResampler(format="fltp", layout=self._stream.layout, rate=self.sample_rate)
         with self._container:
             try:
-                for frame in self._container.decode(self._stream):
-                    if (frame.sample_rate, len(frame.layout.channels)) != (self.sample_rate, self.channels):
+                for frame in itertools.chain(self._container.decode(self._stream), [None]):
+                    if frame is not None and (frame.sample_rate, len(frame.layout.channels)) != (
+                        self.sample_rate,
+                        self.channels,
+                    ):
                         raise InputError(f"{self._name} changes its sample rate or its channels after {done} samples")
                     for converted in converter.resample(frame):
                         done += converted.samples
                         yield torch.from_numpy(converted.to_ndarray())
-                for converted in converter.resample(None):
-                    yield torch.from_numpy(converted.to_ndarray())
-            except InputError:
-                raise
             except (av.FFmpegError, ValueError, OSError) as error:
+                if isinstance(error, InputError):
+                    raise
                 raise InputError(f"{self._name} is damaged after {done} samples: {_reason(error)}") from error
+
+
+def _plausible(content: BufferedIOBase) -> int:
+    """The most samples that a file of this size may hold."""
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    return _SAMPLES_PER_BYTE * size
 
 
 def _reason(error: Exception) -> str:
