@@ -139,6 +139,8 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         self,
         items: Any,
         *,
+        fit: str | None = None,
+        interpolation: str | None = None,
         posterior: str = "mode",
         generator: torch.Generator | None = None,
         encoder_precision: str = "fp32",
@@ -149,7 +151,8 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         """Images to latents, scaled to about unit variance.
 
         Args:
-            items: as for `ImageTokenizer.encode`; every size is taken as it is.
+            items: as for `ImageTokenizer.encode`.
+            fit, interpolation: nothing to choose, as every size is taken as it is.
             posterior: ``mode`` takes the posterior's mean, ``sample`` draws from it.
             generator: of the draws.
             encoder_precision: ``bf16`` computes the encoder in bfloat16.
@@ -160,7 +163,7 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         Raises:
             ItemError: an item is empty, unreadable, too large, not finite or of the wrong kind; names the item.
         """
-        prepared = self.prepare(items, range=range, max_pixels=max_pixels)
+        prepared = self.prepare(items, fit=fit, interpolation=interpolation, range=range, max_pixels=max_pixels)
         return self.encode_prepared(
             prepared, posterior=posterior, generator=generator, encoder_precision=encoder_precision, progress=progress
         )

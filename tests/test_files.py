@@ -18,7 +18,9 @@ from zoo import media
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What is in a folder, but for the locks of writers that are at work."""
+    found = sorted(path.name for path in folder.iterdir())
+    return [name for name in found if not (name.endswith(".part") and f"{name}.new" in found)]
 
 
 WRITER = """
@@ -83,7 +85,7 @@ def test_many_writers_of_one_file(tmp_path: Path) -> None:
 
 def test_files_and_links_of_others_are_not_written_to(tmp_path: Path) -> None:
     with media.replacing(tmp_path / "out") as temporary:
-        first = temporary.name
+        first = temporary.name.removesuffix(".new")
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / first).symlink_to(precious)
@@ -125,7 +127,7 @@ def zoo_json(path: Path) -> object:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "keep").write_text("old")
-    with pytest.raises(zoo.OutputError, match=r"keep cannot be written: No space left"), media.replacing(tmp_path / "keep"):
+    with pytest.raises(zoo.OutputError, match=r"no room for .*keep"), media.replacing(tmp_path / "keep"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == ["keep"] and (tmp_path / "keep").read_text() == "old"
     if os.path.exists("/dev/full"):

@@ -20,6 +20,7 @@ import zoo
 from hub_server import Fault, HubServer
 from small_models import SMALL, small_wavtokenizer, upstream_state
 from zoo import download, hub, registry
+from zoo.hub.loading import _warn_non_commercial as warn_non_commercial
 
 REPO = "lab/wavtokenizer"
 FILE = "model.ckpt"
@@ -256,7 +257,7 @@ def test_disks_that_cannot_be_written(
     load()
     latents = zoo.Latents((torch.zeros(4, 2),), "a", "")
     with monkeypatch.context() as patch:
-        patch.setattr("tempfile.mkstemp", refuse)
+        patch.setattr("os.replace", refuse)
         for write, name in (
             (lambda: zoo.convert(NAME), "converted"),
             (lambda: tokenizer.save_pretrained(tmp_path / "saved"), "saved"),
@@ -415,7 +416,7 @@ def test_non_commercial_weights_are_mentioned_once(
     entry = registry.get(NAME)
     restricted = entry.model_copy(update={"licence": registry.Licence(code="MIT", weights="CC-BY-NC-4.0", non_commercial=True)})
     monkeypatch.setattr(registry, "get", lambda name: restricted)
-    hub._warn_non_commercial.cache_clear()
+    warn_non_commercial.cache_clear()
     load()
     load()
     assert [record.message for record in caplog.records if "CC-BY-NC" in record.message] == [

@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.errors import KeysError, listing
-
-if TYPE_CHECKING:
-    from zoo.tokenizer import Tokenizer
 
 
 def every_tensor(key: str) -> bool:
@@ -49,7 +46,7 @@ class Checkpoint:
     metadata: Callable[[Mapping[str, str]], Mapping[str, Any] | None] = no_configuration
 
 
-def as_ours(cls: type[Tokenizer[Any]], state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
+def as_ours(cls: type[Any], state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:
     """Upstream's tensors in a family's own names, complete, and the configuration that their shapes imply.
 
     Raises:
@@ -60,7 +57,7 @@ def as_ours(cls: type[Tokenizer[Any]], state: Mapping[str, Tensor], config: Any 
     return found, named
 
 
-def require_complete(cls: type[Tokenizer[Any]], config: Any, state: Mapping[str, Tensor]) -> None:
+def require_complete(cls: type[Any], config: Any, state: Mapping[str, Tensor]) -> None:
     """Check that a state dict in our names is exactly what a model of this configuration needs.
 
     Raises:

@@ -14,7 +14,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from zoo.errors import (
+    NO_PERMISSION,
+    NO_ROOM,
     ChecksumError,
     DiskFullError,
     DownloadError,
@@ -24,15 +28,13 @@ from zoo.errors import (
     NotWritableError,
     OfflineError,
     ZooError,
+    output_error,
 )
 
 #: A transfer that brings fewer bytes than this within so many seconds has stalled. A slow line that is steady has a hundred
 #: times as much, and what was received is kept: the next attempt goes on there.
 STALL_BYTES = 64 << 10
 STALL_SECONDS = 60.0
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def cache_root() -> Path:
@@ -86,14 +88,15 @@ def naming_write_errors(path: Path) -> Iterator[None]:
         yield
     except ZooError:
         raise
-    except Exception as error:
-        # Safetensors puts the system's error into the text of its own.
-        number = error.errno if isinstance(error, OSError) else None
-        text = str(error) if type(error).__name__ == "SafetensorError" else ""
-        if number in _NO_ROOM or "No space left" in text or "quota exceeded" in text:
-            raise DiskFullError(f"no room for {path}: free some space, or write to another disk") from error
-        if number in _NO_PERMISSION or "Permission denied" in text or "Read-only" in text:
-            raise NotWritableError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise output_error(path, error) from error
+    except SafetensorError as error:
+        # It has the system's error in its text alone.
+        text = str(error)
+        if "No space left" in text or "quota exceeded" in text:
+            raise output_error(path, OSError(errno.ENOSPC, text)) from error
+        if "Permission denied" in text or "Read-only" in text:
+            raise output_error(path, OSError(errno.EROFS, text)) from error
         raise
 
 
@@ -232,13 +235,13 @@ def translating_hub_errors(repo: str, file: str | None, revision: str | None, as
     except (errors.HfHubHTTPError, transport_error) as error:
         raise DownloadError(f"{what}: the download failed: {error}; try again, it goes on where it stopped") from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise DiskFullError(
                 f"no room for {what}: free some space, or point cache_dir= or HF_HOME to another disk"
             ) from error
         if isinstance(error, HubError):
             raise
-        if error.errno in _NO_PERMISSION:
+        if error.errno in NO_PERMISSION:
             raise NotWritableError(
                 f"{what}: the cache cannot be written ({error}): point cache_dir= or HF_HOME to a folder that can, or "
                 "load with local_files_only=True what is in it"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+#: Numbers of the operating system's errors.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class ZooError(Exception):
@@ -75,11 +80,15 @@ class NotOnHubError(HubError):
         return type(self), (str(self), self.missing)
 
 
-class NotWritableError(HubError):
+class OutputError(ZooError, OSError):
+    """A file cannot be written: the disk is full, the folder is read-only, something else is in the way."""
+
+
+class NotWritableError(OutputError, HubError):
     """A folder, the cache say, cannot be written: no permission, or a read-only disk."""
 
 
-class DiskFullError(HubError):
+class DiskFullError(OutputError, HubError):
     """The cache, or the disk that a file is written to, has no room for it."""
 
 
@@ -115,10 +124,6 @@ class MissingReaderError(InputError, MissingExtraError):
     """A file is of a kind that only an optional dependency reads; the message names the ``pip install`` that brings it."""
 
 
-class OutputError(ZooError, OSError):
-    """A file cannot be written: the disk is full, the folder is read-only, something else is in the way."""
-
-
 @contextmanager
 def naming_item(index: int) -> Iterator[None]:
     """Turn an `InputError` raised inside into an `ItemError` of that item; an `ArgumentError` is no item's fault."""
@@ -136,3 +141,11 @@ def listing(names: Sequence[str], shown: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def output_error(path: object, error: OSError) -> OutputError:
+    """What an operating system's error means for a file that was to be written: no room, no permission, or something else."""
+    if error.errno in NO_ROOM:
+        return DiskFullError(f"no room for {path}: free some space, or write to another disk")
+    reason = f"{path} cannot be written: {error.strerror or error}"
+    return NotWritableError(reason) if error.errno in NO_PERMISSION else OutputError(reason)

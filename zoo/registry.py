@@ -16,16 +16,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zoo import documents
 from zoo.errors import InputError, RegistryError, ZooError
 from zoo.modality import modality as modality_called
-
-if TYPE_CHECKING:
-    from zoo.tokenizer import Tokenizer
 
 
 class _Strict(BaseModel):
@@ -382,7 +379,7 @@ def _is_registered(family: str) -> bool:
     return family in _plugins or any(entry.family == family for entry in entries().values())
 
 
-def family_name(cls: type[Tokenizer[Any]]) -> str:
+def family_name(cls: type[Any]) -> str:
     """The family under which a class is found again: the module, or the package around it, whose ``TOKENIZER`` it is."""
     module = cls.__module__
     while module and module != "__main__":
@@ -461,7 +458,7 @@ def names(
     )
 
 
-def family_class(family: Any) -> type[Tokenizer[Any]]:
+def family_class(family: Any) -> type[Any]:
     """The tokenizer class of a family, imported now.
 
     The name may come from a file that somebody else wrote. So it is looked up among the modules of ``zoo.codecs`` and the
@@ -479,7 +476,7 @@ def family_class(family: Any) -> type[Tokenizer[Any]]:
     else:
         raise RegistryError(_unknown_family(family))
     with _translating(f"family {family!r}: its module cannot be imported"):
-        cls: type[Tokenizer[Any]] = importlib.import_module(module).TOKENIZER
+        cls: type[Any] = importlib.import_module(module).TOKENIZER
     return cls
 
 

@@ -196,6 +196,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         latents: Tensor | None = None,
         noise: Tensor | None = None,
         negative_noise: Tensor | None = None,
+        max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Float[Tensor, "3 _ _"]]:
         """Tokens to images that show the same things: float tensors ``[3, height, width]``, nominally in [-1, 1], not clamped.
@@ -212,6 +213,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
             generator: draws the noise of one item after another instead.
             latents: the initial noise itself, ``[batch, channels, rows, columns]``.
             noise, negative_noise: what the embedding and the negative one get, ``[batch, dim]``.
+            max_pixels: refuse to restore larger originals.
             progress: show a progress bar.
 
         Raises:
@@ -238,7 +240,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         )
         if size is None or not tokens.meta:
             return images
-        return [_restore(image, meta) for image, meta in zip(images, tokens.meta, strict=True)]
+        return [_restore(image, meta, max_pixels) for image, meta in zip(images, tokens.meta, strict=True)]
 
     def decode_embedding(
         self,
@@ -404,6 +406,6 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
             self.decoder.vae.compile()
 
 
-def _restore(image: Float[Tensor, "3 height width"], meta: Mapping[str, Any]) -> Float[Tensor, "3 _ _"]:
+def _restore(image: Float[Tensor, "3 height width"], meta: Mapping[str, Any], max_pixels: int) -> Float[Tensor, "3 _ _"]:
     """The image in the size that it had; what went in as it was comes out in another size all the same."""
-    return media.restore_image(image, {**meta, "fit": "stretch"} if meta.get("fit") == "none" else meta)
+    return media.restore_image(image, {**meta, "fit": "stretch"} if meta.get("fit") == "none" else meta, max_pixels)

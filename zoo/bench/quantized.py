@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from zoo import hub, registry
 from zoo.bench.measure import peak_memory, random_model
-from zoo.pieces import WEIGHTS_FILE
+from zoo.hub.pieces import WEIGHTS_FILE
 from zoo.quantize.conversion import quantize
 from zoo.quantize.layers import Granularity
 from zoo.tokenizer import Tokenizer

@@ -113,7 +113,7 @@ def cards(family: Annotated[str | None, typer.Argument(help="codec family; all o
 
 def _require_choice(entry: registry.Entry, parts: list[str] | None, revision: str | None) -> None:
     """Refuse a revision or parts that an entry does not have, which only what is on the Hub would look at."""
-    from zoo import pieces
+    from zoo.hub import pieces
 
     if revision is not None and entry.weights.source != "hub":
         raise ArgumentError(f"{entry.name} is not fetched from the Hub: it has no revision {revision!r}")

@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from zoo.errors import ArgumentError, InputError, OutputError, ZooError, listing
+from zoo.errors import ArgumentError, InputError, ZooError, listing, output_error
 
 try:
     import fcntl
@@ -84,30 +84,38 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except ZooError:
         raise
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise output_error(path, error) from error
 
 
 @contextmanager
 def _own_temporary(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` that no other writer has, and that is gone when the block ends.
 
-    A writer holds a lock on its file, which the system lets go when the process ends, however it ends. The names are few and
-    known, so the next writer comes upon what a killed one left, without searching the folder.
+    A writer holds a lock, which the system lets go when the process ends, however it ends. The names are few and known, so the
+    next writer comes upon what a killed one left, without searching the folder. The lock is on a file of its own: a library may
+    replace the other one while it writes, as safetensors does.
     """
-    descriptor, temporary = _claimed(path)
+    descriptor, lock = _claimed(path)
+    temporary = _written(lock)
     try:
-        os.ftruncate(descriptor, 0)
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)
         yield temporary
     finally:
-        # After a success the name is free already, and another writer may have it.
         with suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
+def _written(lock: Path) -> Path:
+    """The file that the owner of a lock writes."""
+    return lock.with_name(f"{lock.name}.new")
+
+
 def _claimed(path: Path) -> tuple[int, Path]:
-    """An open file for a writer of ``path`` alone; further files that killed writers left are removed."""
+    """An open file that a writer of ``path`` alone has as its lock; what killed writers left is removed."""
     try:
         for slot in count():
             if (descriptor := _locked(_slot(path, slot))) >= 0:
@@ -179,6 +187,7 @@ def _sweep(path: Path, first: int) -> None:
         with suppress(OSError):
             descriptor = _locked(temporary)
             if descriptor >= 0:
+                _written(temporary).unlink(missing_ok=True)
                 temporary.unlink(missing_ok=True)
                 os.close(descriptor)
 

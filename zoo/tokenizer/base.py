@@ -30,7 +30,7 @@ from zoo.tokens import Meta, Tokens, as_ids, is_integral
 
 ConfigT = TypeVar("ConfigT")
 #: What a family encodes to: tokens, or the latents of a continuous tokenizer.
-EncodedT = TypeVar("EncodedT", default=Tokens)
+EncodedT = TypeVar("EncodedT", bound=Tokens | Latents, default=Tokens)
 #: What it decodes to, one for each item.
 MediaT = TypeVar("MediaT", default=Tensor)
 

@@ -87,6 +87,8 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         Arguments and errors as for `encode`.
         """
         size = self.spec.image_size
+        if size is None and fit not in (None, "none"):
+            raise ArgumentError(f"{self.name} takes images of any size as they are: fit={fit!r} has no meaning")
         fit = "none" if size is None else fit or self.fit
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=4)):

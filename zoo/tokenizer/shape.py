@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,13 +16,10 @@ from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
 from zoo.tokens import Tokens
 
-if TYPE_CHECKING:
-    pass
-
 Points = Float[Tensor, "batch points 3"]
 
 
-class ShapeTokenizer(Tokenizer[ConfigT, Tokens, "trimesh.Trimesh"]):
+class ShapeTokenizer(Tokenizer[ConfigT, Tokens, Any]):
     """A tokenizer of shapes.
 
     A family implements `encode_points`, `points_per_shape` and ``decode``, which gives ``trimesh.Trimesh`` objects where and as

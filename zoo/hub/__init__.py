@@ -1,0 +1,21 @@
+"""From a name to a loaded tokenizer: entry → files → safe state dict → strict load. And back: save, push, convert."""
+
+from zoo.hub.fetch import convert, pull
+from zoo.hub.loading import load
+from zoo.hub.own import embedded_path
+from zoo.hub.publish import push_to_hub, read_card, save_pretrained
+from zoo.hub.saved import saved_config, write_saved_file
+from zoo.hub.upstream import load_upstream
+
+__all__ = [
+    "convert",
+    "embedded_path",
+    "load",
+    "load_upstream",
+    "pull",
+    "push_to_hub",
+    "read_card",
+    "save_pretrained",
+    "saved_config",
+    "write_saved_file",
+]

@@ -1,0 +1,80 @@
+"""Checkpoints of the original code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import registry
+from zoo.download import download
+from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state, log, read_config
+from zoo.hub.pieces import (
+    Sources,
+)
+from zoo.nn.precision import exact_float32
+from zoo.state_dict import opening_safetensors, read_state
+
+
+@exact_float32(torch.device("cpu"))
+def load_upstream(
+    family: str,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None,
+    weights: Mapping[str, Tensor] | str | os.PathLike[str],
+) -> AnyTokenizer:
+    """Load a checkpoint that was trained with the original code.
+
+    Args:
+        family: name of the codec family; that of a plug-in has to be registered before.
+        config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights.
+        weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
+
+    Raises:
+        RegistryError: no such family.
+        WeightsError: the file cannot be read safely, or does not fit.
+    """
+    cls = registry.family_class(family)
+    raw = read_config(config)
+    name = f"{family}-upstream"
+    request = Request(Sources(download))
+    if not isinstance(weights, Mapping):
+        return from_upstream_file(cls, raw, Path(weights), name, request)
+    with blaming(f"the checkpoint for {family}"):
+        upstream = None if raw is None else cls.checkpoint.config(raw)
+        state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
+        found, state = converted_state(cls, state, upstream)
+    return build(cls, found, state, name=name, request=request)
+
+
+def from_upstream_file(
+    cls: type[AnyTokenizer],
+    raw: Mapping[str, Any] | None,
+    path: Path,
+    name: str,
+    request: Request,
+    expected: Any = None,
+) -> AnyTokenizer:
+    """An upstream checkpoint with upstream's configuration: the given one, that in the file's metadata, or ``expected``."""
+    if raw is None and path.suffix == ".safetensors":
+        with opening_safetensors(path) as file, blaming(path):
+            raw = cls.checkpoint.metadata(file.metadata() or {})
+    with blaming(path):
+        config = None if raw is None else cls.checkpoint.config(raw)
+    if config is not None and expected is not None and config != expected:
+        found, known = asdict(config), asdict(expected)
+        differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
+        log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
+    with blaming(path):
+        found, state = converted_state(cls, read_state(path, cls.checkpoint.wanted), config or expected)
+    return build(cls, found, state, name=name, request=request, path=path)
+
+
+def read_prefixed(cls: type[AnyTokenizer], path: Path, prefix: str) -> dict[str, Tensor]:
+    """The wanted tensors of a file, with the names that they have in the assembled model."""
+    state = read_state(path, lambda key: cls.checkpoint.wanted(prefix + key))
+    return {prefix + key: tensor for key, tensor in state.items()}
