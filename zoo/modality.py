@@ -18,7 +18,7 @@ from zoo.errors import InputError
 #: What one module of a modality is for.
 #:
 #: - ``tokenizer``: base class of its tokenizers (`zoo.tokenizer`).
-#: - ``media``: `EXTENSIONS`, ``write(path, item, decoded, spec, options)``, ``options(spec)`` and ``figures(spec, meta)``.
+#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
 #: - ``bench``: the jobs of ``zoo bench``.
 #: - ``quantize``: ``SUBJECT``, a `zoo.eval.studies.quantized.base.Subject`.
@@ -85,7 +85,7 @@ _PURPOSES: dict[Facet, str] = {
 def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
     homes: dict[Facet, str] = {
         "tokenizer": f"zoo.tokenizer.{name}",
-        "media": f"zoo.media.{name}",
+        "media": f"zoo.media.kinds.{name}",
         "metrics": f"zoo.eval.modality.{name}",
         "bench": f"zoo.bench.{name}",
         "quantize": f"zoo.eval.studies.quantized.{name}",

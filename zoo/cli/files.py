@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.cli.console import described, note
 from zoo.errors import ArgumentError, FormatError, InputError, ItemError, MismatchError, ZooError
+from zoo.modality import modality
 from zoo.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -26,13 +27,7 @@ def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> tuple[lis
     """
     from zoo import media
 
-    extensions = {
-        "audio": media.AUDIO_EXTENSIONS,
-        "bytes": None,
-        "image": media.IMAGE_EXTENSIONS,
-        "shape": media.SHAPE_EXTENSIONS,
-        "speech": media.AUDIO_EXTENSIONS,
-    }[tokenizer.spec.modality]
+    extensions = modality(tokenizer.spec.modality).extensions
     skipped = media.Skipped()
     files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions, skipped)
     if line := str(skipped):
@@ -42,7 +37,7 @@ def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> tuple[lis
 
 def default_format(tokenizer: Tokenizer[Any]) -> str:
     """The extension of what a tokenizer decodes."""
-    return {"bytes": "bin", "image": "png", "shape": "glb"}.get(tokenizer.spec.modality, "wav")
+    return modality(tokenizer.spec.modality).suffix
 
 
 def per_file_targets(sources: Sequence[str], folder: Path, suffix: str) -> dict[str, Path]:
@@ -211,26 +206,12 @@ def write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str, 
     rate = options.get("sample_rate") or tokenizer.spec.sample_rate
     if rate == "original":
         rate = item.meta[0]["sample_rate"] if item.meta else tokenizer.spec.sample_rate
-    write = _writer(tokenizer, decoded, rate)
+    write = partial(modality(tokenizer.spec.modality).home("media").write, decoded=decoded, sample_rate=rate)
     if target != "-":
         write(target)
         return
     with tempfile.TemporaryDirectory() as scratch:
         sys.stdout.buffer.write(write(Path(scratch) / f"item.{format}").read_bytes())
-
-
-def _writer(tokenizer: Tokenizer[Any], decoded: Any, sample_rate: int | None) -> Callable[[str | Path], Path]:
-    from zoo import media
-
-    modality = tokenizer.spec.modality
-    if modality == "image":
-        return partial(media.write_image, pixels=decoded)
-    if modality == "shape":
-        return partial(media.write_shape, mesh=decoded)
-    if modality == "bytes":
-        return partial(media.write_bytes, content=decoded)
-    assert sample_rate is not None
-    return partial(media.write_audio, waveform=decoded, sample_rate=sample_rate)
 
 
 def require_format(tokenizer: Tokenizer[Any], format: str, sample_rate: int | str | None) -> None:
@@ -242,26 +223,13 @@ def require_format(tokenizer: Tokenizer[Any], format: str, sample_rate: int | st
     if not format.isalnum():
         raise ArgumentError(f"{format!r} is no extension of a file")
     rate = sample_rate if isinstance(sample_rate, int) else tokenizer.spec.sample_rate
+    media = modality(tokenizer.spec.modality).home("media")
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / f"trial.{format}"
         try:
-            _writer(tokenizer, _trial(tokenizer), rate)(trial)
+            media.write(trial, media.trial(), rate)
         except Exception as error:
             reason = error.reason if isinstance(error, InputError) else described(error)
             at = f" at {rate} Hz" if rate else ""
             what = f"{tokenizer.name} cannot be decoded to .{format}{at}"
             raise ArgumentError(f"{what}: {reason.replace(f'{scratch}/', '')}") from error
-
-
-def _trial(tokenizer: Tokenizer[Any]) -> Any:
-    """A little media of a tokenizer's kind."""
-    modality = tokenizer.spec.modality
-    if modality == "bytes":
-        return b"trial"
-    if modality == "shape":
-        import trimesh
-
-        return trimesh.creation.box()
-    import torch
-
-    return torch.zeros(3, 16, 16) if modality == "image" else torch.zeros(1, 4096)

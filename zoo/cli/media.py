@@ -51,6 +51,7 @@ from zoo.cli.options import (
     size_of,
 )
 from zoo.errors import ArgumentError, InputError, ItemError, MismatchError
+from zoo.modality import modality
 from zoo.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -291,12 +292,5 @@ def _figures(tokenizer: Tokenizer[Any], item: Tokens | Latents) -> dict[str, Any
     """Size of the media, amount and rate of one encoded item."""
     spec, meta, amount = tokenizer.spec, item.meta[0] if item.meta else {}, _amount(item)
     bits = amount.get("tokens", 0) * spec.bits_per_token
-    if spec.modality == "image":
-        # Tokens describe the picture that the model sees: what a crop cuts away has no bits.
-        height, width = spec.image_size or (meta["height"], meta["width"])
-        rate = {"bits_per_pixel": round(bits / (width * height), 4)}
-        return {"width": meta["width"], "height": meta["height"]} | amount | ({} if spec.continuous else rate)
-    if "samples" not in meta:
-        return amount | {"bits": bits}
-    seconds = meta["samples"] / meta["sample_rate"]
-    return {"seconds": round(seconds, 3)} | amount | {"bits_per_second": round(bits / seconds, 1)}
+    size, rate = modality(spec.modality).home("media").figures(spec, meta, bits)
+    return size | amount | rate

@@ -252,7 +252,7 @@ def adaptive_prefix(
         raise InputError(f"prefixes of {spec.name} do not decode: its tokens are not ordered")
     listed = as_items(items, batch_rank=4)
     if error is None:
-        if spec.modality != "image":
+        if spec.image_size is None:
             raise InputError(f"there is no default error for {spec.modality}: pass error=")
         error, listed = root_mean_square, _as_seen(tokenizer, listed, encode or {})
     whole = tokenizer.encode(listed, **(encode or {}))

@@ -1,0 +1,1 @@
+"""What every room asks of a kind of media, one module each: see `zoo.modality`."""
