@@ -53,7 +53,7 @@ def test_the_public_surface_has_examples() -> None:
     assert named >= {
         "zoo",
         "zoo.compress.sequence.tokens",
-        "zoo.hub.loading",
+        "zoo.hub.loading.load",
         "zoo.latents.Latents",
         "zoo.media.audio.read_audio",
         "zoo.media.image.prepare.prepare_image",

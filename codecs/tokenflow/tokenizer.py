@@ -241,8 +241,12 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         for part in ("encoder", "decoder") if teacher is None else PARTS:
             self.require(part, "training")
         return training.losses(
-            self,
+            self.config,
+            self.encoder,
+            self.quantizer,
+            self.decoder,
             images,
+            semantic_decoder=None if teacher is None else self.semantic_decoder,
             teacher=teacher,
             perceptual=perceptual,
             discriminator=discriminator,

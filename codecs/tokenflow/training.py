@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.codecs.tokenflow.config import TokenFlowConfig
+from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
+from zoo.codecs.tokenflow.encoder import Encoder
+from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
 from zoo.nn.patch_discriminator import generator_loss
-
-if TYPE_CHECKING:
-    from zoo.codecs.tokenflow.tokenizer import TokenFlow
 
 Images = Float[Tensor, "batch 3 height width"]
 Features = Float[Tensor, "batch patches features"]
@@ -58,26 +58,36 @@ def semantic_loss(features: Features, teacher: Features) -> Float[Tensor, ""]:
 
 
 def losses(
-    tokenizer: TokenFlow,
+    config: TokenFlowConfig,
+    encoder: Encoder,
+    quantizer: MultiScaleQuantizer,
+    decoder: PixelDecoder,
     images: Images,
     *,
+    semantic_decoder: SemanticDecoder | None = None,
     teacher: Features | None = None,
     perceptual: Callable[[Images, Images], Tensor] | None = None,
     discriminator: Callable[[Images], Tensor] | None = None,
     adversarial_weight: float = ADVERSARIAL_WEIGHT,
     scales: tuple[int, ...] | None = None,
 ) -> Losses:
-    """The generator's losses for a batch of images in [-1, 1]; see `TokenFlow.training_losses`."""
-    config = tokenizer.config
-    quantized = tokenizer.quantizer(tokenizer.encoder(images), scales, entropy=config.entropy > 0)
+    """The generator's losses for a batch of images in [-1, 1]; see `TokenFlow.training_losses`.
+
+    A teacher's features need the ``semantic_decoder``, which is compared with them.
+    """
+    quantized = quantizer(encoder(images), scales, entropy=config.entropy > 0)
     semantic, pixels = quantized.latents.split((config.semantic_code_dim, config.pixel_code_dim), dim=1)
-    reconstruction = tokenizer.decoder(pixels)
+    reconstruction = decoder(pixels)
     nothing = images.new_zeros(())
+    semantics = nothing
+    if teacher is not None:
+        assert semantic_decoder is not None
+        semantics = semantic_loss(semantic_decoder(semantic), teacher)
     return Losses(
         pixels=F.mse_loss(reconstruction, images),
         perceptual=nothing if perceptual is None else perceptual(reconstruction, images).mean(),
         adversarial=nothing if discriminator is None else adversarial_weight * generator_loss(discriminator(reconstruction)),
-        semantic=nothing if teacher is None else semantic_loss(tokenizer.semantic_decoder(semantic), teacher),
+        semantic=semantics,
         codebook=quantized.codebook,
         commitment=config.commitment * quantized.commitment,
         entropy=config.entropy * quantized.entropy,

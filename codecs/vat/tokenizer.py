@@ -265,7 +265,7 @@ class VAT(ShapeTokenizer[VATConfig]):
 
     def training_losses(self, batch: training.Batch, **options: Any) -> training.Losses:
         """The losses of a training step, differentiable; see `training.losses`."""
-        return training.losses(self, batch, **options)
+        return training.losses(self.encoder, self.quantizer, self.decoder, self.query, batch, **options)
 
     def compile_modules(self) -> None:
         """Compile the blocks of the decoder and the upsampler; the first calls are slow."""

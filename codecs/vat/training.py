@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.codecs.vat.decoder import sample_planes
-from zoo.codecs.vat.encoder import draw, kl_divergence
+from zoo.codecs.vat.decoder import Query, TriplaneDecoder, sample_planes
+from zoo.codecs.vat.encoder import Encoder, draw, kl_divergence
 from zoo.codecs.vat.quantizer import ScaleQuantizer
-
-if TYPE_CHECKING:
-    from zoo.codecs.vat.tokenizer import VAT
 
 Latents = Float[Tensor, "batch latents dim"]
 Labels = Float[Tensor, "batch _points"]
@@ -73,26 +69,36 @@ class Losses:
         return self.volume + self.near + self.divergence + self.quantizer
 
 
-def losses(tokenizer: VAT, batch: Batch, *, quantize: bool, generator: torch.Generator | None = None) -> Losses:
+def losses(
+    encoder: Encoder,
+    quantizer: ScaleQuantizer,
+    decoder: TriplaneDecoder,
+    query: Query,
+    batch: Batch,
+    *,
+    quantize: bool,
+    generator: torch.Generator | None = None,
+) -> Losses:
     """The losses of a batch.
 
     Training has two phases: latents stay continuous in the first, and in the second, after `start_codebook`, they are
     quantized and everything is tuned.
 
     Args:
-        tokenizer: in training mode gains follow the residuals, and some steps drop scales.
+        encoder, decoder, query: the networks.
+        quantizer: in training mode its gains follow the residuals, and some steps drop scales.
         batch: the shapes.
         quantize: the second phase.
         generator: of the noise and of the dropped scales.
     """
-    mean, log_variance = tokenizer.encoder(batch.points, batch.normals)
+    mean, log_variance = encoder(batch.points, batch.normals)
     noise = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
     latents = draw(mean, log_variance, noise.to(mean.device))
     quantizer_loss = latents.new_zeros(())
     if quantize:
-        latents, quantizer_loss = quantized(tokenizer.quantizer, latents, generator)
-    planes = tokenizer.decoder(latents)
-    logits = tokenizer.query(sample_planes(planes, torch.cat([batch.volume_points, batch.near_points], dim=1)))
+        latents, quantizer_loss = quantized(quantizer, latents, generator)
+    planes = decoder(latents)
+    logits = query(sample_planes(planes, torch.cat([batch.volume_points, batch.near_points], dim=1)))
     volume_logits, near_logits = logits.split([batch.volume_points.shape[1], batch.near_points.shape[1]], dim=1)
     return Losses(
         volume=F.binary_cross_entropy_with_logits(volume_logits, batch.volume_labels),
