@@ -104,9 +104,12 @@ def spliced(base: io.BufferedIOBase, pieces: Sequence[Piece]) -> io.BufferedIOBa
 
 
 def read_at(handle: io.BufferedIOBase, start: int, count: int) -> bytes:
-    """Up to ``count`` bytes from ``start``."""
+    """Up to ``count`` bytes from ``start``, either of which may be what a damaged header claims."""
+    size = handle.seek(0, os.SEEK_END)
+    if start >= size:
+        return b""
     handle.seek(start)
-    return handle.read(max(0, count))
+    return handle.read(max(0, min(count, size - start)))
 
 
 def find_all(handle: io.BufferedIOBase, mark: bytes, start: int, end: int) -> Iterator[int]:
