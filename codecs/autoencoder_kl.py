@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from zoo.nn import vae
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, precision_named
 from zoo.tokenizer.image import Image, Images, ImageTokenizer
+from zoo.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         self,
         tokens: Latents | Tensor | Sequence[Tensor],
         *,
-        size: Literal["original"] | None = "original",
+        size: str | None = "original",
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Image]:
@@ -211,6 +212,13 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
     def decode_images(self, values: Float[Tensor, "batch channels rows columns"]) -> Images:
         images: Tensor = self.vae.decoder(values.float() / self.config.scaling_factor + self.config.shift_factor)
         return images
+
+    @staticmethod
+    def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
+        """Images without the margin that made whole cells of them."""
+        if size is None or not encoded.meta:
+            return list(images)
+        return [image[:, : meta["height"], : meta["width"]] for image, meta in zip(images, encoded.meta, strict=True)]
 
     def embed(self, tokens: Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The latents as sequences, row by row, zero where an item has ended."""

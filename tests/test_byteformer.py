@@ -964,4 +964,4 @@ def test_images_are_cut_as_the_run_did() -> None:
     tokenizer = small_byteformer(config=replace(SMALL_BYTEFORMER, file="fHWC", resized=20, cropped=9, interpolation="nearest"))
     source = picture(40, 60)
     # Every other pixel from the second, then the middle 9 x 9 of 20 x 30.
-    assert tokenizer.prepare(source) == source[1::2, 1::2][5:14, 10:19].tobytes()
+    assert tokenizer.evaluation_file(source) == source[1::2, 1::2][5:14, 10:19].tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         self,
         tokens: AnyTokens,
         *,
-        size: Literal["original"] | None = None,
+        size: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         negative: AnyTokens | None = None,

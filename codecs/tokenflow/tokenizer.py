@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -100,7 +100,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         tokens: Tokens | Tensor | Sequence[Tensor],
         *,
         scales: int | None = None,
-        size: Literal["original"] | None = None,
+        size: str | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Image]:

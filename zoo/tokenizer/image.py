@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -149,7 +149,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         self,
         tokens: Any,
         *,
-        size: Literal["original"] | None = None,
+        size: str | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Image]:
