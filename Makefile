@@ -12,9 +12,9 @@ demo: $(STAMP)
 	$(BIN)/zoo study photographs demo-report/photographs
 	$(BIN)/zoo eval flextok-tiny --data demo-report/photographs --out demo-report/images
 
-## test: every fast test
+## test: every fast test, a process for each core with one thread each
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 ## test-slow: the tests that take minutes or much memory
 test-slow: $(STAMP)

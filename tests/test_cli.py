@@ -540,6 +540,8 @@ def test_locales_and_names_of_undecodable_bytes(model: str, sounds: Path, tmp_pa
 # -------------------------------------------------------------------------------------------------------- wrong arguments
 
 NONSENSE = ("nonsense", "-1", "0", "nan", "1e99", "", "<folder>", "<missing>", "fp16", "\udcff")
+# What the fast tests try: every command with all of it takes minutes.
+SOME_NONSENSE = ("nonsense", "-1", "<missing>")
 
 
 class Reached(zoo.ZooError):
@@ -598,8 +600,19 @@ def test_every_command_has_a_working_call() -> None:
 
 @pytest.mark.usefixtures("no_long_work")
 @pytest.mark.parametrize("command", list(WORKING))
+@pytest.mark.parametrize(
+    "nonsense", [pytest.param(SOME_NONSENSE, id="some"), pytest.param(NONSENSE, id="all", marks=pytest.mark.slow)]
+)
 def test_nonsense_for_every_option(
-    run, command: str, model: str, flextok: str, pictures: Path, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run,
+    nonsense: tuple[str, ...],
+    command: str,
+    model: str,
+    flextok: str,
+    pictures: Path,
+    sounds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
     places = {
@@ -618,7 +631,7 @@ def test_nonsense_for_every_option(
             return places.get(text, text.replace("<out>", str(out)))
 
         for parameter in commands()[command]:
-            for value in NONSENSE:
+            for value in nonsense:
                 given = [placed(text) for text in working]
                 if parameter.param_type_name == "argument":
                     if not given:
@@ -640,4 +653,4 @@ def test_nonsense_for_every_option(
                     )
                 if value in ("nonsense", "<missing>") and (command, parameter.name) not in FREE:
                     assert result.code and "error: reached" not in result.err, label
-    assert seen >= len(NONSENSE) * len(commands()[command])
+    assert seen >= len(nonsense) * len(commands()[command])
