@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import HiFiGANSizes, ISTFTSizes
 from zoo.nn.istft import InverseSTFT
-from zoo.nn.precision import Float32Module, compute_dtype
+from zoo.nn.precision import compute_dtype
 
 # A signal is stored as an image of height 1, channels last: in bfloat16 a CPU convolves it so at two to three times the rate.
 Signal = Float[Tensor, "batch channels 1 time"]
@@ -145,10 +145,6 @@ class ConvNeXtBlock(nn.Module):
         return x + self.scale * self.fc2(F.gelu(self.fc1(y)))
 
 
-class ExactInverseSTFT(Float32Module, InverseSTFT):
-    """The inverse STFT with its window in full precision."""
-
-
 class ISTFTVocoder(nn.Module):
     """Blocks at the rate of the vectors, a spectrum from each, and an inverse STFT."""
 
@@ -162,7 +158,7 @@ class ISTFTVocoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.width, eps=1e-6)
         self.blocks: Any = nn.ModuleList(ConvNeXtBlock(sizes) for _ in range(sizes.blocks))
         self.last_norm = nn.LayerNorm(sizes.width, eps=1e-6)
-        self.istft = ExactInverseSTFT(sizes.hop_length)
+        self.istft = InverseSTFT(sizes.hop_length)
         self.head = nn.Linear(sizes.width, self.istft.n_fft + 2)
 
     @property

@@ -147,7 +147,7 @@ class Attention(nn.Module):
             if hidden is not None:
                 scores = scores + hidden.transpose(1, 2)
             attended = scores.softmax(dim=2).to(values.dtype) @ values
-            blocks.append(x[:, start:stop] + self.proj_out(attended))
+            blocks.append(x[:, start:stop] + self.proj_out(attended).float())
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Complex, Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.nn.precision import Float32Module
 
 
-class InverseSTFT(nn.Module):
+class InverseSTFT(Float32Module):
     """Frames of a spectrum to samples, for a window of exactly four hops.
 
     The window is the periodic Hann window, applied at synthesis and divided out by the overlap-added squared window. The
     first and the last 1.5 hops of the overlap-added signal are cut, so that ``frames`` spectra give ``frames * hop_length``
-    samples (Vocos, arXiv 2306.00814, "same" padding). The steps are exposed so that long signals can be built block by block.
+    samples (Vocos, arXiv 2306.00814, "same" padding). The window stays in float32. The steps are exposed so that long signals
+    can be built block by block.
     """
 
     OVERLAP = 4

@@ -87,7 +87,8 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
     networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
     ``checkpoint`` how official files map to its own state dict. What `prepare`, `encode`, `decode` and `embed` give does not
     depend on the program's settings, such as default dtype and device, autocast, and TF32 and bf16 shortcuts; see
-    `zoo.nn.precision.undisturbed`.
+    `zoo.nn.precision.undisturbed`. ``.double()``, ``.half()`` and ``.bfloat16()`` choose the type that decoders compute in;
+    what ids depend on stays in float32, and so do embeddings and media.
 
     Attributes:
         config: sizes and settings of the model.
