@@ -78,10 +78,9 @@ def run(
         raise MissingExtraError(f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[eval]"')
     from zoo.eval.report import html as report
 
-    if isinstance(tokenizer, str):
-        tokenizer = zoo.load(tokenizer, device=device)
+    loaded: Tokenizer[Any, Any, Any] = zoo.load(tokenizer, device=device) if isinstance(tokenizer, str) else tokenizer
     networks = networks or {}
-    plan = make_plan(tokenizer, metrics=metrics, networks=networks, encode=encode or {}, decode=decode or {}, prefixes=prefixes)
+    plan = make_plan(loaded, metrics=metrics, networks=networks, encode=encode or {}, decode=decode or {}, prefixes=prefixes)
     sources = [data] if isinstance(data, str | Path) else list(data)
     paths = expand_paths(sources, plan.modality.EXTENSIONS, skipped)[:limit]
     out = Path(out)
@@ -89,7 +88,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
 
     header = {
-        "fingerprint": tokenizer.fingerprint,
+        "fingerprint": loaded.fingerprint,
         "metrics": [*plan.functions, *plan.feature_functions],
         "networks": {name: str(source) for name, source in networks.items() if not callable(source)},
         "options": plan.settings,

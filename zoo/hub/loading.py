@@ -44,7 +44,6 @@ from zoo.state_dict import opening_safetensors, safetensors_keys
 from zoo.tokenizer import PRECISIONS
 
 
-@exact_float32(torch.device("cpu"))
 def load(
     name: str,
     *,
@@ -93,26 +92,27 @@ def load(
     >>> encoder.parts, encoder.spec.max_tokens, encoder.spec.vocab_size
     (('encoder',), 32, 1024)
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    device = None if device is None else usable_device(device)
-    fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    request = Request(Sources(fetch, files or {}, revision), parts, dtype, precision)
-    if name.startswith(("hf-hub:", "local-dir:")):
-        if files:
-            raise InputError("files= places the pieces of a model in the catalogue")
-        tokenizer = _from_address(name, request)
-    else:
-        tokenizer = _from_entry(registry.get(name), request)
-    if quantize is not None:
-        from zoo.quantize.conversion import quantize as quantize_model
+    with exact_float32(torch.device("cpu")):
+        if precision is not None and precision not in PRECISIONS:
+            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        device = None if device is None else usable_device(device)
+        fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        request = Request(Sources(fetch, files or {}, revision), parts, dtype, precision)
+        if name.startswith(("hf-hub:", "local-dir:")):
+            if files:
+                raise InputError("files= places the pieces of a model in the catalogue")
+            tokenizer = _from_address(name, request)
+        else:
+            tokenizer = _from_entry(registry.get(name), request)
+        if quantize is not None:
+            from zoo.quantize.conversion import quantize as quantize_model
 
-        quantize_model(tokenizer, quantize)
-    if device is not None:
-        tokenizer.to(device)
-    if compile:
-        tokenizer.compile_modules()
-    return tokenizer
+            quantize_model(tokenizer, quantize)
+        if device is not None:
+            tokenizer.to(device)
+        if compile:
+            tokenizer.compile_modules()
+        return tokenizer
 
 
 def _from_entry(entry: Entry, request: Request) -> AnyTokenizer:

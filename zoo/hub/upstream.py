@@ -21,7 +21,6 @@ from zoo.nn.precision import exact_float32
 from zoo.state_dict import opening_safetensors, read_state
 
 
-@exact_float32(torch.device("cpu"))
 def load_upstream(
     family: str,
     config: Mapping[str, Any] | str | os.PathLike[str] | None,
@@ -38,17 +37,18 @@ def load_upstream(
         RegistryError: no such family.
         WeightsError: the file cannot be read safely, or does not fit.
     """
-    cls = registry.family_class(family)
-    raw = read_config(config)
-    name = f"{family}-upstream"
-    request = Request(Sources(download))
-    if not isinstance(weights, Mapping):
-        return from_upstream_file(cls, raw, Path(weights), name, request)
-    with blaming(f"the checkpoint for {family}"):
-        upstream = None if raw is None else cls.checkpoint.config(raw)
-        state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
-        found, state = converted_state(cls, state, upstream)
-    return build(cls, found, state, name=name, request=request)
+    with exact_float32(torch.device("cpu")):
+        cls = registry.family_class(family)
+        raw = read_config(config)
+        name = f"{family}-upstream"
+        request = Request(Sources(download))
+        if not isinstance(weights, Mapping):
+            return from_upstream_file(cls, raw, Path(weights), name, request)
+        with blaming(f"the checkpoint for {family}"):
+            upstream = None if raw is None else cls.checkpoint.config(raw)
+            state = {key: tensor for key, tensor in weights.items() if cls.checkpoint.wanted(key)}
+            found, state = converted_state(cls, state, upstream)
+        return build(cls, found, state, name=name, request=request)
 
 
 def from_upstream_file(
