@@ -131,7 +131,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == ["keep"] and (tmp_path / "keep").read_text() == "old"
     if os.path.exists("/dev/full"):
-        with pytest.raises(zoo.OutputError, match="/dev/full cannot be written: No space left"):
+        with pytest.raises(zoo.OutputError, match="no room for /dev/full"):
             media.write_bytes("/dev/full", b"x" * 100_000)
         assert not Path("/dev/full").is_file()
     media.write_bytes(os.devnull, b"x")
