@@ -63,8 +63,10 @@ def test_places(run: Command, picture: Path, tmp_path: Path) -> None:
 
 
 def test_interpolation(run: Command, model: str, picture: Path, tmp_path: Path) -> None:
-    code, _, error = run("encode", model, picture, "-o", tmp_path / "x.zt", "--interpolation", "bicubic")
-    assert code == 1 and "--interpolation" in error
+    assert run("encode", model, picture, "-o", tmp_path / "x.zt", "--interpolation", "bicubic")[0] == 0
+    assert zoo.Tokens.load(tmp_path / "x.zt").equal(zoo.load(model).encode(picture, interpolation="bicubic"))
+    code, _, error = run("encode", model, picture, "-o", tmp_path / "y.zt", "--interpolation", "nearest")
+    assert code in (1, 2) and "interpolation" in error and not (tmp_path / "y.zt").exists()
 
 
 def test_notes_on_licences(run: Command) -> None:
