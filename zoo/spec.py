@@ -109,7 +109,7 @@ class Spec:
         image_size: height and width of the images that go in (images only); ``None`` if any size is accepted.
         decoded_size: height and width of the images that come out; ``None`` where it is that of those that went in.
         max_tokens: ids of an item where every item gets the same number; a prefix is shorter.
-        frame: codebooks of each step of the sequence; a single one of ``vocab_size`` by default.
+        frame: codebooks of each step of the sequence; ``None`` for a single one of ``vocab_size``.
         residual: whether the first codebooks of every frame decode, coarse to fine (`zoo.Tokens.keep`).
         prompted: whether decoding takes a voice, which the tokens do not hold.
         sampled: whether decoding draws random numbers, and so takes a seed.
@@ -138,8 +138,6 @@ class Spec:
     sampled: bool = False
 
     def __post_init__(self) -> None:
-        if self.frame is None and self.vocab_size:
-            object.__setattr__(self, "frame", Frame((self.vocab_size,)))
         if self.frame is not None and self.frame.vocab_size != self.vocab_size:
             raise InputError(f"the frame has {self.frame.vocab_size} ids, the vocabulary {self.vocab_size}")
 
@@ -147,6 +145,11 @@ class Spec:
     def continuous(self) -> bool:
         """Whether ``encode`` returns `zoo.Latents`, real numbers, rather than `zoo.Tokens`."""
         return self.vocab_size == 0
+
+    @property
+    def _layout(self) -> Frame | None:
+        """The frame, that of a single codebook too; ``None`` where there are no ids."""
+        return self.frame or (None if self.continuous else Frame((self.vocab_size,)))
 
     @property
     def ids_per_frame(self) -> int:
@@ -173,15 +176,15 @@ class Spec:
     @property
     def bits_per_token(self) -> float:
         """Bits that a packed id takes on disk: ``ceil(log2(size))``, averaged over a frame; 0 where there are no ids."""
-        if self.frame is None:
+        if self._layout is None:
             return 0
-        bits = self.frame.bits / self.frame.ids_per_frame
+        bits = self._layout.bits / self._layout.ids_per_frame
         return int(bits) if bits == int(bits) else bits
 
     @property
     def bit_rate(self) -> float | None:
         """Bits per second of media, where media has a duration and tokens."""
-        return None if self.frame_rate is None or self.frame is None else self.frame_rate * self.frame.bits
+        return None if self.frame_rate is None or self._layout is None else self.frame_rate * self._layout.bits
 
     @property
     def bits_per_item(self) -> int | None:
@@ -191,4 +194,5 @@ class Spec:
     def as_dict(self) -> dict[str, Any]:
         """Fields and derived rates as plain values, for JSON."""
         derived = ("continuous", "codebooks", "frame_rate", "token_rate", "bits_per_token", "bit_rate", "bits_per_item")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        frame = None if self.frame is None else {name: list(value) for name, value in asdict(self.frame).items()}
+        return asdict(self) | {"frame": frame} | {name: getattr(self, name) for name in derived}
