@@ -143,3 +143,13 @@ def test_spec_of_continuous_and_of_ordered_tokenizers() -> None:
     assert (ordered.bits_per_token, ordered.bits_per_item, ordered.bit_rate) == (16, 4096, None)
     for spec in (vae, ordered):
         assert json.loads(json.dumps(spec.as_dict()))["bits_per_item"] == spec.bits_per_item
+
+
+def test_masks_choose_items() -> None:
+    latents = zoo.Latents(tuple(torch.full((2, 3), float(i)) for i in range(3)), "a", "", tuple({"n": i} for i in range(3)))
+    for mask in ([True, False, True], torch.tensor([True, False, True])):
+        chosen = latents[mask]
+        assert [int(value[0, 0]) for value in chosen.values] == [0, 2] and chosen.meta == ({"n": 0}, {"n": 2})
+    assert latents[-1].meta == ({"n": 2},) and len(latents[1:]) == 2
+    with pytest.raises(zoo.InputError):
+        latents[[True, False]]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoo.download import naming_write_errors
 from zoo.errors import FormatError, InputError, ItemError, MismatchError
+from zoo.indexing import positions
 from zoo.media import replacing
 
 _KIND = "zoo.Latents"
@@ -49,10 +50,9 @@ class Latents:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int | slice | Sequence[int]) -> Latents:
-        """The chosen items, as latents again."""
-        rows = range(len(self))[index] if isinstance(index, int | slice) else index
-        chosen = [rows] if isinstance(rows, int) else list(rows)
+    def __getitem__(self, index: Any) -> Latents:
+        """The chosen items, as latents again; ``index`` as for `zoo.Tokens`, masks among them."""
+        chosen = positions(index, len(self))
         meta = tuple(self.meta[i] for i in chosen) if self.meta else ()
         return replace(self, values=tuple(self.values[i] for i in chosen), meta=meta)
 
