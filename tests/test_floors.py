@@ -62,13 +62,14 @@ FLOORS = {
         ("zoo.hub", "zoo.hub.pieces"),
         ("ground", "media", "catalogue", "quantize", "tokenizer"),
     ),
+    "engine": Floor(("zoo.engine",), ("ground", "tokens", "tokenizer", "hub")),
     "front": Floor(
         ("zoo",),
-        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "hub"),
+        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "hub", "engine"),
     ),
     "bench": Floor(
         ("zoo.bench",),
-        ("ground", "media", "catalogue", "kernels", "quantize", "tokenizer", "compress", "hub"),
+        ("ground", "media", "catalogue", "kernels", "quantize", "tokenizer", "compress", "hub", "engine"),
     ),
     "weights": Floor(
         ("zoo.weights",),
@@ -83,7 +84,7 @@ FLOORS = {
     ),
     "command line": Floor(
         ("zoo.cli", "zoo.__main__"),
-        ("ground", "media", "catalogue", "tokens", "tokenizer", "hub", "front", "bench", "eval"),
+        ("ground", "media", "catalogue", "tokens", "tokenizer", "hub", "engine", "front", "bench", "eval"),
     ),
 }
 

@@ -1,0 +1,8 @@
+"""Whole data sets to token files: ``zoo tokenize``.
+
+A run lists its sources, cuts the list into units and writes one Parquet file for each, which is there whole or not at all. The
+engine is a scheduler: what is read, prepared and encoded is the tokenizer's own (`zoo.Tokenizer.prepare` and
+``encode_prepared``), so ids are those that each item gets alone.
+"""
+
+from __future__ import annotations
