@@ -71,6 +71,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 # ---- settings
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_fresh_process() -> None:
+    """PyTorch's older interface leaves "ieee" where nothing was set, as tests of other files do in the same process."""
+    for switch in SWITCHES:
+        switch.fp32_precision = "none"
+
+
 @contextmanager
 def changed(get: Callable[[], Any], put: Callable[[Any], Any], value: Any) -> Iterator[None]:
     before = get()
