@@ -165,7 +165,7 @@ def resident_bytes() -> int:
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product, the floor's yardstick.
 
-    The size doubles until one product takes a tenth of a second: CPUs without bf16 units are up to a hundred times slower in it.
+    The size doubles until one product takes 50 ms: CPUs without bf16 units are up to a hundred times slower in it.
     """
     largest = 2048 if device == "cpu" else 8192
     size = min(256, largest)
@@ -178,6 +178,6 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - started)
-        if size == largest or best > 0.1:
+        if size == largest or best > 0.05:
             return 2 * size**3 / best
         size *= 2
