@@ -20,7 +20,7 @@ from zoo.bench import image, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
-from zoo.quantize.packed import quantized_layers
+from zoo.quantization.packed import quantized_layers
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo import InputError
-from zoo.quantize import binary
-from zoo.quantize.binary import OPERATORS, BinaryConv1d, BinaryConv2d, BinaryLinear, binarize
-from zoo.quantize.binary_operators import fourier_slope
+from zoo.quantization import binary
+from zoo.quantization.binary import OPERATORS, BinaryConv1d, BinaryConv2d, BinaryLinear, binarize
+from zoo.quantization.binary_operators import fourier_slope
 
 CASES = json.loads((Path(__file__).parent / "golden/quantize/binary-a/config.json").read_text())["cases"]
 

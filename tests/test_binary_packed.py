@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import zoo
 from zoo import InputError
 from zoo.kernels.packing import row_bytes
-from zoo.quantize import binary, packed
-from zoo.quantize.binary import OPERATORS, BinaryConv1d, BinaryConv2d, BinaryLinear, PackedBinary, binarize
-from zoo.quantize.methods import method_named
+from zoo.quantization import binary, packed
+from zoo.quantization.binary import OPERATORS, BinaryConv1d, BinaryConv2d, BinaryLinear, PackedBinary, binarize
+from zoo.quantization.methods import method_named
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -119,7 +119,7 @@ def test_one_call_packs_a_model_and_a_file_brings_it_back(tmp_path: Path) -> Non
     network = nn.Sequential(nn.Linear(256, 256), nn.Hardtanh(), nn.Linear(256, 256))
     model = zoo.quantize(copy.deepcopy(network), "binary-react")
     assert [type(layer) for layer in model] == [PackedBinary, nn.Hardtanh, PackedBinary]
-    loaded = zoo.quantize.load(network, zoo.quantize.save(model, tmp_path / "model.safetensors"))
+    loaded = zoo.quantization.load(network, zoo.quantization.save(model, tmp_path / "model.safetensors"))
     x = normal(3, 256)
     assert torch.equal(loaded(x), model(x))
     with pytest.raises(InputError, match="already quantized"):

@@ -57,7 +57,7 @@ def test_the_public_surface_has_examples() -> None:
         "zoo.latents.Latents",
         "zoo.media.audio.read_audio",
         "zoo.media.image.prepare.prepare_image",
-        "zoo.quantize.conversion.quantize",
+        "zoo.quantization.conversion.quantize",
         "zoo.registry.get",
         "zoo.registry.names",
         "zoo.spec.Frame",

@@ -37,6 +37,7 @@ FLOORS = {
             "zoo.indexing",
             "zoo.machine",
             "zoo.modality",
+            "zoo.moved",
             "zoo.nn.derived",
             "zoo.nn.precision",
             "zoo.progress",
@@ -51,7 +52,7 @@ FLOORS = {
     "kernels": Floor(("zoo.kernels",), ("ground", "media")),
     "layers": Floor(("zoo.nn",), ("ground", "kernels")),
     "tokens": Floor(("zoo.tokens", "zoo.latents"), ("ground", "media")),
-    "quantize": Floor(("zoo.quantize",), ("ground", "media", "kernels")),
+    "quantize": Floor(("zoo.quantization",), ("ground", "media", "kernels")),
     "tokenizer": Floor(
         ("zoo.tokenizer", "zoo.checkpoint", "zoo.vocabulary"),
         ("ground", "media", "tokens"),
@@ -239,6 +240,6 @@ def test_codecs_know_no_other_and_nobody_knows_them() -> None:
     assert allowed("zoo.codecs.vat.tokenizer", "zoo.codecs.vat.config")
     for module in ("zoo.hub", "zoo.cli.media", "zoo.bench.audio", "zoo.tokenizer.base", "zoo.eval.plan", "zoo"):
         assert not allowed(module, "zoo.codecs.vat")
-    assert not allowed("zoo.kernels.lowbit", "zoo.quantize.formats")
+    assert not allowed("zoo.kernels.lowbit", "zoo.quantization.formats")
     assert not allowed("zoo.media.files", "zoo")
     assert circle({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")})

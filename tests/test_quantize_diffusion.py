@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.quantize.fp import Granularity, LearningConfig
+from zoo.quantization.fp import Granularity, LearningConfig
 
 LENGTH, DIM, DEPTH, STEPS = 32, 96, 3, 16
 

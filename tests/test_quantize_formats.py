@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo import InputError
-from zoo.quantize.fp import (
+from zoo.quantization.fp import (
     FloatFormat,
     decode,
     dequantize,
@@ -85,7 +85,7 @@ COMPILED = """
 import sys, torch
 from safetensors.torch import load_file
 from test_quantize_formats import OCP, check_table
-from zoo.quantize.fp import encode, round_to
+from zoo.quantization.fp import encode, round_to
 
 tables = load_file(sys.argv[1])
 for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():

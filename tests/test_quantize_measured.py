@@ -17,7 +17,7 @@ from zoo.bench import quantize as benchmark
 from zoo.bench import search as search_benchmark
 from zoo.eval.studies import quantize as evaluation
 from zoo.media import write_bytes, write_image
-from zoo.quantize.fp import finite
+from zoo.quantization.fp import finite
 from zoo.weights.data import files as file_data
 
 

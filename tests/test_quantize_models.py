@@ -22,13 +22,13 @@ from zoo.errors import CorruptWeightsError, KeysError, WeightsError
 from zoo.kernels import lowbit, native
 from zoo.kernels.packing import block_size
 from zoo.nn.precision import Float32Module
-from zoo.quantize.calibration import observe
-from zoo.quantize.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
-from zoo.quantize.packed import quantized_layers
-from zoo.quantize.policy import Policy
-from zoo.quantize.report import LayerReport
+from zoo.quantization.calibration import observe
+from zoo.quantization.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
+from zoo.quantization.packed import quantized_layers
+from zoo.quantization.policy import Policy
+from zoo.quantization.report import LayerReport
 
-METHODS = [name for name in zoo.quantize.names() if not name.startswith("binary")]
+METHODS = [name for name in zoo.quantization.names() if not name.startswith("binary")]
 UNSEARCHED = Granularity(clip="absmax")
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -142,7 +142,7 @@ INTERPRETED = """
 import torch
 from test_quantize_models import KERNEL_FORMATS, close, normal, packed_weight
 from zoo.kernels import lowbit_triton
-from zoo.quantize.fp import format_named
+from zoo.quantization.fp import format_named
 
 for name in KERNEL_FORMATS:
     for rows, columns, scales, batch in [(33, 70, 1, 3), (5, 1, 1, 1), (6, 128, 8, 18), (16, 100, 4, 2)]:
@@ -306,7 +306,7 @@ def mixed() -> nn.Module:
 
 
 def test_the_plan_says_what_happens_and_why() -> None:
-    plan = {choice.name: choice for choice in zoo.quantize.plan(mixed(), "fp4-e2m1")}
+    plan = {choice.name: choice for choice in zoo.quantization.plan(mixed(), "fp4-e2m1")}
     methods = {name: choice.method.name if choice.method else None for name, choice in plan.items()}
     assert methods == {
         "encoder.inner": None,
@@ -320,9 +320,9 @@ def test_the_plan_says_what_happens_and_why() -> None:
     }
     assert all(choice.reason for choice in plan.values() if choice.method is None or choice.method.name != "fp4-e2m1")
     assert str(plan["stem"]) == "stem: fp8-e4m3 (first convolution)"
-    eight = {choice.name: choice.method.name for choice in zoo.quantize.plan(mixed(), "fp8-e4m3") if choice.method}
+    eight = {choice.name: choice.method.name for choice in zoo.quantization.plan(mixed(), "fp8-e4m3") if choice.method}
     assert set(eight.values()) == {"fp8-e4m3"}
-    ends = zoo.quantize.plan(mixed(), "int4", Policy(skip=("own", "time*"), protect_ends=False, keep_exact=False))
+    ends = zoo.quantization.plan(mixed(), "int4", Policy(skip=("own", "time*"), protect_ends=False, keep_exact=False))
     assert {choice.name for choice in ends if choice.method} == {"encoder.inner", "stem", "middle", "last"}
     assert {choice.method.name for choice in ends if choice.method} == {"int4"}
 
@@ -497,8 +497,8 @@ def test_weights_of_one_value(method: str, value: float) -> None:
 def test_saved_models_come_back_bit_for_bit(tmp_path: Path, method: str, activations: str) -> None:
     calibrate = [normal(5, 64)] if activations == "static" else None
     model = zoo.quantize(network(), method, calibrate=calibrate, rounding="nearest", granularity=UNSEARCHED)
-    zoo.quantize.save(model, tmp_path / "model.safetensors")
-    again = zoo.quantize.load(network(), tmp_path / "model.safetensors")
+    zoo.quantization.save(model, tmp_path / "model.safetensors")
+    again = zoo.quantization.load(network(), tmp_path / "model.safetensors")
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
     assert torch.equal(again(normal(3, 64)), model(normal(3, 64)))
@@ -508,7 +508,7 @@ def test_saved_models_come_back_bit_for_bit(tmp_path: Path, method: str, activat
 def test_size_of_the_file(tmp_path: Path, method: str, bits: int) -> None:
     model = nn.Sequential(nn.Linear(512, 384), nn.Linear(384, 512))
     plain = 4 * sum(parameter.numel() for parameter in model.parameters())
-    zoo.quantize.save(zoo.quantize(model, method, granularity=UNSEARCHED), tmp_path / "model.safetensors")
+    zoo.quantization.save(zoo.quantize(model, method, granularity=UNSEARCHED), tmp_path / "model.safetensors")
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size <= (bits / 32 + 0.035) * plain
     weights = 2 * 512 * 384
@@ -518,14 +518,14 @@ def test_size_of_the_file(tmp_path: Path, method: str, bits: int) -> None:
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    zoo.quantize.save(zoo.quantize(network(), "int4"), path)
+    zoo.quantization.save(zoo.quantize(network(), "int4"), path)
     with pytest.raises(CorruptWeightsError, match="0: the saved quantization does not fit"):
-        zoo.quantize.load(nn.Sequential(nn.ReLU()), path)
+        zoo.quantization.load(nn.Sequential(nn.ReLU()), path)
     with pytest.raises(KeysError, match="does not fit"):
-        zoo.quantize.load(nn.Sequential(*network()[:6], nn.Linear(40, 38)), path)
+        zoo.quantization.load(nn.Sequential(*network()[:6], nn.Linear(40, 38)), path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(WeightsError):
-        zoo.quantize.load(network(), path)
+        zoo.quantization.load(network(), path)
 
 
 @pytest.fixture(scope="module")
@@ -581,7 +581,9 @@ def test_is_one_operator_to_the_compiler() -> None:
     torch.library.opcheck(torch.ops.zoo.lowbit_product.default, (normal(2, 3, 64), codes, scale, "e2m1"))
 
 
-@pytest.mark.parametrize("statement", ["import zoo; zoo.quantize", "import zoo.quantize; list(zoo.quantize.names())"])
+@pytest.mark.parametrize(
+    "statement", ["import zoo; zoo.quantization", "import zoo.quantization; list(zoo.quantization.names())"]
+)
 def test_torch_is_imported_when_it_is_needed(statement: str) -> None:
     code = f"import sys; {statement}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import zoo
 from zoo import InputError
 from zoo.errors import CorruptWeightsError
-from zoo.quantize.fp import FloatLayer, LearningConfig
-from zoo.quantize.packed import quantized_layers
-from zoo.quantize.policy import Policy
-from zoo.quantize.reconstruction import blocks_of
-from zoo.quantize.report import LayerReport
+from zoo.quantization.fp import FloatLayer, LearningConfig
+from zoo.quantization.packed import quantized_layers
+from zoo.quantization.policy import Policy
+from zoo.quantization.reconstruction import blocks_of
+from zoo.quantization.report import LayerReport
 
 METHOD = "fp4-e2m1"
 

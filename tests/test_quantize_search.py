@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo import InputError
-from zoo.quantize.fp import (
+from zoo.quantization.fp import (
     LearningConfig,
     fake_quantize,
     finite,

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import InputError
-from zoo.quantize.binary import BinaryLinear, binarize
-from zoo.quantize.packed import QuantizedLayer, load, quantized_layers, save
-from zoo.quantize.policy import plan
-from zoo.quantize.report import LayerReport
+from zoo.quantization.binary import BinaryLinear, binarize
+from zoo.quantization.packed import QuantizedLayer, load, quantized_layers, save
+from zoo.quantization.policy import plan
+from zoo.quantization.report import LayerReport
 
-METHODS = list(zoo.quantize.names())
+METHODS = list(zoo.quantization.names())
 FLOAT = [name for name in METHODS if not name.startswith("binary")]
 
 
@@ -204,7 +204,7 @@ def test_convolutions_of_no_items_and_without_a_batch(method: str, activations: 
     torch.manual_seed(0)
     how = {} if method.startswith("binary") else {"activations": activations}
     for layer, x in ((nn.Conv1d(8, 5, 5, padding=2), normal(3, 8, 12)), (nn.Conv2d(8, 5, 3), normal(3, 8, 6, 7))):
-        packed = zoo.quantize(layer, method, policy=zoo.quantize.Policy(protect_ends=False), **how)
+        packed = zoo.quantize(layer, method, policy=zoo.quantization.Policy(protect_ends=False), **how)
         y = packed(x)
         torch.testing.assert_close(packed(x[1]), y[1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(packed(x.transpose(0, 1).contiguous().transpose(0, 1)), y, atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from zoo import moved
 from zoo.errors import (
     ArgumentError,
     ChecksumError,
@@ -42,16 +43,18 @@ from zoo.errors import (
 )
 
 if TYPE_CHECKING:
-    from zoo import compress
+    from zoo import compress, quantization
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
-    from zoo.quantize import quantize
+    from zoo.quantization import quantize
     from zoo.registry import Entry, info, register, register_family
     from zoo.registry import names as list
     from zoo.spec import Spec
     from zoo.tokenizer import Tokenizer
     from zoo.tokens import Tokens
     from zoo.vocabulary import Vocabulary
+
+moved.install()
 
 __version__ = "0.1.0"
 
@@ -62,6 +65,7 @@ _HOMES = {
     "load": "zoo.hub",
     "load_upstream": "zoo.hub",
     "pull": "zoo.hub",
+    "quantize": "zoo.quantization",
     "Entry": "zoo.registry",
     "info": "zoo.registry",
     "register": "zoo.registry",
@@ -74,7 +78,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("compress", "quantize")
+_PACKAGES = ("compress", "quantization")
 
 __all__ = [
     "ArgumentError",
@@ -113,6 +117,7 @@ __all__ = [
     "load",
     "load_upstream",
     "pull",
+    "quantization",
     "quantize",
     "register",
     "register_family",

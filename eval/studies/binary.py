@@ -37,8 +37,8 @@ from zoo.eval.options import MaybeOut, Name, Threads
 from zoo.eval.studies.binary_subjects import SUBJECTS, Subject
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantize import binary
-from zoo.quantize.binary_operators import OPERATORS, BinaryLayer
+from zoo.quantization import binary
+from zoo.quantization.binary_operators import OPERATORS, BinaryLayer
 
 FULL = "full precision"
 

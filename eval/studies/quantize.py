@@ -27,11 +27,11 @@ from zoo.eval.options import Data, MaybeOut, Name, Threads
 from zoo.eval.studies.quantized.base import Subject, subject_of
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantize.conversion import quantize
-from zoo.quantize.layers import Granularity
-from zoo.quantize.learned import LearningConfig
-from zoo.quantize.packed import quantized_layers
-from zoo.quantize.report import LayerReport
+from zoo.quantization.conversion import quantize
+from zoo.quantization.layers import Granularity
+from zoo.quantization.learned import LearningConfig
+from zoo.quantization.packed import quantized_layers
+from zoo.quantization.report import LayerReport
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 

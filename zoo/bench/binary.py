@@ -24,9 +24,9 @@ from zoo.kernels import native
 from zoo.kernels.binary import Execution
 from zoo.machine import device_name, usable_device
 from zoo.media import write_json
-from zoo.quantize.binary import PackedBinary, binarize
-from zoo.quantize.binary_operators import OPERATORS
-from zoo.quantize.methods import method_named
+from zoo.quantization.binary import PackedBinary, binarize
+from zoo.quantization.binary_operators import OPERATORS
+from zoo.quantization.methods import method_named
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 64, 256)
 WIDTHS = (1024, 4096)

@@ -18,8 +18,8 @@ from zoo.kernels import lowbit
 from zoo.kernels.formats import format_named
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantize.layers import FloatLayer, Granularity
-from zoo.quantize.methods import method_named
+from zoo.quantization.layers import FloatLayer, Granularity
+from zoo.quantization.methods import method_named
 
 #: The contender that the last column of the table compares with.
 NAME = "float32"

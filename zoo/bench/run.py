@@ -17,7 +17,7 @@ from zoo.errors import InputError
 from zoo.machine import device_name
 from zoo.media import write_json
 from zoo.modality import modality
-from zoo.quantize.methods import method_named
+from zoo.quantization.methods import method_named
 
 
 def run(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantize.fp import FloatFormat, fake_quantize, mantissa_splits, search
+from zoo.quantization.fp import FloatFormat, fake_quantize, mantissa_splits, search
 
 BITS = 8
 SIDE = 2048

@@ -29,7 +29,7 @@ from zoo.hub.pieces import (
     Sources,
     parts_of,
 )
-from zoo.quantize.packed import restore
+from zoo.quantization.packed import restore
 from zoo.tokenizer import Tokenizer
 
 log = logging.getLogger("zoo")

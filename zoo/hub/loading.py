@@ -105,7 +105,7 @@ def load(
         else:
             tokenizer = _from_entry(registry.get(name), request)
         if quantize is not None:
-            from zoo.quantize.conversion import quantize as quantize_model
+            from zoo.quantization.conversion import quantize as quantize_model
 
             quantize_model(tokenizer, quantize)
         if device is not None:

@@ -14,7 +14,7 @@ from zoo import registry
 from zoo.download import naming_write_errors
 from zoo.hub.build import AnyTokenizer
 from zoo.media import replacing
-from zoo.quantize.packed import descriptions, exact_keys, format_metadata
+from zoo.quantization.packed import descriptions, exact_keys, format_metadata
 
 
 def saved_config(tokenizer: AnyTokenizer) -> dict[str, Any]:

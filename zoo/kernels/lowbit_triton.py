@@ -1,7 +1,7 @@
 """Products with packed low-bit weights on a GPU: codes are decoded in registers, next to the product that they feed.
 
 The codes that share a byte, or three, go to separate products, with every second or fourth column of the inputs, so nothing has
-to be put in order. Decoding is shifts and one exact scaling, as in `zoo.quantize.rounding`.
+to be put in order. Decoding is shifts and one exact scaling, as in `zoo.quantization.rounding`.
 """
 
 from __future__ import annotations

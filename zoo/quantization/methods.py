@@ -9,8 +9,8 @@ from typing import Any
 
 from zoo.errors import InputError
 
-FLOAT_LAYER = "zoo.quantize.layers:FloatLayer"
-BINARY_LAYER = "zoo.quantize.binary:PackedBinary"
+FLOAT_LAYER = "zoo.quantization.layers:FloatLayer"
+BINARY_LAYER = "zoo.quantization.binary:PackedBinary"
 
 #: The class of a packed layer by the ``kind`` in its description.
 KINDS = {"float": FLOAT_LAYER, "binary": BINARY_LAYER}

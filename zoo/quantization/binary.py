@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from zoo.errors import InputError
 from zoo.kernels.binary import Geometry, binary_conv, binary_matmul, pack_signs, unpack_signs
 from zoo.kernels.packing import row_bytes
-from zoo.quantize.binary_operators import OPERATORS, BinaryLayer, Operator, gains_along, mean_input
-from zoo.quantize.methods import Method, method_named
-from zoo.quantize.packed import QuantizedLayer, replace_layer
-from zoo.quantize.policy import tied_weights
+from zoo.quantization.binary_operators import OPERATORS, BinaryLayer, Operator, gains_along, mean_input
+from zoo.quantization.methods import Method, method_named
+from zoo.quantization.packed import QuantizedLayer, replace_layer
+from zoo.quantization.policy import tied_weights
 
 #: How BiBench's own configurations spell a method.
 _OFFICIAL_SPELLING = {"xnorplusplus": "xnor++"}

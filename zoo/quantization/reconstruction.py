@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from zoo.errors import InputError
-from zoo.quantize.calibration import Run
-from zoo.quantize.layers import Grid, matrix_of
-from zoo.quantize.learned import (
+from zoo.quantization.calibration import Run
+from zoo.quantization.layers import Grid, matrix_of
+from zoo.quantization.learned import (
     Learned,
     LearningConfig,
     Neighbours,
@@ -35,7 +35,7 @@ from zoo.quantize.learned import (
     rectified_sigmoid,
     regularizer,
 )
-from zoo.quantize.rounding import fake_quantize
+from zoo.quantization.rounding import fake_quantize
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.errors import InputError
 from zoo.progress import progress_bar
-from zoo.quantize.policy import IdMaker
+from zoo.quantization.policy import IdMaker
 
 Run = Callable[[nn.Module, Any], object]
 

@@ -5,9 +5,9 @@ Everything there is about number formats, in one place to import from; `zoo.quan
 
 from zoo.kernels.formats import FloatFormat, finite, format_named, integer, values
 from zoo.kernels.packing import pack, unpack
-from zoo.quantize.blocks import Blocks, block_scales, dequantize, quantize_mx, quantize_nvfp4
-from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid
-from zoo.quantize.learned import (
+from zoo.quantization.blocks import Blocks, block_scales, dequantize, quantize_mx, quantize_nvfp4
+from zoo.quantization.layers import FloatLayer, Granularity, Grid, choose_grid
+from zoo.quantization.learned import (
     Learned,
     LearningConfig,
     Neighbours,
@@ -19,8 +19,8 @@ from zoo.quantize.learned import (
     rectified_sigmoid,
     regularizer,
 )
-from zoo.quantize.rounding import decode, encode, fake_quantize, round_to
-from zoo.quantize.search import Found, mantissa_splits, search
+from zoo.quantization.rounding import decode, encode, fake_quantize, round_to
+from zoo.quantization.search import Found, mantissa_splits, search
 
 __all__ = [
     "Blocks",

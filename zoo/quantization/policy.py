@@ -28,8 +28,8 @@ from torch import nn
 
 from zoo.errors import InputError
 from zoo.nn.precision import Float32Module
-from zoo.quantize.methods import Method, method_named
-from zoo.quantize.packed import QuantizedLayer
+from zoo.quantization.methods import Method, method_named
+from zoo.quantization.packed import QuantizedLayer
 
 _TIME_EMBEDDING = re.compile(r"(^|[._])(time|timestep|t)(_|\.)?(emb|embed|embedder|embedding|proj|mlp)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -96,7 +96,7 @@ def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Ch
         InputError: there is no such method, the model is quantized already, a pattern of ``skip`` fits no layer, or no layer
             is left.
 
-    >>> choices = zoo.quantize.plan(zoo.load("wavtokenizer-tiny"), "fp4-e2m1")
+    >>> choices = zoo.quantization.plan(zoo.load("wavtokenizer-tiny"), "fp4-e2m1")
     >>> print(choices[-1])
     head.out: fp4-e2m1
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.kernels.formats import FloatFormat, format_named
-from zoo.quantize.rounding import decode, encode
+from zoo.quantization.rounding import decode, encode
 
 Rounding = Literal["floor", "ceil"]
 

@@ -6,7 +6,6 @@ exact scaling, integer arithmetic and one IEEE 754 addition, so that a CPU, a GP
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.kernels import packing
 from zoo.kernels.formats import FloatFormat, values
+from zoo.moved import names_of
 
 # Of float32.
 _MANTISSA_BITS = 23
@@ -121,9 +120,5 @@ def fake_quantize(
     return _StraightThrough.apply(x.float(), torch.as_tensor(maxval, dtype=torch.float32, device=x.device), format)
 
 
-def __getattr__(name: str) -> Any:
-    """What `zoo.kernels.packing` holds now, for one release."""
-    if name not in ("pack", "packed_bytes", "unpack"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{name} is in zoo.kernels.packing now", DeprecationWarning, stacklevel=2)
-    return getattr(packing, name)
+#: The way numbers are packed, for one release.
+__getattr__ = names_of(__name__, dict.fromkeys(("pack", "packed_bytes", "unpack"), "zoo.kernels.packing"))

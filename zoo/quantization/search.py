@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.kernels.formats import FloatFormat, finite, levels
-from zoo.quantize.rounding import round_to
+from zoo.quantization.rounding import round_to
 
 CANDIDATES = 111
 LOWEST, HIGHEST = 0.1, 1.2

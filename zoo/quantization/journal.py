@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from zoo.errors import CorruptWeightsError, InputError
 from zoo.media import replacing, write_json
-from zoo.quantize.calibration import Observed
-from zoo.quantize.methods import KINDS
-from zoo.quantize.packed import QuantizedLayer
-from zoo.quantize.report import LayerReport
+from zoo.quantization.calibration import Observed
+from zoo.quantization.methods import KINDS
+from zoo.quantization.packed import QuantizedLayer
+from zoo.quantization.report import LayerReport
 from zoo.state_dict import opening_safetensors, read_state
 
 SETTINGS_FILE = "quantization.json"

@@ -15,11 +15,11 @@ from zoo.errors import InputError
 from zoo.kernels import lowbit
 from zoo.kernels.formats import FloatFormat, format_named
 from zoo.kernels.packing import block_size, pack, packed_bytes
-from zoo.quantize.blocks import block_scales, quantize_mx, quantize_nvfp4
-from zoo.quantize.methods import METHODS, Method, method_named
-from zoo.quantize.packed import QuantizedLayer, convolve
-from zoo.quantize.rounding import encode, fake_quantize
-from zoo.quantize.search import search
+from zoo.quantization.blocks import block_scales, quantize_mx, quantize_nvfp4
+from zoo.quantization.methods import METHODS, Method, method_named
+from zoo.quantization.packed import QuantizedLayer, convolve
+from zoo.quantization.rounding import encode, fake_quantize
+from zoo.quantization.search import search
 
 #: Inputs from which integer products pay for turning the weight into integers.
 _MANY_ROWS = 64

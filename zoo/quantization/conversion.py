@@ -14,22 +14,34 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.kernels.formats import format_named
+from zoo.moved import as_package
 from zoo.nn.precision import exact_float32
 from zoo.progress import progress_bar
-from zoo.quantize.calibration import Observed, Run, default_run, observe
-from zoo.quantize.journal import Journal, inputs_digest, weights_digest
-from zoo.quantize.layers import FloatLayer, Granularity, Grid, choose_grid, matrix_of
-from zoo.quantize.learned import Learned, LearningConfig, learn
-from zoo.quantize.methods import Method
-from zoo.quantize.packed import QuantizedLayer, replace_layer
-from zoo.quantize.policy import Choice, Policy, packed_class, plan
-from zoo.quantize.reconstruction import Reconstruction, Unit
-from zoo.quantize.report import LayerReport
-from zoo.quantize.search import search
+from zoo.quantization.calibration import Observed, Run, default_run, observe
+from zoo.quantization.journal import Journal, inputs_digest, weights_digest
+from zoo.quantization.layers import FloatLayer, Granularity, Grid, choose_grid, matrix_of
+from zoo.quantization.learned import Learned, LearningConfig, learn
+from zoo.quantization.methods import Method
+from zoo.quantization.packed import QuantizedLayer, replace_layer
+from zoo.quantization.policy import Choice, Policy, packed_class, plan
+from zoo.quantization.reconstruction import Reconstruction, Unit
+from zoo.quantization.report import LayerReport
+from zoo.quantization.search import search
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+_FORMER_PACKAGE = {
+    "LayerReport": "zoo.quantization.report",
+    "LearningConfig": "zoo.quantization.learned",
+    "Policy": "zoo.quantization.policy",
+    "load": "zoo.quantization.packed",
+    "names": "zoo.quantization.methods",
+    "plan": "zoo.quantization.policy",
+    "save": "zoo.quantization.packed",
+}
 
+
+@as_package("zoo.quantize", _FORMER_PACKAGE)
 def quantize(
     model: ModuleT,
     method: str,
@@ -50,11 +62,12 @@ def quantize(
 
     Args:
         model: the model; on its own device and in its own precision.
-        method: a name, such as ``"fp8-e4m3"``, ``"fp4-e2m1"``, ``"int8"`` or ``"binary-xnor"``; `zoo.quantize.names` has all.
+        method: a name, such as ``"fp8-e4m3"``, ``"fp4-e2m1"``, ``"int8"`` or ``"binary-xnor"``; all are in
+            `zoo.quantization.names`.
         calibrate: batches of inputs, as ``run`` takes them: of a tokenizer, what `encode` takes. With them, the inputs of
             layers get 8 bits and rounding to 4 bits is learned, unless said otherwise.
         skip: names of layers to leave as they are, ``*`` standing for anything.
-        policy: which other layers are kept; see `zoo.quantize.policy`.
+        policy: which other layers are kept; see `zoo.quantization.policy`.
         granularity: what shares a scale: the weights of an output by default.
         activations: ``"static"``: inputs of layers in 8 bits, with a scale from ``calibrate``; ``"dynamic"``: with a scale for
             each row; ``"none"``. By default ``"static"`` where there are inputs to calibrate with.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.errors import CorruptWeightsError, InputError, KeysError
 from zoo.media import replacing
-from zoo.quantize.methods import KINDS, Method
+from zoo.quantization.methods import KINDS, Method
 from zoo.state_dict import opening_safetensors, read_state
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -43,7 +43,7 @@ class QuantizedLayer(nn.Module, ABC):
         bias: as in the original layer.
     """
 
-    #: Key of the class in `zoo.quantize.methods.KINDS`.
+    #: Key of the class in `zoo.quantization.methods.KINDS`.
     kind: ClassVar[str]
     #: Floating-point buffers that ``.to(dtype)`` leaves alone, because they are part of the packed form.
     exact: ClassVar[tuple[str, ...]] = ("scale",)

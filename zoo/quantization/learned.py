@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.kernels.formats import FloatFormat
-from zoo.quantize.rounding import fake_quantize, round_to
+from zoo.quantization.rounding import fake_quantize, round_to
 
 ZETA, GAMMA = 1.1, -0.1
 
@@ -31,7 +31,7 @@ class LearningConfig:
         regularization: weight of the regularizer.
         beta: its exponent, from the first to the last step that it acts in.
         warmup: share of the steps before it acts.
-        blocks: ``True`` learns the layers of a block together, see `zoo.quantize.reconstruction`; names of blocks, such as
+        blocks: ``True`` learns the layers of a block together, see `zoo.quantization.reconstruction`; names of blocks, such as
             ``"decoder.blocks.*"``, do so for these. By default each layer is learned alone, on inputs of the original model.
         calls: calls of a block that it is learned on, evenly spaced over the calibration.
 
