@@ -407,6 +407,7 @@ def reference(samples: torch.Tensor, rate: int, new_rate: int, places: torch.Ten
             (24_000, 999_983, 300),
             (999_983, 3_001, 200_000),
             (999_983, 61, 500_000),
+            (44_100, 1, 300_000),
             (1, 999_983, 3),
         ],
     ],
@@ -493,17 +494,33 @@ def peaks(code: str) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def test_memory_at_odd_rates() -> None:
-    pairs = [(44_099, 24_000), (22_254, 24_000), (24_000, 44_099), (999_983, 24_000), (1_000_000, 24_000), (1_000_000, 1)]
-    pairs += [(1, 1_000_000), (24_000, 999_983)]
+def extra_memory(pairs: list[tuple[int, int, int]]) -> list[int]:
+    """What resampling takes at its peak beside input and result, for each pair of rates and number of seconds."""
     code = (
-        f"for rate, new_rate in {pairs}:\n"
-        "    x = torch.ones(1, 4 * rate)\n"
-        "    result = 4 * media.resampled_length(4 * rate, rate, new_rate)\n"
+        f"for rate, new_rate, seconds in {pairs}:\n"
+        "    x = torch.ones(1, seconds * rate)\n"
+        "    result = 4 * media.resampled_length(seconds * rate, rate, new_rate)\n"
         "    print(peak(lambda: media.resample(x, rate, new_rate)) - result)"
     )
-    for pair, extra in zip(pairs, peaks(code), strict=True):
-        assert extra < 64 << 20, pair
+    return peaks(code)
+
+
+# Of a table and without one, with many phases and few, far apart both ways.
+ODD_PAIRS = [(44_099, 24_000), (24_000, 44_099), (1, 48_000), (44_100, 1), (96_001, 44_100), (22_254, 24_000)]
+EXTREME_PAIRS = [(999_983, 24_000), (1_000_000, 24_000), (1_000_000, 1), (1, 1_000_000), (24_000, 999_983), (24_000, 1_000_000)]
+
+
+def test_memory_at_odd_rates() -> None:
+    pairs = [(*pair, 60) for pair in ODD_PAIRS] + [(*pair, 8) for pair in EXTREME_PAIRS]
+    for pair, extra in zip(pairs, extra_memory(pairs), strict=True):
+        assert extra < 64_000_000, pair
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", EXTREME_PAIRS)
+def test_memory_of_a_minute_at_extreme_rates(pair: tuple[int, int]) -> None:
+    [extra] = extra_memory([(*pair, 60)])
+    assert extra < 64_000_000
 
 
 def test_a_long_file_is_held_once_and_a_claim_takes_nothing(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def read_audio(
         received += block.shape[1]
         if mono:
             block = block.mean(0, keepdim=True)
-        for part in block.split(resampler.block_samples(block.shape[0]) or max(1, block.shape[1]), dim=1):
+        for part in block.split(resampler.block_samples(block.shape[0]), dim=1):
             whole.append(resampler.push(part))
     whole.append(resampler.finish())
     return Audio(whole.result(), target, rate, received)

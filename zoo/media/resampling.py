@@ -5,8 +5,8 @@ One definition for all rates, torchaudio's with its defaults: output ``j`` is th
 ``scale = 0.99 * min(1, new_rate / rate)``.
 
 torchaudio holds that kernel for each output between two coinciding samples, which takes ``rate * new_rate`` numbers where the
-rates have no common divisor. Up to a few megabytes the same table is used here, the same to the last bit. Beyond, the kernel is
-interpolated between a few positions, within 1e-7 of the definition.
+rates have no common divisor. Up to a few megabytes the same table is used here, the same to the last bit. Beyond, and where
+the new rate is a hundredth or less, the kernel is interpolated between a few positions, within 1e-7 of the definition.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,9 +25,8 @@ from zoo.errors import InputError
 from zoo.nn.precision import exact_float32
 
 LOWEST_RATE, HIGHEST_RATE = 1, 1_000_000
-_BLOCK_SECONDS = 20
 # Values of the largest block that is resampled at once, of the input and of the output.
-_BLOCK_VALUES = 1 << 21
+_BLOCK_VALUES = 1 << 20
 _WIDTH, _ROLLOFF = 6, 0.99
 # The table of all phases is used up to so many values; every pair of common rates lies below.
 _LARGEST_TABLE = 5 << 18
@@ -104,7 +102,7 @@ class Resampler:
         self._engine: _ByTable | _ByInterpolation | None = None
         if rate != new_rate:
             orig, new = rate // divisor, new_rate // divisor
-            small = new * (orig + 2 * _reach(orig, new)) <= _LARGEST_TABLE
+            small = new * (orig + 2 * _reach(orig, new)) <= _LARGEST_TABLE and _step(orig, new) == 1
             self._engine = _ByTable(orig, new) if small else _ByInterpolation(orig, new)
 
     def push(self, block: Float[Tensor, "channels samples"]) -> Float[Tensor, "channels _"]:
@@ -117,10 +115,8 @@ class Resampler:
         rest = None if self._engine is None else self._engine.finish()
         return torch.zeros(self._channels, 0, dtype=torch.float32) if rest is None else rest
 
-    def block_samples(self, channels: int) -> int | None:
-        """How many samples to push at once so that memory stays small; ``None`` where it does not depend on that."""
-        if not isinstance(self._engine, _ByInterpolation):
-            return None
+    def block_samples(self, channels: int) -> int:
+        """How many samples to push at once so that memory stays small."""
         return max(1, min(_BLOCK_VALUES, _BLOCK_VALUES * self.rate // self.new_rate) // channels)
 
 
@@ -139,7 +135,7 @@ def resample(waveform: Float[Tensor, "channels samples"], rate: int, new_rate: i
         return waveform
     resampler = Resampler(rate, new_rate)
     channels, samples = waveform.shape
-    block = resampler.block_samples(channels) or _BLOCK_SECONDS * rate
+    block = resampler.block_samples(channels)
     resampled = torch.empty(channels, resampled_length(samples, rate, new_rate), dtype=waveform.dtype)
     done = 0
     for part in waveform.cpu().split(block, dim=1):
@@ -156,6 +152,11 @@ def _append(whole: Tensor, done: int, part: Tensor) -> int:
 def _reach(orig: int, new: int) -> int:
     """Inputs to either side that an output takes in: ``ceil(6 * orig / (0.99 * min(orig, new)))``."""
     return math.ceil(_WIDTH * orig / (_ROLLOFF * min(orig, new)))
+
+
+def _step(orig: int, new: int) -> int:
+    """Inputs between nodes from which the kernel's values follow, so slowly does it change where the new rate is far lower."""
+    return max(1, orig // (_POSITIONS * new))
 
 
 def _kernel(t: Float[Tensor, "*shape"], gain: float) -> Float[Tensor, "*shape"]:
@@ -234,11 +235,9 @@ class _ByInterpolation:
 
     def __init__(self, orig: int, new: int) -> None:
         ratio = orig / new
-        # The kernel changes so slowly that its values between nodes `step` inputs apart follow from those at the nodes.
-        step = orig // (_POSITIONS * new)
+        step = _step(orig, new)
         self._reducer = _Reducer(step) if step > 1 else None
         lead = _Reducer.LEAD if step > 1 else 0
-        step = max(1, step)
         self._orig, self._new = orig, new * step
         self._received = 0
         self._true = (orig, new)
@@ -248,6 +247,7 @@ class _ByInterpolation:
         self._reach = math.ceil(_WIDTH / self._scale)
         self.outputs = max(8, min(256, int(8 / ratio)))
         self._span = 2 * self._reach + math.ceil(self.outputs * ratio) + 2
+        self._by_inputs = self._span < self.outputs
         self._positions = math.ceil(_POSITIONS * min(1.0, 1 / ratio))
         self._first = -lead - self._reach
         self._pending: Tensor | None = None
@@ -282,7 +282,8 @@ class _ByInterpolation:
         if blocks <= self._done_blocks:
             return self._pending[:, :0]
         resampled = torch.empty(block.shape[0], (blocks - self._done_blocks) * self.outputs, dtype=block.dtype)
-        rows = max(1, _VALUES_AT_ONCE // (max(self._span, 4 * self.outputs) * block.shape[0]))
+        values = 4 * self._span if self._by_inputs else max(self._span, 4 * self.outputs)
+        rows = max(1, _VALUES_AT_ONCE // (values * block.shape[0]))
         with exact_float32(block.device):
             for start in range(self._done_blocks, blocks, rows):
                 stop = min(blocks, start + rows)
@@ -306,28 +307,35 @@ class _ByInterpolation:
         weights = _cubic_weights(between.remainder(self._new).double() / self._new).to(self._pending.dtype)
         key = ("positions", *self._true)
         table = _tables.get(key, self._table).to(self._pending)
-        windows = self._pending.unfold(1, self._span, 1)
-        channels = self._pending.shape[0]
-        blocks = out.view(channels, stop - start, self.outputs)
+        blocks = out.view(out.shape[0], stop - start, self.outputs).transpose(0, 1)
         order = positions.argsort()
-        counts = torch.bincount(positions, minlength=self._positions).tolist()
-        for position, rows in enumerate(cast("tuple[Int64[Tensor, ' _'], ...]", order.split(counts))):
-            if not len(rows):
+        # Of blocks in the order of their positions: inputs [blocks, channels, span] and weights [blocks, 1, 4].
+        inputs = self._pending.unfold(1, self._span, 1).transpose(0, 1)[begins[order]]
+        weights = weights[order][:, None]
+        # The product is linear: the weights of the four positions go to its smaller side.
+        if self._by_inputs:
+            inputs = (inputs[:, :, None] * weights[..., None]).flatten(2)
+        done = 0
+        for position, count in enumerate(torch.bincount(positions, minlength=self._positions).tolist()):
+            if not count:
                 continue
-            inputs = windows[:, begins[rows]].reshape(-1, self._span)
-            found = (inputs @ table[:, position : position + 4].reshape(self._span, -1)).view(
-                channels, len(rows), 4, self.outputs
-            )
-            blocks[:, rows] = (found * weights[rows, :, None]).sum(2)
+            own, around = slice(done, done + count), table[position : position + 4]
+            if self._by_inputs:
+                found = inputs[own] @ around.flatten(0, 1)
+            else:
+                four = inputs[own] @ around.transpose(0, 1).flatten(1)
+                found = (four.unflatten(2, (4, -1)) * weights[own, ..., None]).sum(2)
+            blocks[order[own]] = found
+            done += count
 
-    def _table(self) -> Float[Tensor, "span positions outputs"]:
+    def _table(self) -> Float[Tensor, "positions span outputs"]:
         """Weights on the inputs around a block, for each position of its first output from one before to two behind."""
         places = torch.arange(-1, self._positions + 2, dtype=torch.float64) / self._positions
         places = places[:, None] + torch.arange(self.outputs, dtype=torch.float64) * (self._orig / self._new)
         inputs = torch.arange(self._span, dtype=torch.float64) - self._reach
-        table = torch.empty(self._span, *places.shape, dtype=torch.float32)
-        for row, place in enumerate(inputs.tolist()):
-            table[row] = _kernel((place - places) * self._scale, self._gain)
+        table = torch.empty(len(places), self._span, self.outputs, dtype=torch.float32)
+        for own, place in zip(table, places, strict=True):
+            own[:] = _kernel((inputs[:, None] - place) * self._scale, self._gain)
         return table
 
 
