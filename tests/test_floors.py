@@ -40,6 +40,7 @@ FLOORS = {
             "zoo.moved",
             "zoo.nn.derived",
             "zoo.nn.precision",
+            "zoo.onnx_weights",
             "zoo.progress",
             "zoo.spec",
             "zoo.state_dict",

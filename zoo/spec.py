@@ -113,6 +113,8 @@ class Spec:
         residual: whether the first codebooks of every frame decode, coarse to fine (`zoo.Tokens.keep`).
         prompted: whether decoding takes a voice, which the tokens do not hold.
         sampled: whether decoding draws random numbers, and so takes a seed.
+        parts: what is loaded to encode and decode with: ``encoder``, ``decoder`` and what else the family has. Without a
+            ``decoder`` a tokenizer encodes only.
 
     >>> spec = zoo.load("wavtokenizer-tiny").spec
     >>> spec.token_rate, spec.bits_per_token, spec.bit_rate
@@ -136,6 +138,7 @@ class Spec:
     residual: bool = False
     prompted: bool = False
     sampled: bool = False
+    parts: tuple[str, ...] = ("encoder", "decoder")
 
     def __post_init__(self) -> None:
         if self.frame is not None and self.frame.vocab_size != self.vocab_size:
@@ -195,4 +198,4 @@ class Spec:
         """Fields and derived rates as plain values, for JSON."""
         derived = ("continuous", "codebooks", "frame_rate", "token_rate", "bits_per_token", "bit_rate", "bits_per_item")
         frame = None if self.frame is None else {name: list(value) for name, value in asdict(self.frame).items()}
-        return asdict(self) | {"frame": frame} | {name: getattr(self, name) for name in derived}
+        return asdict(self) | {"frame": frame, "parts": list(self.parts)} | {name: getattr(self, name) for name in derived}

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import CorruptWeightsError, HubError, UnsafePickleError, WeightsError
+from zoo.onnx_weights import read_onnx
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # Bytes of a checkpoint in one memory mapping: what of it was read counts as memory used until all of it is let go.
@@ -26,7 +27,8 @@ _MAPPED_AT_ONCE = 256 << 20
 def read_state(path: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
     """The tensors of a checkpoint, memory-mapped, those only whose key is wanted.
 
-    A level of ``state_dict`` (Lightning) or ``model`` around them is unwrapped. Pickles are opened with ``weights_only=True``
+    A level of ``state_dict`` (Lightning) or ``model`` around them is unwrapped. Of ONNX files the graph is read and not run
+    (`zoo.onnx_weights`). Pickles are opened with ``weights_only=True``
     and never otherwise, and only after a look at their instructions: what would take much more memory than the file is refused.
 
     Raises:
@@ -62,8 +64,10 @@ def _map_state(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Ten
     if path.suffix == ".safetensors":
         with opening_safetensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}, True  # noqa: SIM118  (not a mapping)
+    if path.suffix == ".onnx":
+        return {key: tensor for key, tensor in read_onnx(path).items() if wanted(key)}, False
     if path.suffix not in _PICKLES:
-        raise CorruptWeightsError(f"{path}: unknown kind of checkpoint; expected .safetensors, {', '.join(_PICKLES)}")
+        raise CorruptWeightsError(f"{path}: unknown kind of checkpoint; expected .safetensors, .onnx, {', '.join(_PICKLES)}")
     content, mapped = _unpickle(path)
     try:
         state = _unwrapped(content, path)

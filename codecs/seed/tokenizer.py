@@ -98,6 +98,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
             image_size=(self.config.image_size, self.config.image_size),
             decoded_size=self.decoder.image_size if "decoder" in self.config.parts else None,
             max_tokens=self.config.queries,
+            parts=self.config.parts,
         )
 
     # ---- encode

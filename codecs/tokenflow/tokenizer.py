@@ -66,6 +66,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
             fingerprint=self.fingerprint,
             image_size=(config.image_size, config.image_size),
             max_tokens=config.scale_ends[-1],
+            parts=config.parts,
         )
 
     def compute_fingerprint(self) -> str:

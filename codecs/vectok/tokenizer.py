@@ -35,6 +35,10 @@ from zoo.tokens import Tokens
 Prompt = Any
 
 
+# What of the parts encoding and decoding begin and end with.
+_SIDES = {"encoder": "vectors", "decoder": "vocoder"}
+
+
 class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
     """The speech tokenizer of arXiv 2310.07246: about 16 to 20 tokens per second say what was said, a prompt says by whom.
 
@@ -99,6 +103,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
             sample_rate=self.config.sample_rate,
             # Of tokens there is no fixed number per second.
             hop_length=None if self.config.has_units else self.config.hop_length,
+            parts=tuple(part for part, brings in _SIDES.items() if brings in self.config.parts),
         )
 
     @property

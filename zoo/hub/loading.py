@@ -141,8 +141,12 @@ def _from_entry(entry: Entry, request: Request) -> AnyTokenizer:
 
 
 def _configured_upstream(entry: Entry) -> bool:
-    """Whether upstream's own configuration has a say in an entry's."""
-    return entry.weights.config is not None or any(piece.config_field for piece in entry.weights.pieces.values())
+    """Whether upstream's own configuration, or the graph that an ONNX file holds, has a say in an entry's."""
+    return (
+        entry.weights.format == "onnx"
+        or entry.weights.config is not None
+        or any(piece.config_field for piece in entry.weights.pieces.values())
+    )
 
 
 def _from_pieces(cls: type[AnyTokenizer], entry: Entry, config: Any, request: Request) -> AnyTokenizer:

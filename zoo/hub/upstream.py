@@ -31,7 +31,8 @@ def load_upstream(
     Args:
         family: name of the codec family; that of a plug-in has to be registered before.
         config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights.
-        weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file or the state dict itself, in upstream's keys.
+        weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` or ``.onnx`` file or the state dict itself, in
+            upstream's keys.
 
     Raises:
         RegistryError: no such family.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.errors import naming_item
+from zoo.errors import InputError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, groups_of_equals
@@ -32,6 +32,8 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
     modality = "audio"
     #: Channels that the network takes; others are averaged, or one is repeated.
     channels: ClassVar[int] = 1
+    #: Samples, at the model's rate, of the shortest recording that it takes.
+    shortest: ClassVar[int] = 1
 
     # ---- encode
 
@@ -60,13 +62,21 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
 
         Arguments and errors as for `encode`.
         """
+        return self.read_items(items, self.as_channels, mono=self.channels == 1)
+
+    def read_items(self, items: Any, as_channels: Callable[[Waveform], Waveform], *, mono: bool) -> list[Prepared]:
+        """What `prepare` does, with the channels as ``as_channels`` makes them of an item's, or of their mean if ``mono``."""
         rate = self.spec.sample_rate
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=3)):
             with naming_item(index):
-                audio = media.read_audio(item, sample_rate=rate, mono=self.channels == 1, default_sample_rate=rate)
+                audio = media.read_audio(item, sample_rate=rate, mono=mono, default_sample_rate=rate)
                 meta = {"samples": audio.original_samples, "sample_rate": audio.original_rate}
-                waveform = self.as_channels(audio.waveform)
+                waveform = as_channels(audio.waveform)
+                if waveform.shape[1] < self.shortest:
+                    raise InputError(
+                        f"{waveform.shape[1]} samples at {rate} Hz are too few: {self.name} takes {self.shortest} at least"
+                    )
                 prepared.append(Prepared({"waveform": waveform}, meta, waveform.shape[1]))
         return prepared
 
