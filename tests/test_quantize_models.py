@@ -274,13 +274,21 @@ def test_copies_and_pickles() -> None:
 
 
 class Own(nn.Linear):
+    plain_product = True
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
 
 
-class Other(nn.Linear):
+class Other(Own):
+    """What its base promised of its own ``forward`` is not said of this one."""
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
+
+
+class Inherits(Own):
+    """Computes what its base does."""
 
 
 class Exact(Float32Module):
@@ -297,6 +305,7 @@ def mixed() -> nn.Module:
             "time_embed": nn.Sequential(nn.Linear(64, 64)),
             "own": Own(64, 64),
             "other": Other(64, 64),
+            "inherits": Inherits(64, 64),
             "depthwise": nn.Conv1d(8, 8, 3, groups=8),
             "middle": nn.Conv2d(8, 8, 3),
             "table": nn.Embedding(5, 64),
@@ -314,6 +323,7 @@ def test_the_plan_says_what_happens_and_why() -> None:
         "time_embed.0": "fp8-e4m3",
         "own": "fp4-e2m1",
         "other": None,
+        "inherits": "fp4-e2m1",
         "depthwise": None,
         "middle": "fp4-e2m1",
         "last": "fp8-e4m3",
@@ -323,7 +333,7 @@ def test_the_plan_says_what_happens_and_why() -> None:
     eight = {choice.name: choice.method.name for choice in zoo.quantization.plan(mixed(), "fp8-e4m3") if choice.method}
     assert set(eight.values()) == {"fp8-e4m3"}
     ends = zoo.quantization.plan(mixed(), "int4", Policy(skip=("own", "time*"), protect_ends=False, keep_exact=False))
-    assert {choice.name for choice in ends if choice.method} == {"encoder.inner", "stem", "middle", "last"}
+    assert {choice.name for choice in ends if choice.method} == {"encoder.inner", "stem", "inherits", "middle", "last"}
     assert {choice.method.name for choice in ends if choice.method} == {"int4"}
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.codecs.byteformer.config import ByteFormerConfig
+from zoo.nn.linear import Linear
 from zoo.nn.precision import Float32Module
 
 EPS = 1e-5
@@ -25,13 +26,6 @@ _ROWS_AT_ONCE = 2048
 
 Packed = Float[Tensor, "tokens dim"]
 Counts = tuple[int, ...]
-
-
-class Linear(nn.Linear):
-    """A linear layer that takes its input in any precision and computes in that of its weights."""
-
-    def forward(self, x: Float[Tensor, "*batch into"]) -> Float[Tensor, "*batch out"]:
-        return super().forward(x.to(self.weight.dtype))
 
 
 class LayerNorm(Float32Module):

@@ -10,18 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from zoo.nn.linear import Linear
+
 # muP's attention scale: equal to 1/sqrt(head_dim) at 64 only.
 ATTENTION_SCALE = 8.0
 EPS = 1e-5
 
 Tokens = Float[Tensor, "batch tokens dim"]
-
-
-class Linear(nn.Linear):
-    """A linear layer that takes its input in any precision and computes in that of its weights."""
-
-    def forward(self, x: Float[Tensor, "*batch into"]) -> Float[Tensor, "*batch out"]:
-        return super().forward(x.to(self.weight.dtype))
 
 
 def normalise(x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:

@@ -7,6 +7,8 @@ By default
   codebooks are rounded, nor is what identifies a checkpoint;
 - nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings, which needs the
   weight as it is: packed, the model would grow;
+- layers whose class has a ``forward`` of its own stay, unless the class says ``plain_product = True``: that the weight is
+  used as PyTorch's layer uses it;
 - layers with fewer than 32 weights per output stay as they are: a depth-wise convolution's scales would cost as much as its
   weights;
 - of a model in 4 bits or fewer, the first and the last convolution and the layers of time embeddings get 8 bits, as is common
@@ -23,13 +25,12 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from zoo.errors import InputError
 from zoo.nn.precision import Float32Module
 from zoo.quantization.methods import Method, method_named
-from zoo.quantization.packed import QuantizedLayer
+from zoo.quantization.packed import LAYERS, QuantizedLayer
 
 _TIME_EMBEDDING = re.compile(r"(^|[._])(time|timestep|t)(_|\.)?(emb|embed|embedder|embedding|proj|mlp)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -155,7 +156,7 @@ def _why_kept(name: str, layer: nn.Module, exact: bool, policy: Policy) -> str:
         return "it has no weights"
     if weight[0].numel() < policy.fewest_weights:
         return f"{weight[0].numel()} weights per output are too few"
-    return "" if _does_what_its_base_does(layer) else "computes something of its own"
+    return "" if _keeps_the_product(layer) else "computes something of its own"
 
 
 def tied_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -197,20 +198,12 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     return start < other_end and other_start < end
 
 
-def _does_what_its_base_does(layer: nn.Module) -> bool:
-    """Whether a subclass that overrides ``forward`` still is the linear layer that it derives from, tried on random numbers."""
-    base = next((base for base in (nn.Linear, *_CONVOLUTIONS) if isinstance(layer, base)), None)
-    if base is None or type(layer).forward is base.forward:
-        return True
-    if not isinstance(layer, nn.Linear) or layer.weight.device.type == "meta":
-        return False
-    weight = layer.weight
-    x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    with torch.no_grad():
-        try:
-            return torch.equal(layer(x), F.linear(x, weight, layer.bias))
-        except (RuntimeError, TypeError):
-            return False
+def _keeps_the_product(layer: nn.Module) -> bool:
+    """Whether ``forward`` is that of PyTorch's layer, or of a class that says ``plain_product``."""
+    for cls in type(layer).__mro__:
+        if "forward" in vars(cls):
+            return cls in LAYERS or bool(vars(cls).get("plain_product"))
+    return False
 
 
 def _ends(layers: Sequence[tuple[str, nn.Module, bool]], kept: dict[str, str]) -> dict[str, str]:
