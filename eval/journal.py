@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.media import replacing
+from zoo.moved import names_of
 
 Features = Mapping[str, NDArray[np.float32]]
 
@@ -76,3 +77,7 @@ class RunJournal:
 
     def _features_path(self, name: str) -> Path:
         return self._folder / f"items.part.{name}.f32"
+
+
+#: A former name, for one release.
+__getattr__ = names_of(__name__, {"Journal": "zoo.eval.journal:RunJournal"})

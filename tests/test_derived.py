@@ -8,7 +8,7 @@ import pickle
 import torch
 from torch import nn
 
-from zoo.nn.derived import Derived
+from zoo.derived import Derived
 
 
 class Summed(nn.Module):

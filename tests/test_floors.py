@@ -31,6 +31,7 @@ class Floor(NamedTuple):
 FLOORS = {
     "ground": Floor(
         (
+            "zoo.derived",
             "zoo.documents",
             "zoo.download",
             "zoo.errors",
@@ -38,9 +39,8 @@ FLOORS = {
             "zoo.machine",
             "zoo.modality",
             "zoo.moved",
-            "zoo.nn.derived",
-            "zoo.nn.precision",
             "zoo.onnx_weights",
+            "zoo.precision",
             "zoo.progress",
             "zoo.spec",
             "zoo.state_dict",
@@ -219,7 +219,7 @@ import zoo.spec as spec
 import torch, zoo.tokens
 from zoo import media, load
 from zoo.errors import InputError
-from . import precision
+from . import norm
 from ..zt import pack
 if TYPE_CHECKING:
     from zoo.hub import pull
@@ -230,9 +230,9 @@ def later():
     import_module(name)
 """
     found = sorted(imports(text, "zoo.nn.vit", package=False))
-    seen = ["zoo", "zoo.errors", "zoo.hub", "zoo.kernels.codebook", "zoo.latents", "zoo.media", "zoo.nn.precision", "zoo.spec"]
+    seen = ["zoo", "zoo.errors", "zoo.hub", "zoo.kernels.codebook", "zoo.latents", "zoo.media", "zoo.nn.norm", "zoo.spec"]
     assert found == [*seen, "zoo.tokens", "zoo.vocabulary", "zoo.zt"]
-    assert sorted(imports("from . import precision", "zoo.nn", package=True)) == ["zoo.nn.precision"]
+    assert sorted(imports("from . import norm", "zoo.nn", package=True)) == ["zoo.nn.norm"]
 
 
 def test_codecs_know_no_other_and_nobody_knows_them() -> None:

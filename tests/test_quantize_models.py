@@ -21,7 +21,7 @@ from zoo import InputError
 from zoo.errors import CorruptWeightsError, KeysError, WeightsError
 from zoo.kernels import lowbit, native
 from zoo.kernels.packing import block_size
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 from zoo.quantization.calibration import observe
 from zoo.quantization.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
 from zoo.quantization.packed import quantized_layers

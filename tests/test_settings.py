@@ -19,7 +19,7 @@ from test_contract import EMBEDDED, ITEMS, RANDOM, close, numbers
 from torch import Tensor
 
 import zoo
-from zoo.nn.precision import exact_float32, undisturbed
+from zoo.precision import exact_float32, undisturbed
 
 # Drawing takes its time, and a few steps show what many would.
 QUICK = {"flextok": {"steps": 2}, "seed": {"steps": 2}, "vat": {"resolution": 16}}

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from zoo.codecs.byteformer.config import ByteFormerConfig
-from zoo.nn.derived import Derived
-from zoo.nn.precision import Float32Module
+from zoo.derived import Derived
+from zoo.precision import Float32Module
 
 # Tokens at a time: bounds the indices, of which there are as many as bytes under all windows of the convolution.
 _TOKENS_AT_ONCE = 1 << 16

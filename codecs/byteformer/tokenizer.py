@@ -18,10 +18,11 @@ from zoo.codecs.byteformer import encodings, transforms
 from zoo.codecs.byteformer.checkpoint import CHECKPOINT
 from zoo.codecs.byteformer.config import BYTE_VALUES, FIXED_SHUFFLES, IMAGE_FILES, RANDOM_SHUFFLES, ByteFormerConfig
 from zoo.codecs.byteformer.embedding import ByteEmbedding
-from zoo.codecs.byteformer.transformer import FeedForward, Linear, Transformer, needs_axis_rule
+from zoo.codecs.byteformer.transformer import FeedForward, Transformer, needs_axis_rule
 from zoo.errors import ArgumentError, InputError
 from zoo.media.bytes import regular_file
-from zoo.nn.precision import exact_float32
+from zoo.nn.linear import Linear
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.byteformer.config import ByteFormerConfig
 from zoo.nn.linear import Linear
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 EPS = 1e-5
 # Rows at a time through a feed-forward layer on a CPU, so that its wide inside stays in the caches.

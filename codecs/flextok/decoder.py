@@ -21,7 +21,6 @@ from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import (
     Attention,
     FeedForward,
-    Linear,
     Patches,
     Tokens,
     grid_positions,
@@ -29,7 +28,8 @@ from zoo.codecs.flextok.transformer import (
     sinusoidal_positions,
     unpatch,
 )
-from zoo.nn.precision import compute_dtype
+from zoo.nn.linear import Linear
+from zoo.precision import compute_dtype
 
 # The six vectors of a block's modulation, in the order in which the checkpoint holds them.
 GATE_ATTENTION, GATE_MLP, SHIFT_ATTENTION, SCALE_ATTENTION, SHIFT_MLP, SCALE_MLP = range(6)

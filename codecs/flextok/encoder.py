@@ -14,14 +14,14 @@ from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import (
     Attention,
     FeedForward,
-    Linear,
     Patches,
     Tokens,
     grid_positions,
     normalise,
     sinusoidal_positions,
 )
-from zoo.nn.precision import Float32Module
+from zoo.nn.linear import Linear
+from zoo.precision import Float32Module
 
 
 class EncoderBlock(nn.Module):

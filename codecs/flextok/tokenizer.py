@@ -19,7 +19,7 @@ from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, 
 from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.nn import vae
 from zoo.nn.fsq import FSQ
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, precision_named

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.s3tokenizer.config import SECOND_STRIDE, S3TokenizerConfig
 from zoo.nn.conv import conv1d
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Rows = Float[Tensor, "_rows _channels"]
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.codecs.s3tokenizer.config import FRAME_HOP, SAMPLE_RATE
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 _WINDOW = 400
 _MARGIN = _WINDOW // 2

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.s3tokenizer.config import S3TokenizerConfig
 from zoo.kernels.codebook import CodebookSearch
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Vectors = Float[Tensor, "*shape dim"]
 Ids = Int[Tensor, "*shape"]

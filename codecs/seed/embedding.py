@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.qformer import QFormer, transformer_blocks
 from zoo.kernels.codebook import CodebookSearch
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 States = Float[Tensor, "batch queries dim"]
 

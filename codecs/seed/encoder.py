@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.seed.config import SeedConfig
 from zoo.codecs.seed.qformer import QFormer
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 # Mean and standard deviation that CLIP normalises images with, which lie in [0, 1] there.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

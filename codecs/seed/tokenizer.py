@@ -18,7 +18,7 @@ from zoo.codecs.seed.diffusion import SOLVERS, Diffusion, evaluations
 from zoo.codecs.seed.embedding import Codebook, Embedding, Features, States
 from zoo.codecs.seed.encoder import Encoder
 from zoo.errors import ArgumentError, InputError, ItemError, WeightsError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, precision_named

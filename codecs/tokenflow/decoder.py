@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import convolution_options, middle_block, output_norm, resize, task_layer
 from zoo.nn.norm import exact_group_norms, overwriting_activations
-from zoo.nn.precision import compute_dtype
 from zoo.nn.vit import ViTSizes, vit_blocks
+from zoo.precision import compute_dtype
 
 Latents = Float[Tensor, "batch channels rows columns"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.nn.norm import GroupNorm, exact_group_norms, overwriting_activations
-from zoo.nn.precision import Float32Module
 from zoo.nn.vit import Activation, ViTSizes, vit_blocks
+from zoo.precision import Float32Module
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]

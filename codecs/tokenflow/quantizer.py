@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import resize
+from zoo.derived import Derived
 from zoo.kernels.codebook import nearest as search
 from zoo.kernels.codebook import prepare
 from zoo.kernels.screening import PreparedCodebook
-from zoo.nn.derived import Derived
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Latents = Float[Tensor, "batch channels grid grid"]
 Vectors = Float[Tensor, "batch length channels"]

@@ -18,7 +18,7 @@ from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
 from zoo.errors import ArgumentError, ItemError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
 from zoo.tokenizer.image import Image, Images, ImageTokenizer

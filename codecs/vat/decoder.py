@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
 from zoo.nn.norm import exact_group_norms, overwriting_activations
-from zoo.nn.precision import Float32Module, compute_dtype, exact_float32
+from zoo.precision import Float32Module, compute_dtype, exact_float32
 
 Planes = Float[Tensor, "batch 3 channels side side"]
 Maps = tuple[Float[Tensor, "first second hidden"], ...]

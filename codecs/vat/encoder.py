@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Points = Float[Tensor, "batch points 3"]
 Moments = Float[Tensor, "batch latents dim"]

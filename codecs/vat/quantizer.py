@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
+from zoo.derived import Derived
 from zoo.kernels.codebook import nearest as search
 from zoo.kernels.codebook import prepare
 from zoo.kernels.screening import PreparedCodebook
-from zoo.nn.derived import Derived
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Latents = Float[Tensor, "batch latents dim"]
 Vectors = Float[Tensor, "batch length dim"]

@@ -19,7 +19,7 @@ from zoo.codecs.vat.encoder import Encoder
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 from zoo.codecs.vat.surface import extract
 from zoo.errors import ArgumentError, InputError, ItemError, naming_item
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared

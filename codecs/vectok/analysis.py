@@ -14,7 +14,7 @@ from zoo.codecs.vectok.logmel import LogMelVectors
 from zoo.codecs.vectok.recording import Recording, Window, overlapping_windows
 from zoo.codecs.vectok.wavlm import WavLM
 from zoo.errors import ItemError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.tokenizer import groups_of_similar_length
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import LogMelSizes
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 
 class LogMel(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.codecs.vectok.inverse import InverseKMeans
 from zoo.codecs.vectok.recording import Vectors, overlapping_windows
 from zoo.codecs.vectok.vocoder import HiFiGAN, ISTFTVocoder
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.tokenizer import groups_of_similar_length
 

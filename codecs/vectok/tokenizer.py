@@ -26,7 +26,7 @@ from zoo.codecs.vectok.voice import FEWEST_PROMPT_FRAMES, Voice, Voices, match, 
 from zoo.codecs.vectok.wavlm import WavLM
 from zoo.errors import ArgumentError, InputError, MismatchError, naming_item
 from zoo.latents import Latents
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared
 from zoo.tokenizer.audio import AudioTokenizer, Rate

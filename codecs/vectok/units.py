@@ -17,7 +17,7 @@ from zoo.codecs.vectok.config import MOST_UNITS, UNIT_OFFSET, VecTokConfig
 from zoo.errors import WeightsError
 from zoo.kernels.codebook import CodebookSearch
 from zoo.media import replacing
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 
 class BPE:

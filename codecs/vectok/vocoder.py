@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import HiFiGANSizes, ISTFTSizes
 from zoo.nn.istft import InverseSTFT
-from zoo.nn.precision import compute_dtype
+from zoo.precision import compute_dtype
 
 # A signal is stored as an image of height 1, channels last: in bfloat16 a CPU convolves it so at two to three times the rate.
 Signal = Float[Tensor, "batch channels 1 time"]

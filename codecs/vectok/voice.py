@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.codecs.vectok.config import VecTokConfig
 from zoo.errors import FormatError
 from zoo.media import replacing
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 _KIND = "zoo.vectok.Voice"
 _VERSION = "1"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import WavLMSizes
 from zoo.nn.conv import conv1d
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 Vectors = Float[Tensor, "batch frames width"]
 

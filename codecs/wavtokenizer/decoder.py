@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.codecs.wavtokenizer.config import GROUPS, WavTokenizerConfig
 from zoo.nn.conv import conv1d
 from zoo.nn.istft import InverseSTFT
-from zoo.nn.precision import Float32Module, compute_dtype
+from zoo.precision import Float32Module, compute_dtype
 
 # Fixed in the original code for every checkpoint.
 EPS = 1e-6

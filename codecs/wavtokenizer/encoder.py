@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.kernels.codebook import CodebookSearch
 from zoo.nn.conv import ReflectConv1d, conv1d, elu, reflect_pad
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 
 class EncoderBlock(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo import media
 from zoo.codecs.wavtokenizer.encoder import Encoder, EncoderState
 from zoo.errors import InputError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.tokens import Tokens
 
 if TYPE_CHECKING:

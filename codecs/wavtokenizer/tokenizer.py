@@ -15,7 +15,7 @@ from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, win
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
 from zoo.errors import ArgumentError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, groups_of_similar_length

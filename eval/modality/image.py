@@ -22,7 +22,7 @@ from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
 from zoo.eval.modality.networks import CLIP, DINO, INCEPTION, LPIPS, frechet_distance
 from zoo.eval.modality.thumbnail import LAYOUTS, thumbnail
 from zoo.media import IMAGE_EXTENSIONS, prepare_image
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.spec import Spec
 
 EXTENSIONS = IMAGE_EXTENSIONS

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 from zoo.spec import Frame, Spec
 from zoo.tokenizer import Budget
 from zoo.tokenizer.audio import AudioTokenizer

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from zoo.hub import write_saved_file
 from zoo.media import replacing
+from zoo.moved import names_of
 from zoo.tokenizer import Tokenizer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -367,3 +368,13 @@ def recipe_parser(description: str | None, seed: int, timed: bool = True) -> arg
         parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
     parser.add_argument("--seed", type=int, default=seed)
     return parser
+
+
+#: What lies in `zoo.weights.data.image`, for one release.
+__getattr__ = names_of(
+    __name__,
+    {
+        **dict.fromkeys(("Images", "Pictures", "as_images", "make_pictures"), "zoo.weights.data.image"),
+        "rows": "zoo.weights.data.image:random_rows",
+    },
+)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import registry
+from zoo.moved import names_of
 from zoo.tokenizer import Tokenizer
 
 Work = Callable[[], Any]
@@ -181,3 +182,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
         if size == largest or best > 0.05:
             return 2 * size**3 / best
         size *= 2
+
+
+#: What lies in `zoo.machine`, for one release.
+__getattr__ = names_of(__name__, {"device_name": "zoo.machine"})

@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from zoo.moved import names_of
+
 
 def note(text: str) -> None:
     """A line for people on standard error."""
@@ -58,3 +60,7 @@ def finish(failed: dict[str, str]) -> None:
         note(f"failed: {name}: {reason}")
     if failed:
         raise typer.Exit(1)
+
+
+#: What lies in `zoo.progress`, for one release.
+__getattr__ = names_of(__name__, {"progress_bar": "zoo.progress"})

@@ -38,7 +38,7 @@ from zoo.hub.pieces import (
 )
 from zoo.hub.upstream import from_upstream_file, read_prefixed
 from zoo.machine import usable_device
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.registry import MAIN, Entry
 from zoo.state_dict import opening_safetensors, safetensors_keys
 from zoo.tokenizer import PRECISIONS

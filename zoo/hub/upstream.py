@@ -17,7 +17,7 @@ from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state
 from zoo.hub.pieces import (
     Sources,
 )
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.state_dict import opening_safetensors, read_state
 
 

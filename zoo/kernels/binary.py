@@ -19,9 +19,9 @@ from jaxtyping import Float, Int8, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.kernels import native
-from zoo.kernels.packing import WORD, row_bytes
-from zoo.nn.precision import exact_float32
+from zoo.kernels import native, packing
+from zoo.moved import names_of
+from zoo.precision import exact_float32
 
 Execution = Literal["native", "numpy", "int8", "float32", "triton popcount", "triton int8"]
 
@@ -57,8 +57,8 @@ def binary_matmul(
     Raises:
         InputError: the rows are not as long as ``length`` signs are.
     """
-    if a.shape[1] != row_bytes(length) or b.shape[1] != row_bytes(length):
-        raise InputError(f"rows of {length} signs have {row_bytes(length)} bytes, not {a.shape[1]} and {b.shape[1]}")
+    if a.shape[1] != packing.row_bytes(length) or b.shape[1] != packing.row_bytes(length):
+        raise InputError(f"rows of {length} signs have {packing.row_bytes(length)} bytes, not {a.shape[1]} and {b.shape[1]}")
     return torch.ops.zoo.binary_matmul(a, b, length)
 
 
@@ -103,7 +103,7 @@ def _pack_signs(x: Tensor) -> Tensor:
         bits = F.pad(negative, (0, -x.shape[-1] % 8)).unflatten(-1, (-1, 8))
         weights = 2 ** torch.arange(8, device=x.device, dtype=torch.uint8)
         packed = (bits * weights).sum(-1, dtype=torch.uint8)
-    return F.pad(packed, (0, row_bytes(x.shape[-1]) - packed.shape[-1]))
+    return F.pad(packed, (0, packing.row_bytes(x.shape[-1]) - packed.shape[-1]))
 
 
 @torch.library.impl(_LIBRARY, "binary_matmul", "CompositeExplicitAutograd")
@@ -113,7 +113,7 @@ def _binary_matmul(a: Tensor, b: Tensor, length: int) -> Tensor:
 
 def _unfilled_signs(x: Tensor) -> Tensor:
     # Sizes may be symbols here, which `row_bytes` does not take.
-    return x.new_empty(*x.shape[:-1], -(-x.shape[-1] // (8 * WORD)) * WORD, dtype=torch.uint8)
+    return x.new_empty(*x.shape[:-1], -(-x.shape[-1] // (8 * packing.WORD)) * packing.WORD, dtype=torch.uint8)
 
 
 def _unfilled_product(a: Tensor, b: Tensor, length: Any) -> Tensor:
@@ -150,7 +150,7 @@ def multiply(
 def _native(a: Tensor, b: Tensor, length: int) -> Tensor:
     compiled = native.library(_SOURCE)
     assert compiled is not None
-    rows, outputs, words = len(a), len(b), a.shape[1] // WORD
+    rows, outputs, words = len(a), len(b), a.shape[1] // packing.WORD
     product = torch.empty(rows, outputs, dtype=torch.int32)
     function = compiled.binary_matmul
     function.restype = None
@@ -274,7 +274,7 @@ def _pack_pixels(x: Tensor) -> Tensor:
 
 def _as_packed(rows: Shaped[Tensor, "rows bytes"]) -> UInt8[Tensor, "rows padded"]:
     """Rows of signs in the packed format: bytes of eight signs need padding only."""
-    return pack_signs(rows) if rows.dtype == torch.int8 else F.pad(rows, (0, -rows.shape[1] % WORD))
+    return pack_signs(rows) if rows.dtype == torch.int8 else F.pad(rows, (0, -rows.shape[1] % packing.WORD))
 
 
 def _windows(pixels: Shaped[Tensor, "batch rows columns bytes"], geometry: Geometry) -> Tensor:
@@ -292,3 +292,7 @@ def _border(geometry: Geometry, rows: int, columns: int) -> Int64[Tensor, " plac
     """The places of the result, row by row, that see a margin."""
     margin = F.pad(torch.zeros(1, rows, columns, 1, dtype=torch.bool), (0, 0, *geometry.margins), value=True)
     return _windows(margin, geometry)[0].flatten(2).any(2).flatten().nonzero()[:, 0]
+
+
+#: What lies in `zoo.kernels.packing`, for one release.
+__getattr__ = names_of(__name__, dict.fromkeys(("WORD", "row_bytes"), "zoo.kernels.packing"))

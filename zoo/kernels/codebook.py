@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zoo.derived import Derived
 from zoo.errors import InputError
 from zoo.kernels.screening import FORMS, Form, PreparedCodebook, Screening, query_factors, split, unit, usable_queries
-from zoo.nn.derived import Derived
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 
 # Queries of a tile: enough for the matrix product to run at its full rate.
 _ROWS = 512
@@ -117,7 +117,7 @@ def nearest(x: Float[Tensor, "*shape dim"], codebook: PreparedCodebook) -> Int[T
 
 
 class CodebookSearch:
-    """`nearest` in a tensor that training or loading may change: it is prepared again as `zoo.nn.derived` says.
+    """`nearest` in a tensor that training or loading may change: it is prepared again as `zoo.derived` says.
 
     Args:
         unit_widths: as for `prepare`.

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int64, UInt8
 from torch import Tensor
 
-from zoo.kernels import native
+from zoo.kernels import native, packing
 from zoo.kernels.formats import FloatFormat, format_named, values
-from zoo.kernels.packing import block_size, unpack
+from zoo.moved import names_of
 
 #: Inputs up to which decoding in registers beats decoding into memory; `zoo bench quantize` shows both sides of it.
 FEW_ROWS_CPU = 32
@@ -92,7 +92,7 @@ def dequantize(
     if scale.shape[1] == 1:
         weight = weight.mul_(scale)
     else:
-        weight = weight.mul_(scale.repeat_interleave(block_size(columns, scale.shape[1]), 1)[:, :columns])
+        weight = weight.mul_(scale.repeat_interleave(packing.block_size(columns, scale.shape[1]), 1)[:, :columns])
     return weight.to(dtype)
 
 
@@ -151,7 +151,7 @@ def in_registers(
     bits, columns = format.stored_bits, x.shape[1]
     chunks = -(-columns // _CHUNK)
     tail_bytes = codes.shape[1] - (chunks - 1) * _CHUNK * bits // 8
-    block = block_size(columns, scale.shape[1])
+    block = packing.block_size(columns, scale.shape[1])
     y = torch.empty(len(x), len(codes), dtype=torch.float32, device=x.device)
     codes = codes.contiguous()
     for start in range(0, len(x), _MOST_BATCH):
@@ -198,7 +198,7 @@ def _native(format: FloatFormat, columns: int, scales: int) -> ctypes._NamedFunc
     reserved = format.exponent_bits > 5 or (format.exponent_bits == 5 and format.specials == "finite")
     if format.stored_bits != format.bits or (format.bits == 8 and reserved):
         return None
-    block = block_size(columns, scales)
+    block = packing.block_size(columns, scales)
     if scales > 1 and block % _CHUNK and (block != _CHUNK // 2 or scales % 2):
         return None
     function = library.zoo_lowbit_product
@@ -231,7 +231,7 @@ def decoded(codes: UInt8[Tensor, "rows bytes"], format: FloatFormat, columns: in
         pairs = _pairs(format, str(codes.device)).index_select(0, codes.flatten().to(torch.int32))
         return pairs.view(torch.float32).view(len(codes), -1)[:, :columns]
     table = F.pad(values(format, codes.device), (0, (1 << bits) - (1 << format.bits)))
-    return table.index_select(0, unpack(codes, bits, columns).flatten().to(torch.int32)).view(len(codes), columns)
+    return table.index_select(0, packing.unpack(codes, bits, columns).flatten().to(torch.int32)).view(len(codes), columns)
 
 
 @functools.lru_cache(maxsize=64)
@@ -240,3 +240,7 @@ def _pairs(format: FloatFormat, device: str) -> Int64[Tensor, " bytes"]:
     table = F.pad(values(format, device), (0, 16 - (1 << format.bits)))
     byte = torch.arange(256, device=device)
     return torch.stack([table[byte & 15], table[byte >> 4]], 1).view(torch.int64)[:, 0]
+
+
+#: What lies in `zoo.kernels.packing`, for one release.
+__getattr__ = names_of(__name__, {"block_size": "zoo.kernels.packing"})

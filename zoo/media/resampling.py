@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 
 LOWEST_RATE, HIGHEST_RATE = 1, 1_000_000
 # Values of the largest block that is resampled at once, of the input and of the output.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 
 
 class InverseSTFT(Float32Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ArgumentError, KeysError
 from zoo.nn.norm import exact_group_norms, overwriting_activations
-from zoo.nn.precision import Float32Module, compute_dtype
+from zoo.precision import Float32Module, compute_dtype
 
 # diffusers renamed the projections of the attention in the middle; older files store them as 1x1 convolutions too.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

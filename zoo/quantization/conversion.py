@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import InputError
 from zoo.kernels.formats import format_named
 from zoo.moved import as_package
-from zoo.nn.precision import exact_float32
+from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.quantization.calibration import Observed, Run, default_run, observe
 from zoo.quantization.journal import Journal, inputs_digest, weights_digest

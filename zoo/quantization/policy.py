@@ -3,7 +3,7 @@
 By default
 
 - linear layers and convolutions are quantized, embeddings, norms, LSTMs and biases are not;
-- nothing inside a `zoo.nn.precision.Float32Module` or a tokenizer's `exact_parts` is, because ids flip when encoders and
+- nothing inside a `zoo.precision.Float32Module` or a tokenizer's `exact_parts` is, because ids flip when encoders and
   codebooks are rounded, nor is what identifies a checkpoint;
 - nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings, which needs the
   weight as it is: packed, the model would grow;
@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from zoo.errors import InputError
-from zoo.nn.precision import Float32Module
+from zoo.precision import Float32Module
 from zoo.quantization.methods import Method, method_named
 from zoo.quantization.packed import LAYERS, QuantizedLayer
 

@@ -1,6 +1,7 @@
 """Tokenizers: the contract that all keep, and a base class for each kind of media that makes the trip for its families."""
 
 from zoo.errors import listing, naming_item
+from zoo.moved import names_of
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import (
     PRECISIONS,
@@ -28,3 +29,7 @@ __all__ = [
     "progress_bar",
     "runs_of_equals",
 ]
+
+
+#: Names of the former module, for one release.
+__getattr__ = names_of(__name__, {"ConfigT": "zoo.tokenizer.base", "require_complete": "zoo.checkpoint"})

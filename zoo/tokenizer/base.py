@@ -23,7 +23,7 @@ from zoo.errors import listing as listing  # old home of the name; it goes with 
 from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
-from zoo.nn.precision import Float32Module, exact_float32, undisturbed
+from zoo.precision import Float32Module, exact_float32, undisturbed
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Frame, Spec
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
@@ -87,7 +87,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
     networks, `spec`, `embed` and the one or two methods that its base names; it names its frozen ``Config`` and says in
     ``checkpoint`` how official files map to its own state dict. What `prepare`, `encode`, `decode` and `embed` give does not
     depend on the program's settings, such as default dtype and device, autocast, and TF32 and bf16 shortcuts; see
-    `zoo.nn.precision.undisturbed`. ``.double()``, ``.half()`` and ``.bfloat16()`` choose the type that decoders compute in;
+    `zoo.precision.undisturbed`. ``.double()``, ``.half()`` and ``.bfloat16()`` choose the type that decoders compute in;
     what ids depend on stays in float32, and so do embeddings and media.
 
     Attributes:
