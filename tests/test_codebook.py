@@ -94,6 +94,36 @@ def test_ties_go_to_the_smallest_index(screening: Screening) -> None:
     assert nearest(torch.zeros(3, 10), prepare(corners, screening=screening)).tolist() == [0] * 3
 
 
+def brute_force_dot(x: Tensor, codes: Tensor) -> Tensor:
+    """Dot products in float64, first maximum."""
+    products = x.double() @ codes.double().T
+    return (products == products.max(1, keepdim=True).values).int().argmax(1)
+
+
+@pytest.mark.parametrize("screening", SCREENINGS)
+@pytest.mark.parametrize(("dim", "codes"), [(1, 50), (2, 4096), (16, 700), (256, 3000)])
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_largest_dot_products(dim: int, codes: int, offset: float, screening: Screening) -> None:
+    """Of raw rows: neither the nearest code nor the largest cosine, and whatever all codes have in common."""
+    book = normal(codes, dim, seed=dim) * (1 + normal(codes, 1).abs()) + offset
+    book = torch.cat([book, book[: codes // 4], (1 - 2.0**-23) * book[: codes // 2]])
+    x = near_and_far(book, 100, 100)
+    found = nearest(x, prepare(book, screening=screening, metric="dot"))
+    assert torch.equal(found, brute_force_dot(x, book))
+    assert dim < 16 or not torch.equal(found, nearest(x, prepare(book)))
+
+
+@pytest.mark.parametrize("screening", SCREENINGS)
+def test_dot_products_of_any_magnitude(screening: Screening) -> None:
+    book = normal(500, 6).clamp(-1, 1)
+    x = normal(20, 6, seed=1).clamp(-1, 1)
+    expected = brute_force_dot(x, book)
+    for queries, codes in ((1e30, 1e30), (1e30, 1e-30), (1e-30, 1e30), (1e-30, 1e-30), (3e38, 1.0)):
+        assert torch.equal(nearest(x * queries, prepare(book * codes, screening=screening, metric="dot")), expected)
+    prepared = prepare(book, screening=screening, metric="dot")
+    assert nearest(torch.stack([torch.zeros(6), torch.full((6,), torch.nan)]), prepared).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("screening", SCREENINGS)
 def test_codes_that_screening_cannot_tell_apart(screening: Screening) -> None:
     sphere = F.normalize(normal(3000, 16), dim=1)
@@ -384,6 +414,8 @@ check(codes[:5], torch.cat([above[:32], codes[:32]]))                           
 check(codes[:5], torch.cat([above[:64], codes[:64], codes[64:128]]))                # in one column of different tiles
 check(torch.zeros(1, 8), torch.cat([codes, -codes]))                                # equal ones
 check(torch.zeros(1, 8), torch.cat([(1 + 1e-6) * codes, codes]))                    # nearly equal ones
+check(normal(130, 8, seed=1), torch.cat([codes, (1 - 1e-7) * codes]) + 3, metric="dot")
+check(torch.cat([torch.zeros(1, 40), normal(9, 40, seed=1) * 1e9]), normal(200, 40), metric="dot")
 """
 
 
@@ -405,6 +437,8 @@ def test_a_gpu_gives_the_same(dim: int, codes: int, offset: float) -> None:
         on_gpu = prepare(book.cuda(), screening=screening)
         assert torch.equal(nearest(x.cuda(), on_gpu).cpu(), expected)
         assert torch.equal(nearest(x[:3].cuda(), on_gpu).cpu(), expected[:3])
+        dot = prepare(book.cuda(), screening=screening, metric="dot")
+        assert torch.equal(nearest(x.cuda(), dot).cpu(), nearest(x, prepare(book, metric="dot")))
 
 
 @with_gpu

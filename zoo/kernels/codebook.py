@@ -1,13 +1,14 @@
-"""Exact nearest-codeword search without a queries x codes matrix in memory.
+"""Exact search of the nearest codeword without a queries x codes matrix in memory.
 
-"Nearest" means the smallest index among the codes at the smallest Euclidean distance, evaluated exactly. A product in low
-precision screens the codes; a bound on its error, measured on the numbers that go into it, proves which codes cannot win, and
-where more than one remains they are compared by float64 differences. The answer therefore does not depend on tiling, threads,
-device, batch or precision settings: those decide the time alone.
+"Nearest" means the smallest index among the codes at the smallest Euclidean distance, or, where that is the metric, with the
+largest dot product, evaluated exactly. A product in low precision screens the codes; a bound on its error, measured on the
+numbers that go into it, proves which codes cannot win, and where more than one remains they are compared in float64. The answer
+therefore does not depend on tiling, threads, device, batch or precision settings: those decide the time alone.
 
 With queries ``x`` and codes ``c``, both less the mean code, the screening score is ``x . c - |c|^2 / 2``: it grows as the
-distance falls, and ``|x|^2`` is never needed. Its maximum is found in two levels, because a maximum with its index over whole
-rows costs more than the product when vectors are short: first over groups of codes, then within the groups that can win.
+distance falls, and ``|x|^2`` is never needed. For dot products it is ``x . c`` of the code less the mean code and the query as
+it is. Its maximum is found in two levels, because a maximum with its index over whole rows costs more than the product when
+vectors are short: first over groups of codes, then within the groups that can win.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from torch import Tensor
 
 from zoo.derived import Derived
 from zoo.errors import InputError
-from zoo.kernels.screening import FORMS, Form, PreparedCodebook, Screening, query_factors, split, unit, usable_queries
+from zoo.kernels.screening import (
+    FORMS,
+    Form,
+    Metric,
+    PreparedCodebook,
+    Screening,
+    query_factors,
+    split,
+    unit,
+    usable_queries,
+)
 from zoo.precision import exact_float32
 
 # Queries of a tile: enough for the matrix product to run at its full rate.
@@ -61,7 +72,11 @@ def choose_screening(codes: int, dim: int, device: torch.device) -> Screening:
 
 
 def prepare(
-    codebook: Float[Tensor, "codes dim"], *, unit_widths: Sequence[int] = (), screening: Screening | None = None
+    codebook: Float[Tensor, "codes dim"],
+    *,
+    unit_widths: Sequence[int] = (),
+    screening: Screening | None = None,
+    metric: Metric = "distance",
 ) -> PreparedCodebook:
     """Compute once per codebook what `nearest` uses in every call.
 
@@ -72,6 +87,7 @@ def prepare(
             side by side, where the squared distance is the sum of those of the parts.
         screening: precision of the first look, `choose_screening`'s if ``None``. It decides the time, not the answer.
             ``"float16x3"`` needs Triton.
+        metric: ``"distance"`` for the nearest code, ``"dot"`` for the one with the largest dot product.
 
     Raises:
         InputError: the codebook is empty or holds a NaN or an infinity, or the widths do not add up to its own.
@@ -87,12 +103,12 @@ def prepare(
     centred = codes.double() - mean
     scale = torch.exp2(-centred.norm(dim=1).max().clamp(2.0**-100, 2.0**100).log2().ceil())
     screening = screening or choose_screening(len(codes), codes.shape[1], codes.device)
-    operand, error = _code_factors(centred * scale, FORMS[screening])
-    return PreparedCodebook(codes, ids, mean, scale.float(), operand, error, tuple(unit_widths), screening)
+    operand, error = _code_factors(centred * scale, FORMS[screening], metric)
+    return PreparedCodebook(codes, ids, mean, scale.float(), operand, error, tuple(unit_widths), screening, metric)
 
 
 def nearest(x: Float[Tensor, "*shape dim"], codebook: PreparedCodebook) -> Int[Tensor, "*shape"]:
-    """Index of the code nearest to each query; the smallest index among equals.
+    """Index of the code nearest to each query, as the metric has it; the smallest index among equals.
 
     Queries are taken in float32. A query with a NaN or an infinity gets index 0. Less than 64 MB are allocated besides the
     result, whatever the number of queries and codes. It is one operator to ``torch.compile``.
@@ -112,6 +128,7 @@ def nearest(x: Float[Tensor, "*shape dim"], codebook: PreparedCodebook) -> Int[T
         codebook.error,
         codebook.unit_widths,
         codebook.screening,
+        codebook.metric,
     )
     return found.reshape(x.shape[:-1])
 
@@ -120,11 +137,12 @@ class CodebookSearch:
     """`nearest` in a tensor that training or loading may change: it is prepared again as `zoo.derived` says.
 
     Args:
-        unit_widths: as for `prepare`.
+        unit_widths, metric: as for `prepare`.
     """
 
-    def __init__(self, unit_widths: Sequence[int] = ()) -> None:
+    def __init__(self, unit_widths: Sequence[int] = (), metric: Metric = "distance") -> None:
         self.unit_widths = tuple(unit_widths)
+        self.metric = metric
         self._prepared: Derived[PreparedCodebook] = Derived()
 
     def __call__(self, x: Float[Tensor, "*shape dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*shape"]:
@@ -133,7 +151,7 @@ class CodebookSearch:
 
     def prepared(self, codebook: Float[Tensor, "codes dim"]) -> PreparedCodebook:
         """The codebook as `prepare` makes it."""
-        return self._prepared.of([codebook], lambda: prepare(codebook, unit_widths=self.unit_widths))
+        return self._prepared.of([codebook], lambda: prepare(codebook, unit_widths=self.unit_widths, metric=self.metric))
 
 
 # -------------------------------------------------------------------------------------------------------------- factors
@@ -154,12 +172,13 @@ def _distinct(codes: Float[Tensor, "codes dim"]) -> Int[Tensor, " distinct"]:
 
 
 def _code_factors(
-    centred: Float[Tensor, "codes dim"], form: Form
+    centred: Float[Tensor, "codes dim"], form: Form, metric: Metric
 ) -> tuple[Float[Tensor, "padded columns"], Float[Tensor, "groups 4"]]:
     """``operand`` and ``error`` of `PreparedCodebook` from centred and scaled codes in float64."""
     norm = centred.norm(dim=1)
-    bias = -norm.square() / 2
-    if form.positive:
+    # The centred codes add up to zero, so no query's best dot product is negative.
+    bias = torch.zeros_like(norm) if metric == "dot" else -norm.square() / 2
+    if form.positive and metric == "distance":
         # The centred codes add up to zero, so the best score is at least the mean bias.
         bias += 1 / 16 - bias.mean()
     parts, missed = split(centred, form.dtype, form.parts)
@@ -189,7 +208,7 @@ def _code_factors(
 _LIBRARY = torch.library.Library("zoo", "FRAGMENT")
 _LIBRARY.define(
     "nearest_code(Tensor x, Tensor codes, Tensor ids, Tensor mean, Tensor scale, Tensor operand, Tensor error, "
-    "int[] unit_widths, str screening) -> Tensor"
+    "int[] unit_widths, str screening, str metric) -> Tensor"
 )
 
 
@@ -204,8 +223,9 @@ def _nearest(
     error: Tensor,
     unit_widths: Sequence[int],
     screening: Screening,
+    metric: Metric,
 ) -> Tensor:
-    codebook = PreparedCodebook(codes, ids, mean, scale, operand, error, tuple(unit_widths), screening)
+    codebook = PreparedCodebook(codes, ids, mean, scale, operand, error, tuple(unit_widths), screening, metric)
     with exact_float32(x.device):
         if screening != "float16x3":
             return _search(x, codebook)
@@ -239,7 +259,7 @@ def _positions(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> I
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
         row, code, settled[rows] = _screen(factors[rows], error[rows], codebook, memory)
-        position[rows] = _choose(x[rows], row, code, codebook.codes)
+        position[rows] = _choose(x[rows], row, code, codebook)
     doubtful = (~settled).nonzero()[:, 0]
     if len(doubtful):
         position[doubtful] = _look_again(x[doubtful], codebook)
@@ -293,20 +313,21 @@ def _screen(
 def _look_again(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[Tensor, " queries"]:
     """Positions of the nearest codes of queries that screening left with too many candidates."""
     if codebook.screening == "float32":
-        return torch.stack([_first_shortest(query, codebook.codes) for query in x])
+        return torch.stack([_first_shortest(query, codebook) for query in x])
     centred = (codebook.codes.double() - codebook.mean) * codebook.scale
-    operand, error = _code_factors(centred, FORMS["float32"])
+    operand, error = _code_factors(centred, FORMS["float32"], codebook.metric)
     return _positions(x, replace(codebook, operand=operand, error=error, screening="float32"))
 
 
-def _first_shortest(x: Float[Tensor, " dim"], codes: Float[Tensor, "codes dim"]) -> Int[Tensor, ""]:
+def _first_shortest(x: Float[Tensor, " dim"], codebook: PreparedCodebook) -> Int[Tensor, ""]:
     """Position of the code nearest to one query, without screening."""
-    distance = torch.cat([squared_distance(x[None], part) for part in codes.split(max(1, _EXACT_NUMBERS // len(x)))])
+    parts = codebook.codes.split(max(1, _EXACT_NUMBERS // len(x)))
+    distance = torch.cat([exact_distance(x[None], part, codebook.metric) for part in parts])
     return (distance == distance.min()).nonzero()[0, 0]
 
 
 def _choose(
-    x: Float[Tensor, "rows dim"], row: Int[Tensor, " pairs"], code: Int[Tensor, " pairs"], codes: Float[Tensor, "codes dim"]
+    x: Float[Tensor, "rows dim"], row: Int[Tensor, " pairs"], code: Int[Tensor, " pairs"], codebook: PreparedCodebook
 ) -> Int[Tensor, " rows"]:
     """Each row's nearest candidate, the smallest index among equals."""
     chosen = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -316,15 +337,19 @@ def _choose(
     if not len(row):
         return chosen
     pairs = max(1, _EXACT_NUMBERS // x.shape[1])
-    distance = torch.cat([squared_distance(x[r], codes[c]) for r, c in zip(row.split(pairs), code.split(pairs), strict=True)])
+    split_pairs = zip(row.split(pairs), code.split(pairs), strict=True)
+    distance = torch.cat([exact_distance(x[r], codebook.codes[c], codebook.metric) for r, c in split_pairs])
     shortest = distance.new_full((len(x),), torch.inf).scatter_reduce(0, row, distance, "amin")
     tied = distance == shortest[row]
     return chosen.scatter_reduce(0, row[tied], code[tied], "amin", include_self=False)
 
 
-def squared_distance(x: Float[Tensor, "#pairs dim"], y: Float[Tensor, "pairs dim"]) -> Float[Tensor, " pairs"]:
-    """Squared Euclidean distance in float64, its terms summed by halves: the same order, and so the same bits, everywhere."""
-    terms = (x.double() - y.double()).square()
+def exact_distance(x: Float[Tensor, "#pairs dim"], y: Float[Tensor, "pairs dim"], metric: Metric) -> Float[Tensor, " pairs"]:
+    """Squared Euclidean distance, or the negative dot product, in float64.
+
+    The terms are summed by halves: the same order, and so the same bits, everywhere.
+    """
+    terms = -(x.double() * y.double()) if metric == "dot" else (x.double() - y.double()).square()
     while (width := terms.shape[1]) > 1:
         half = 1 << (width - 1).bit_length() - 1
         terms[:, : width - half] += terms[:, half:]

@@ -4,7 +4,7 @@
 of the codebook together that were searched side by side, and lists the queries whose two best scores are closer than the error
 bound; `_pick` and `_compare_exactly` finish in float64, the first among the few codes that shared the best score's place, the
 second among all codes for the listed queries. No shape depends on values, so the search can be captured in a CUDA graph.
-Squares are summed in the order of `zoo.kernels.codebook.squared_distance`, so the answer is that of a CPU bit for bit.
+Terms are summed in the order of `zoo.kernels.codebook.exact_distance`, so the answer is that of a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def _positions(
         "DIM": dim,
         "BLOCK_DIM": block_dim,
         "LEVELS": block_dim.bit_length() - 1,
+        "DOT": codebook.metric == "dot",
         "enable_fp_fusion": False,
     }
     rows = triton.cdiv(_EXACT_NUMBERS, block_dim * shared)
@@ -200,10 +201,13 @@ def _merge(
 
 @triton.jit
 @no_type_check
-def _squared_distance(x, y, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr, LEVELS: tl.constexpr):
-    """Squared distances of rows in float64, their terms summed by halves."""
-    difference = x.to(tl.float64) - y.to(tl.float64)
-    terms = difference * difference
+def _exact_distance(x, y, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr):
+    """Squared distances of rows, or negative dot products, in float64, their terms summed by halves."""
+    if DOT:
+        terms = -(x.to(tl.float64) * y.to(tl.float64))
+    else:
+        difference = x.to(tl.float64) - y.to(tl.float64)
+        terms = difference * difference
     for level in tl.static_range(LEVELS):
         terms = tl.sum(tl.reshape(terms, [ROWS, 2, BLOCK_DIM >> (level + 1)]), 1)
     return tl.reshape(terms, [ROWS])
@@ -220,6 +224,7 @@ def _pick(
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     LEVELS: tl.constexpr,
+    DOT: tl.constexpr,
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -233,7 +238,7 @@ def _pick(
     inside = column < DIM
     x = tl.load(queries + row[:, None].to(tl.int64) * DIM + column, mask=inside & (row[:, None] < n_queries), other=0)
     y = tl.load(codes + code[:, None] * DIM + column, mask=inside & (code[:, None] < CODES), other=0)
-    distance = tl.where(code < CODES, _squared_distance(x, y, BLOCK_ROWS * SHARED, BLOCK_DIM, LEVELS), float("inf"))
+    distance = tl.where(code < CODES, _exact_distance(x, y, BLOCK_ROWS * SHARED, BLOCK_DIM, LEVELS, DOT), float("inf"))
     distance = tl.reshape(distance, [BLOCK_ROWS, SHARED])
     code = tl.reshape(code, [BLOCK_ROWS, SHARED])
     nearest = tl.min(tl.where(distance == tl.min(distance, 1)[:, None], code, CODES), 1)
@@ -253,6 +258,7 @@ def _compare_exactly(
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     LEVELS: tl.constexpr,
+    DOT: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
 ):
     """The nearest of all codes for each listed query, in float64 where float32 does not rule a block of codes out."""
@@ -268,11 +274,15 @@ def _compare_exactly(
         for start in range(0, CODES, BLOCK_CODES):
             code = start + tl.arange(0, BLOCK_CODES)
             y = tl.load(codes + code[:, None].to(tl.int64) * DIM + column, mask=inside & (code[:, None] < CODES), other=0)
-            rough = tl.where(code < CODES, tl.sum((y - x) * (y - x), 1), float("inf"))
-            # The error of a sum is at most one unit of the last place per term, and that of a difference one before squaring.
-            reach = tl.min(rough).to(tl.float64) * (1 - (DIM + 8) * 2.0**-23)
+            if DOT:
+                # Of dot products the error of float32 has no bound in terms of the result.
+                reach = tl.full([], float("inf"), tl.float64)
+            else:
+                rough = tl.where(code < CODES, tl.sum((y - x) * (y - x), 1), float("inf"))
+                # The error of a sum is at most one unit of the last place per term, of a difference one before squaring.
+                reach = tl.min(rough).to(tl.float64) * (1 - (DIM + 8) * 2.0**-23)
             if (reach <= shortest) | (reach == float("inf")):
-                distance = _squared_distance(x, y, BLOCK_CODES, BLOCK_DIM, LEVELS)
+                distance = _exact_distance(x, y, BLOCK_CODES, BLOCK_DIM, LEVELS, DOT)
                 distance = tl.where(code < CODES, distance, float("inf"))
                 block_shortest = tl.min(distance)
                 if block_shortest < shortest:

@@ -17,6 +17,8 @@ from torch import Tensor
 from zoo.errors import InputError
 
 Screening = Literal["float32", "bfloat16", "float16x3"]
+#: What a search minimises or maximises: the Euclidean ``distance``, or the ``dot`` product of query and code.
+Metric = Literal["distance", "dot"]
 
 
 class Form(NamedTuple):
@@ -57,13 +59,15 @@ class PreparedCodebook:
     Attributes:
         codes: the codes in float32, normalised if asked, without those that equal an earlier one and so can never win.
         ids: their indices in the codebook, ascending.
-        mean: mean code; it is subtracted from both sides, because a common offset would cost the scores their digits.
+        mean: mean code; it is subtracted from both sides, because a common offset would cost the scores their digits. Of a dot
+            product it is subtracted from the codes alone, which leaves the order of the scores as it is.
         scale: power of two that both sides are multiplied by, so that the longest centred code has a norm of 0.5 to 1.
         operand: factors of the screening product, one row per code; rows of padding follow and never win.
         error: four factors of a bound on the error of the scores of each group of codes: their norm, the norm of what their
             factors miss together with the rounding of sums, the norm of their rests, and what does not depend on the query.
         unit_widths: widths of the parts of a vector that are normalised to length 1, each by itself; none if empty.
         screening: precision of the operand.
+        metric: what is searched for.
     """
 
     codes: Float[Tensor, "codes dim"]
@@ -74,6 +78,7 @@ class PreparedCodebook:
     error: Float[Tensor, "groups 4"]
     unit_widths: tuple[int, ...]
     screening: Screening
+    metric: Metric = "distance"
 
 
 def unit(x: Float[Tensor, "*shape dim"], widths: Sequence[int]) -> Float[Tensor, "*shape dim"]:
@@ -115,7 +120,7 @@ def query_factors(
 ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows 4"]]:
     """The other side of the screening product and of its error bound."""
     form = FORMS[codebook.screening]
-    centred = (x - codebook.mean) * codebook.scale
+    centred = _of_length_one(x) if codebook.metric == "dot" else (x - codebook.mean) * codebook.scale
     parts, missed = split(centred, form.dtype, form.parts)
     ones = torch.ones(len(x), form.bias_parts, dtype=form.dtype, device=x.device)
     factors = torch.cat([*parts[1:], *parts[:1] * form.parts, ones], dim=1)
@@ -127,3 +132,9 @@ def query_factors(
     error = torch.stack([norms[0] + 2.0**-24 * norm, norm, rests, torch.ones_like(norm)], dim=1)
     # The slack covers second-order terms and the rounding of the bound itself.
     return F.pad(factors, (0, codebook.operand.shape[1] - factors.shape[1])), 1.02 * error
+
+
+def _of_length_one(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Queries times powers of two that bring their lengths to 0.5 to 1: the code of the largest dot product is the same."""
+    exact = x.double()
+    return (exact * torch.exp2(-exact.norm(dim=1, keepdim=True).clamp(min=2.0**-160).log2().ceil())).float()
