@@ -44,7 +44,6 @@ FLOORS = {
             "zoo.progress",
             "zoo.spec",
             "zoo.state_dict",
-            "zoo.zt",
         ),
         (),
     ),
@@ -52,7 +51,7 @@ FLOORS = {
     "catalogue": Floor(("zoo.registry",), ("ground",)),
     "kernels": Floor(("zoo.kernels",), ("ground", "media")),
     "layers": Floor(("zoo.nn",), ("ground", "kernels")),
-    "tokens": Floor(("zoo.tokens", "zoo.latents"), ("ground", "media")),
+    "tokens": Floor(("zoo.tokens", "zoo.latents", "zoo.zt"), ("ground", "media", "kernels")),
     "quantize": Floor(("zoo.quantization",), ("ground", "media", "kernels")),
     "tokenizer": Floor(
         ("zoo.tokenizer", "zoo.checkpoint", "zoo.vocabulary"),

@@ -1,4 +1,4 @@
-"""The .zt format: frozen files, a second reader written from its page alone, and packing beside the plain definition."""
+"""The .zt format: frozen files, and a second reader written from its page alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import zoo
@@ -170,55 +169,6 @@ def test_fits_are_those_of_images() -> None:
 def test_the_format_needs_no_torch() -> None:
     code = "import sys, zoo.zt; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# ----------------------------------------------------------------------------------------------------------------- packing
-
-
-def packed_bit_by_bit(ids: np.ndarray, bits: int) -> bytes:
-    fields = ids[:, None] >> np.arange(bits - 1, -1, -1) & 1
-    return np.packbits(fields.astype(np.uint8)).tobytes()
-
-
-@pytest.mark.parametrize("bits", range(1, 33))
-def test_packing(bits: int) -> None:
-    """As the definition says, for every rest of a group and of a block."""
-    rng = np.random.default_rng(bits)
-    for count in (
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        7,
-        8,
-        9,
-        15,
-        16,
-        17,
-        31,
-        32,
-        33,
-        1_000,
-        zt._BLOCK - 1,
-        zt._BLOCK,
-        zt._BLOCK + 1,
-        2 * zt._BLOCK + 3,
-    ):
-        ids = rng.integers(0, 1 << bits, count)
-        packed = zt.pack(ids, bits)
-        assert bytes(packed) == packed_bit_by_bit(ids, bits), count
-        assert np.array_equal(zt.unpack(packed, count, bits), ids), count
-    largest = np.full(77, (1 << bits) - 1)
-    assert np.array_equal(zt.unpack(zt.pack(largest, bits), 77, bits), largest)
-
-
-def test_packing_leaves_the_ids_alone() -> None:
-    ids = np.arange(1_000)[::-1]
-    before = ids.copy()
-    assert bytes(zt.pack(ids, 10)) == packed_bit_by_bit(ids, 10)
-    assert np.array_equal(ids, before)
 
 
 # ---------------------------------------------------------------------------------------------------------- what is refused

@@ -5,6 +5,7 @@ Pure functions between bytes and a `Header` with one run of ids. Nothing here kn
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import FormatError, InputError
+from zoo.kernels.bitfields import pack, packed_bytes, unpack
 from zoo.spec import Frame
 
 Ids = NDArray[np.int64]
@@ -52,8 +54,6 @@ FITS = ("crop", "stretch", "pad", "none")
 
 _COUNT_BYTES = 7
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-# Ids that are packed at a time: enough to outweigh the calls, few enough for the processor's cache.
-_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def dumps(header: Header, ids: Ids) -> bytes:
     if 0 in sizes:
         raise FormatError("one of the segments is empty")
     if header.frame is not None or layout == _DESCRIBED:
-        return _with_checksum(_frames_bytes(header, ids, layout, sizes))
+        return _frames_bytes(header, ids, layout, sizes)
     version = _NARROW_VERSION if bits < bits_of(header.vocab_size) else _VERSION
     start = b"".join(
         [
@@ -122,18 +122,23 @@ def dumps(header: Header, ids: Ids) -> bytes:
             _meta_bytes(header.meta, META_LAYOUTS[layout]),
         ]
     )
-    return _with_checksum([start, pack(ids, bits)])
+    return _content(start, ids.reshape(-1, 1), [bits])
 
 
-def _with_checksum(parts: Sequence[Buffer]) -> bytes:
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return b"".join([*parts, struct.pack("<I", checksum)])
+def _content(start: bytes, codes: Ids, bits: Sequence[int]) -> bytes:
+    """A whole file: ``start``, the codes ``[frames, places]`` and the checksum, written in place since files may be large."""
+    stream = io.BytesIO(bytes(len(start) + packed_bytes(len(codes), bits) + 4))
+    content = np.frombuffer(stream.getbuffer(), np.uint8)
+    content[: len(start)] = np.frombuffer(start, np.uint8)
+    pack(codes, bits, content[len(start) : -4])
+    content[-4:] = np.frombuffer(struct.pack("<I", zlib.crc32(content[:-4].data)), np.uint8)
+    # The stream gives its bytes away without a copy once nothing else looks at them.
+    del content
+    return stream.getvalue()
 
 
-def _frames_bytes(header: Header, ids: Ids, layout: int, sizes: Sequence[int]) -> list[Buffer]:
-    """What a file of version 3 holds, but for its checksum."""
+def _frames_bytes(header: Header, ids: Ids, layout: int, sizes: Sequence[int]) -> bytes:
+    """The content of a file of version 3."""
     frame = header.frame or Frame((header.vocab_size,))
     if frame.vocab_size != header.vocab_size:
         raise FormatError(f"a frame of {frame.vocab_size} ids does not suit a vocabulary of {header.vocab_size}")
@@ -157,7 +162,7 @@ def _frames_bytes(header: Header, ids: Ids, layout: int, sizes: Sequence[int]) -
             _described_bytes(header.meta) if layout == _DESCRIBED else _meta_bytes(header.meta, META_LAYOUTS[layout]),
         ]
     )
-    return [start, _pack_codes(codes, frame.bits_per_place)]
+    return _content(start, codes, frame.bits_per_place)
 
 
 def _frame_bytes(frame: Frame) -> bytes:
@@ -221,9 +226,9 @@ def loads(content: Buffer) -> tuple[Header, Ids]:
     meta = reader.meta(META_LAYOUTS[layout], items)
     packed = reader.rest()
     total = sum(lengths.tolist())
-    if -(-total * bits // 8) != len(packed):
+    if packed_bytes(total, [bits]) != len(packed):
         raise FormatError(f"{total} ids of {bits} bits do not make {len(packed)} bytes")
-    ids = unpack(packed, total, bits)
+    ids = unpack(np.frombuffer(packed, np.uint8), total, [bits]).reshape(-1)
     if vocab_size < 1 << bits and total and int(ids.max()) >= vocab_size:
         raise FormatError(f"id {int(ids.max())} is outside the vocabulary of {vocab_size}")
     return Header(name, known, vocab_size, lengths, meta, tuple(accumulate(sizes))), ids
@@ -240,9 +245,9 @@ def _read_frames(reader: _Reader, name: str, fingerprint: str, layout: int, segm
     meta = reader.described(items) if layout == _DESCRIBED else reader.meta(META_LAYOUTS[layout], items)
     packed = reader.rest()
     total = sum(frames.tolist())
-    if -(-total * frame.bits // 8) != len(packed):
+    if packed_bytes(total, frame.bits_per_place) != len(packed):
         raise FormatError(f"{total} frames of {frame.bits} bits do not make {len(packed)} bytes")
-    codes = _unpack_codes(packed, total, frame.bits_per_place)
+    codes = unpack(np.frombuffer(packed, np.uint8), total, frame.bits_per_place)
     if (codes >= np.array(frame.placed_sizes)).any():
         raise FormatError("a code is outside its codebook")
     ids = (codes + np.array(frame.offsets)).reshape(-1)
@@ -282,165 +287,6 @@ def _read_frame(reader: _Reader) -> Frame:
 def bits_of(vocab_size: int) -> int:
     """Bits of an id: ``ceil(log2(vocab_size))``, and 1 for a vocabulary of one."""
     return max(1, (vocab_size - 1).bit_length())
-
-
-# ------------------------------------------------------------------------------------------------------------------- packing
-#
-# Eight to 32 ids at a time: neighbours are joined, two halves of a machine word into one field, until a word is 64 bits wide;
-# then one, two or four words whose fields make whole bytes are a group. All of it is arithmetic on whole arrays.
-
-
-@dataclass(frozen=True)
-class _Grouping:
-    """How fields of some bits are joined: into words of ``width`` bits, and ``words`` of them into whole bytes."""
-
-    narrow: int
-    width: int
-    words: int
-
-    @classmethod
-    def of(cls, bits: int) -> _Grouping:
-        narrow = 8 if bits <= 8 else 16 if bits <= 16 else 32
-        width = bits * (64 // narrow)
-        return cls(narrow, width, 8 // math.gcd(width, 8))
-
-    @property
-    def ids(self) -> int:
-        return self.words * 64 // self.narrow
-
-    @property
-    def bytes(self) -> int:
-        return self.words * self.width // 8
-
-    @property
-    def units(self) -> int:
-        return -(-self.bytes // 8)
-
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """For each word of a group, the 64-bit unit it begins in, and the left shift that puts it there; below zero, a right
-        shift, and the rest goes into the next unit."""
-        starts = (divmod(word * self.width, 64) for word in range(self.words))
-        return [(unit, 64 - used - self.width) for unit, used in starts]
-
-
-def pack(ids: Ids, bits: int) -> memoryview:
-    """Ids ``[count]`` below ``2 ** bits`` as consecutive big-endian fields of 1 to 32 bits, zero-padded to bytes."""
-    group = _Grouping.of(bits)
-    if bits == group.narrow:
-        return ids.astype(f">u{bits // 8}").view(np.uint8).data
-    # The units of the last group reach beyond it.
-    packed = np.empty(-(-len(ids) // group.ids) * group.bytes + 8, np.uint8)
-    done = 0
-    for start in range(0, len(ids), _BLOCK):
-        fields = ids[start : start + _BLOCK].astype(f"<u{group.narrow // 8}")
-        if missing := -len(fields) % group.ids:
-            fields = np.concatenate([fields, np.zeros(missing, fields.dtype)])
-        width, size = bits, group.narrow
-        while size < 64:
-            pairs = fields.view(f"<u{size // 4}")
-            fields = pairs & ((1 << size) - 1)
-            fields <<= width
-            fields |= pairs >> size
-            width, size = 2 * width, 2 * size
-        units = _join(fields.reshape(-1, group.words), group)
-        for unit, values in enumerate(units):
-            np.ndarray(len(values), ">u8", packed.data, done + 8 * unit, (group.bytes,))[:] = values
-        done += len(units[0]) * group.bytes
-    return packed.data[: -(-len(ids) * bits // 8)]
-
-
-def _join(words: NDArray[Any], group: _Grouping) -> list[NDArray[Any]]:
-    """Words ``[groups, words]`` as the 64-bit units that they fill from the high end, each ``[groups]``.
-
-    The last unit of a group reaches into the following groups and holds what they begin with, so that it does not matter which
-    of them is written first.
-    """
-    units: list[Any] = [0] * group.units
-    for word, (unit, shift) in enumerate(group.places):
-        if shift >= 0:
-            units[unit] |= words[:, word] << shift
-        else:
-            units[unit] |= words[:, word] >> -shift
-            units[unit + 1] |= words[:, word] << (64 + shift)
-    # Bytes of the last unit that are filled, and how many groups these come from.
-    filled, groups = group.bytes - 8 * (group.units - 1), 1
-    while filled < 8:
-        units[-1][:-groups] |= units[0][groups:] >> 8 * filled
-        filled, groups = (2 * filled, 2 * groups) if group.units == 1 else (8, 1)
-    return units
-
-
-def unpack(packed: Buffer, count: int, bits: int) -> Ids:
-    """The ``count`` ids that `pack` was given."""
-    group = _Grouping.of(bits)
-    if bits == group.narrow:
-        return np.frombuffer(packed, f">u{bits // 8}", count).astype(np.int64)
-    content = np.frombuffer(packed, np.uint8)
-    ids = np.empty(count, np.int64)
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        groups = -(-(stop - start) // group.ids)
-        # What is read of the last group reaches beyond it.
-        reach = groups * group.bytes + 8
-        part = content[start * bits // 8 :][:reach]
-        if len(part) < reach:
-            part = np.concatenate([part, np.zeros(reach - len(part), np.uint8)])
-        units = [np.ndarray(groups, ">u8", part.data, 8 * unit, (group.bytes,)).astype("<u8") for unit in range(group.units)]
-        fields, width, size = _split(units, group), group.width, 64
-        while size > group.narrow:
-            width, size = width // 2, size // 2
-            high = fields >> width
-            fields &= (1 << width) - 1
-            fields <<= size
-            fields |= high
-            fields = fields.view(f"<u{size // 8}")
-        ids[start:stop] = fields[: stop - start]
-    return ids
-
-
-def _split(units: Sequence[NDArray[Any]], group: _Grouping) -> NDArray[Any]:
-    """The words ``[groups * words]`` that `_join` was given."""
-    if group.words == 1:
-        return units[0] >> (64 - group.width)
-    words = np.empty((len(units[0]), group.words), np.uint64)
-    for word, (unit, shift) in enumerate(group.places):
-        field = units[unit] >> shift if shift >= 0 else units[unit] << -shift | units[unit + 1] >> (64 + shift)
-        np.bitwise_and(field, (1 << group.width) - 1, out=words[:, word])
-    return words.reshape(-1)
-
-
-def _pack_codes(codes: NDArray[np.int64], bits: Sequence[int]) -> Buffer:
-    """Codes ``[frames, places]`` as consecutive fields of the bits of their places."""
-    if len(set(bits)) == 1:
-        return pack(np.ascontiguousarray(codes).reshape(-1), bits[0])
-    # Fields of several widths, one bit of all frames at a time, in blocks that end on whole bytes.
-    shifts = [(place, shift) for place, width in enumerate(bits) for shift in range(width - 1, -1, -1)]
-    parts = []
-    for start in range(0, len(codes), _BLOCK):
-        block = codes[start : start + _BLOCK]
-        columns = np.empty((len(block), len(shifts)), np.uint8)
-        for column, (place, shift) in enumerate(shifts):
-            columns[:, column] = block[:, place] >> shift & 1
-        parts.append(np.packbits(columns).tobytes())
-    return b"".join(parts)
-
-
-def _unpack_codes(packed: Buffer, frames: int, bits: Sequence[int]) -> NDArray[np.int64]:
-    """The codes ``[frames, places]`` that `_pack_codes` was given."""
-    if len(set(bits)) == 1:
-        return unpack(packed, frames * len(bits), bits[0]).reshape(frames, len(bits))
-    codes = np.zeros((frames, len(bits)), np.int64)
-    content, wide = np.frombuffer(packed, np.uint8), sum(bits)
-    for start in range(0, frames, _BLOCK):
-        stop = min(start + _BLOCK, frames)
-        fields = np.unpackbits(content[start * wide // 8 : -(-stop * wide // 8)], count=(stop - start) * wide)
-        columns, first = fields.reshape(-1, wide), 0
-        for place, width in enumerate(bits):
-            weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
-            codes[start:stop, place] = columns[:, first : first + width] @ weights
-            first += width
-    return codes
 
 
 # -------------------------------------------------------------------------------------------------------------------- fields
