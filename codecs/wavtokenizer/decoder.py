@@ -261,3 +261,50 @@ class Head(nn.Module):
         if mask is not None:
             magnitude = magnitude * mask
         return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+
+
+class Synthesis:
+    """Backbone and head at work on code vectors: the samples of a batch, in blocks of bounded memory.
+
+    Args:
+        backbone, head: the networks.
+        budget: decoder frames that go through them at once.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, budget: int) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.budget = budget
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.head.istft.hop_length
+
+    @property
+    def context(self) -> int:
+        """Frames on either side that the convolutions around the parts that see everything reach."""
+        return self.backbone.halo + self.backbone.HALO + 2
+
+    def overlapped(
+        self, latents: Float[Tensor, "batch frames latent"], mask: Mask | None, bandwidth_id: int
+    ) -> Float[Tensor, "batch samples"]:
+        """Overlap-added frames, before the envelope is divided out and the ends are cut."""
+        batch, frames, _ = latents.shape
+        istft, halo = self.head.istft, self.backbone.halo
+        hop = self.hop_length
+        x, coefficients = self.backbone.mix(latents, mask)
+        block = max(8 * halo, self.budget // batch)
+        total = x.new_zeros(batch, (frames + istft.OVERLAP - 1) * hop)
+        for start, stop in blocks_of(frames, block):
+            window, before = window_of(x, start, stop, halo)
+            window_mask = None if mask is None else window_of(mask, start, stop, halo)[0]
+            refined = self.backbone.refine(window, coefficients, window_mask, bandwidth_id)
+            kept = slice(before, before + stop - start)
+            spectrum = self.head.spectrum(refined[:, kept], None if mask is None else mask[:, start:stop])
+            total[:, start * hop : (stop + istft.OVERLAP - 1) * hop] += istft.overlap_add(spectrum)
+        return total
+
+    def finish(self, total: Float[Tensor, "batch samples"], frames: int) -> Float[Tensor, "batch trimmed"]:
+        """Samples of the first ``frames`` overlap-added frames: ``trimmed = frames * hop_length``."""
+        return self.head.istft.finish(total, frames)

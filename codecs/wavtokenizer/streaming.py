@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.wavtokenizer.encoder import Encoder, EncoderState
+from zoo.codecs.wavtokenizer.decoder import Synthesis
+from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.errors import InputError
 from zoo.precision import exact_float32
 from zoo.tokens import Tokens
-
-if TYPE_CHECKING:
-    from zoo.codecs.wavtokenizer.tokenizer import WavTokenizer
 
 
 class StreamEncoder:
@@ -27,15 +26,26 @@ class StreamEncoder:
             for chunk in microphone:
                 ids = stream.push(chunk)
         tokens = stream.tokens
+
+    Args:
+        encoder, codebook: the networks.
+        wrap: makes tokens of sequences of ids and their meta.
+        own_rate: samples per second that the encoder takes.
+        sample_rate: of the audio that arrives.
     """
 
     # The left reflection at the very start needs this many frames before it can be told.
     FIRST_FRAMES = Encoder.HALO + 1
 
-    def __init__(self, tokenizer: WavTokenizer, sample_rate: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, encoder: Encoder, codebook: Codebook, wrap: Callable[..., Tokens], *, own_rate: int, sample_rate: int
+    ) -> None:
         self.sample_rate = sample_rate
-        self._resampler = media.Resampler(sample_rate, tokenizer.config.sample_rate)
+        self._encoder = encoder
+        self._codebook = codebook
+        self._wrap = wrap
+        self._own_rate = own_rate
+        self._resampler = media.Resampler(sample_rate, own_rate)
         self._pending = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._pending_start = 0
         self._frames = 0
@@ -47,14 +57,14 @@ class StreamEncoder:
     @property
     def latency(self) -> float:
         """Seconds from the beginning of a frame to the sample that settles its id (after the first few frames)."""
-        hop, encoder = self.tokenizer.config.hop_length, self.tokenizer.encoder
-        return ((encoder.HALO + 1) * hop + encoder.lookahead) / self.tokenizer.config.sample_rate
+        encoder = self._encoder
+        return ((encoder.HALO + 1) * encoder.hop_length + encoder.lookahead) / self._own_rate
 
     @property
     def tokens(self) -> Tokens:
         """All ids so far, as tokens of one item."""
         meta = {"samples": self._samples, "sample_rate": self.sample_rate}
-        return self.tokenizer.tokens([torch.cat([*self._ids, torch.zeros(0, dtype=torch.int64)])], [meta])
+        return self._wrap([torch.cat([*self._ids, torch.zeros(0, dtype=torch.int64)])], [meta])
 
     def push(self, chunk: Any) -> Int[Tensor, " frames"]:
         """Take the next samples, ``[samples]`` or ``[channels, samples]``, and return the ids that they settle.
@@ -66,11 +76,11 @@ class StreamEncoder:
         audio = media.read_audio((chunk, self.sample_rate), mono=True)
         self._samples += audio.original_samples
         self._append(self._resampler.push(audio.waveform))
-        hop, encoder = self.tokenizer.config.hop_length, self.tokenizer.encoder
+        encoder = self._encoder
         received = self._pending_start + len(self._pending)
-        ready = (received - encoder.lookahead) // hop - self._frames
+        ready = (received - encoder.lookahead) // encoder.hop_length - self._frames
         if ready < (self.FIRST_FRAMES if self._state is None else 1):
-            return torch.zeros(0, dtype=torch.int64, device=self.tokenizer.device)
+            return torch.zeros(0, dtype=torch.int64, device=self._device)
         return self._advance(ready)
 
     def finish(self) -> Int[Tensor, " frames"]:
@@ -79,8 +89,12 @@ class StreamEncoder:
         self._append(self._resampler.finish())
         self._finished = True
         if not self._samples:
-            return torch.zeros(0, dtype=torch.int64, device=self.tokenizer.device)
+            return torch.zeros(0, dtype=torch.int64, device=self._device)
         return self._advance(None)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._codebook.embed.device
 
     def _refuse_if_finished(self) -> None:
         if self._finished:
@@ -91,16 +105,17 @@ class StreamEncoder:
 
     @torch.no_grad()
     def _advance(self, new_frames: int | None) -> Int[Tensor, " frames"]:
-        tokenizer, encoder, hop = self.tokenizer, self.tokenizer.encoder, self.tokenizer.config.hop_length
+        encoder, device = self._encoder, self._device
+        hop = encoder.hop_length
         context = min(self._frames, encoder.context + (encoder.REFLECTED_HOPS if new_frames is None else 0))
         begin = (self._frames - context) * hop - self._pending_start
         end = None if new_frames is None else begin + (context + new_frames) * hop + encoder.lookahead
-        piece = self._pending[begin:end].to(tokenizer.device)
-        with exact_float32(tokenizer.device):
+        piece = self._pending[begin:end].to(device)
+        with exact_float32(device):
             latents, self._state = encoder.advance(
                 piece[None], [len(piece)], self._state, context=context, new_frames=new_frames
             )
-            ids = tokenizer.codebook.nearest(latents[0])
+            ids = self._codebook.nearest(latents[0])
         self._ids.append(ids.cpu())
         self._frames += new_frames or 0
         outdated = max(0, self._frames - encoder.context - encoder.REFLECTED_HOPS) * hop - self._pending_start
@@ -122,17 +137,26 @@ class StreamDecoder:
 
     An approximation: the exact decoder normalises and attends over the whole sequence, a window only over itself. Audio comes
     out ``window`` frames late, at most.
+
+    Args:
+        codebook, synthesis: the networks.
+        check: makes tokens of sequences of ids, or refuses them.
+        window: frames that are decoded together.
+        bandwidth_id: row of the adaptive layer norms.
     """
 
     FADE_FRAMES = 8
 
-    def __init__(self, tokenizer: WavTokenizer, window: int, bandwidth_id: int) -> None:
-        # Frames within reach of the convolutions around the parts that see everything.
-        self._context = tokenizer.backbone.halo + tokenizer.backbone.HALO + 2
+    def __init__(
+        self, codebook: Codebook, synthesis: Synthesis, check: Callable[..., Tokens], *, window: int, bandwidth_id: int
+    ) -> None:
+        self._context = synthesis.context
         smallest = 2 * self._context + 2 * self.FADE_FRAMES
         if window < smallest:
             raise InputError(f"a window of {window} frames is too short; use at least {smallest}")
-        self.tokenizer = tokenizer
+        self._codebook = codebook
+        self._synthesis = synthesis
+        self._check = check
         self.window = window
         self.bandwidth_id = bandwidth_id
         self._ids = torch.zeros(0, dtype=torch.int64)
@@ -150,12 +174,12 @@ class StreamDecoder:
         if self._finished:
             raise InputError("the stream has been finished; open another one")
         if len(ids):
-            self._ids = torch.cat([self._ids, *self.tokenizer.check([ids.cpu()]).unpadded()])
+            self._ids = torch.cat([self._ids, *self._check([ids.cpu()]).unpadded()])
         parts = []
         while len(self._ids) - self._window_start() >= self.window:
             start = self._window_start()
             parts.append(self._decode(start, start + self.window, final=False))
-        return torch.cat([torch.zeros(1, 0, dtype=torch.float32, device=self.tokenizer.device), *parts], dim=1)
+        return torch.cat([torch.zeros(1, 0, dtype=torch.float32, device=self._device), *parts], dim=1)
 
     def finish(self) -> Float[Tensor, "1 samples"]:
         """The sequence has ended: the remaining audio."""
@@ -163,9 +187,13 @@ class StreamDecoder:
             raise InputError("the stream has been finished; open another one")
         self._finished = True
         if len(self._ids) + self._ids_start == self._done:
-            return torch.zeros(1, 0, dtype=torch.float32, device=self.tokenizer.device)
+            return torch.zeros(1, 0, dtype=torch.float32, device=self._device)
         start = max(0, min(self._window_start(), len(self._ids) - self.window))
         return self._decode(start, len(self._ids), final=True)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._codebook.embed.device
 
     def _window_start(self) -> int:
         """Where the next window begins within the kept ids."""
@@ -173,11 +201,11 @@ class StreamDecoder:
 
     @torch.no_grad()
     def _decode(self, start: int, stop: int, final: bool) -> Float[Tensor, "1 samples"]:
-        tokenizer, hop = self.tokenizer, self.tokenizer.config.hop_length
-        ids = self._ids[start:stop].to(tokenizer.device)[None]
-        with exact_float32(tokenizer.device):
-            total = tokenizer._synthesise(tokenizer.codebook(ids), None, self.bandwidth_id)
-            audio = tokenizer.head.istft.finish(total, ids.shape[1])
+        hop = self._synthesis.hop_length
+        ids = self._ids[start:stop].to(self._device)[None]
+        with exact_float32(self._device):
+            total = self._synthesis.overlapped(self._codebook(ids), None, self.bandwidth_id)
+            audio = self._synthesis.finish(total, ids.shape[1])
         audio = audio[:, (self._done - self._ids_start - start) * hop :]
         if self._fading is not None:
             fade = self._fading.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.wavtokenizer.checkpoint import CHECKPOINT
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
-from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Mask, blocks_of, window_of
+from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Synthesis
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
 from zoo.errors import ArgumentError
@@ -123,7 +123,8 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
 
     def stream_encoder(self, sample_rate: int | None = None) -> StreamEncoder:
         """Encode audio as it arrives, with exactly the ids of the whole recording; see `StreamEncoder`."""
-        return StreamEncoder(self, sample_rate or self.config.sample_rate)
+        own_rate = self.config.sample_rate
+        return StreamEncoder(self.encoder, self.codebook, self.tokens, own_rate=own_rate, sample_rate=sample_rate or own_rate)
 
     # ---- decode
 
@@ -165,37 +166,22 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
     def _decode_exact(self, tokens: Tokens, bandwidth_id: int, progress: bool) -> list[Float[Tensor, " _"]]:
         lengths = tokens.lengths.tolist()
         decoded: dict[int, Tensor] = {}
-        block = self.budget("decode")
+        synthesis = self._synthesis()
         with exact_float32(self.device), progress_bar("decode", sum(lengths), progress) as advance:
-            for group in groups_of_similar_length(lengths, budget=block):
+            for group in groups_of_similar_length(lengths, budget=synthesis.budget):
                 longest = max(lengths[i] for i in group)
                 ids = tokens.ids[group, :longest].to(self.device)
                 mask = None
                 if min(lengths[i] for i in group) < longest:
                     mask = (ids >= 0)[..., None]
-                total = self._synthesise(self.codebook(ids.clamp(min=0)), mask, bandwidth_id)
+                total = synthesis.overlapped(self.codebook(ids.clamp(min=0)), mask, bandwidth_id)
                 for row, item in enumerate(group):
-                    decoded[item] = self.head.istft.finish(total[row : row + 1], lengths[item])[0].clone()
+                    decoded[item] = synthesis.finish(total[row : row + 1], lengths[item])[0].clone()
                     advance(lengths[item])
         return [decoded[i] for i in range(len(lengths))]
 
-    def _synthesise(
-        self, latents: Float[Tensor, "batch frames latent"], mask: Mask | None, bandwidth_id: int
-    ) -> Float[Tensor, "batch samples"]:
-        """Overlap-added frames, before the envelope is divided out and the ends are cut."""
-        batch, frames, _ = latents.shape
-        hop, istft, halo = self.config.hop_length, self.head.istft, self.backbone.halo
-        x, coefficients = self.backbone.mix(latents, mask)
-        block = max(8 * halo, self.at_once["decode"].on(latents.device) // batch)
-        total = x.new_zeros(batch, (frames + istft.OVERLAP - 1) * hop)
-        for start, stop in blocks_of(frames, block):
-            window, before = window_of(x, start, stop, halo)
-            window_mask = None if mask is None else window_of(mask, start, stop, halo)[0]
-            refined = self.backbone.refine(window, coefficients, window_mask, bandwidth_id)
-            kept = slice(before, before + stop - start)
-            spectrum = self.head.spectrum(refined[:, kept], None if mask is None else mask[:, start:stop])
-            total[:, start * hop : (stop + istft.OVERLAP - 1) * hop] += istft.overlap_add(spectrum)
-        return total
+    def _synthesis(self) -> Synthesis:
+        return Synthesis(self.backbone, self.head, self.budget("decode"))
 
     def decode_latents(
         self, latents: Float[Tensor, "batch frames latent"], bandwidth_id: int = 0
@@ -210,7 +196,7 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
 
     def stream_decoder(self, *, window: int = 300, bandwidth_id: int = 0) -> StreamDecoder:
         """Decode ids as they arrive, approximately, in cross-faded windows; see `StreamDecoder`."""
-        return StreamDecoder(self, window, bandwidth_id)
+        return StreamDecoder(self.codebook, self._synthesis(), self.check, window=window, bandwidth_id=bandwidth_id)
 
     # ---- embed
 

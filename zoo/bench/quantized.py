@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from zoo import hub, registry
 from zoo.bench.measure import peak_memory, random_model
-from zoo.hub.pieces import WEIGHTS_FILE
 from zoo.quantization.conversion import quantize
 from zoo.quantization.layers import Granularity
+from zoo.saving import WEIGHTS_FILE
 from zoo.tokenizer import Tokenizer
 
 # The range of weights changes neither speed nor size, and looking for it takes longer than everything else.

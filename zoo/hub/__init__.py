@@ -3,9 +3,8 @@
 from zoo.hub.fetch import convert, pull
 from zoo.hub.loading import load
 from zoo.hub.own import embedded_path
-from zoo.hub.publish import push_to_hub, read_card, save_pretrained
-from zoo.hub.saved import saved_config, write_saved_file
 from zoo.hub.upstream import load_upstream
+from zoo.saving import push_to_hub, read_card, save_pretrained, saved_config, write_saved_file
 
 __all__ = [
     "convert",

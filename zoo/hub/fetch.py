@@ -22,7 +22,7 @@ from zoo.hub.pieces import (
     fetch_piece,
     wanted_pieces,
 )
-from zoo.hub.saved import write_saved_file
+from zoo.saving import write_saved_file
 
 
 def pull(

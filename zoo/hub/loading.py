@@ -26,9 +26,7 @@ from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state
 from zoo.hub.converted import find_converted
 from zoo.hub.own import embedded_path, from_saved, from_saved_file
 from zoo.hub.pieces import (
-    CONFIG_FILE,
     DIFFUSERS_WEIGHTS_FILE,
-    WEIGHTS_FILE,
     Place,
     Sources,
     fetch_piece,
@@ -40,6 +38,7 @@ from zoo.hub.upstream import from_upstream_file, read_prefixed
 from zoo.machine import usable_device
 from zoo.precision import exact_float32
 from zoo.registry import MAIN, Entry
+from zoo.saving import CONFIG_FILE, WEIGHTS_FILE
 from zoo.state_dict import opening_safetensors, safetensors_keys
 from zoo.tokenizer import PRECISIONS
 

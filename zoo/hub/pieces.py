@@ -11,10 +11,9 @@ from typing import Any
 from zoo.download import verify
 from zoo.errors import InputError, NotOnHubError, WeightsError, listing
 from zoo.registry import MAIN, Entry, Piece
+from zoo.saving import CONFIG_FILE, WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
 DIFFUSERS_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-CONFIG_FILE = "config.json"
 
 Place = str | os.PathLike[str]
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Generic, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypeVar
 
+from zoo import saving
 from zoo.checkpoint import Checkpoint, no_configuration
 from zoo.errors import ArgumentError, InputError, ItemError, MismatchError, WeightsError
 from zoo.errors import listing as listing  # old home of the name; it goes with the next release
@@ -80,7 +81,7 @@ class Budget:
         return self.cpu if device.type == "cpu" else self.cuda
 
 
-class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
+class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     """A loaded tokenizer: ``encode`` is ``encode_prepared(prepare(items))``, and ``decode`` the way back.
 
     A family derives from the base class of its kind of media (`zoo.tokenizer.image`, say), which makes that trip. It brings its
@@ -268,9 +269,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``model.safetensors``, ``config.json`` and a model card; ``zoo.load("local-dir:<folder>")`` reads them."""
-        from zoo import hub
-
-        return hub.save_pretrained(self, folder)
+        return saving.save_pretrained(self, folder)
 
     def push_to_hub(
         self,
@@ -282,9 +281,7 @@ class Tokenizer(nn.Module, ABC, Generic[ConfigT, EncodedT, MediaT]):
         commit_message: str = "Upload tokenizer",
     ) -> str:
         """Upload what `save_pretrained` writes; ``zoo.load("hf-hub:<repo_id>")`` reads it. Returns the commit's URL."""
-        from zoo import hub
-
-        return hub.push_to_hub(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
+        return saving.push_to_hub(self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message)
 
     def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
         """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""

@@ -1,26 +1,80 @@
-"""Folders and repositories that `load` reads again, with a model card."""
+"""Files in our own layout, written: a folder or repository that `zoo.load` reads again, with a model card."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any, ClassVar
 
+import torch
 import yaml
+from safetensors.torch import save_file
+from torch import nn
 
 from zoo import registry
 from zoo.download import naming_write_errors, translating_hub_errors
-from zoo.hub.build import AnyTokenizer
-from zoo.hub.pieces import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-)
-from zoo.hub.saved import saved_config, write_saved_file
 from zoo.media import replacing, write_json
+from zoo.quantization.packed import descriptions, exact_keys, format_metadata
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 
 
-def save_pretrained(tokenizer: AnyTokenizer, folder: str | os.PathLike[str]) -> Path:
+class Saveable(nn.Module):
+    """A module that says who it is.
+
+    Attributes:
+        config: a dataclass of plain values.
+        name: name in the registry, or the one it was saved under.
+        fingerprint: identity of the weights, if it is known already.
+    """
+
+    family: ClassVar[str]
+    modality: ClassVar[str]
+    config: Any
+    name: str
+    fingerprint: str
+
+    def compute_fingerprint(self) -> str:
+        """Identity of the weights."""
+        raise NotImplementedError
+
+
+def saved_config(tokenizer: Saveable) -> dict[str, Any]:
+    """What a saved tokenizer says about itself."""
+    quantization = descriptions(tokenizer)
+    return {
+        "zoo": 1,
+        "family": registry.family_name(type(tokenizer)),
+        "name": tokenizer.name,
+        "fingerprint": tokenizer.fingerprint or tokenizer.compute_fingerprint(),
+        "config": asdict(tokenizer.config),
+        **({"quantization": quantization} if quantization else {}),
+    }
+
+
+def write_saved_file(tokenizer: Saveable, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write one safetensors file in our layout, its configuration in the metadata; floats in ``dtype`` if one is given.
+
+    Raises:
+        DiskFullError, NotWritableError: there is no room for it, or no permission.
+    """
+    tensors = {}
+    exact = exact_keys(tokenizer)
+    for key, tensor in tokenizer.state_dict().items():
+        stored = tensor.detach().cpu()
+        cast = dtype is not None and stored.is_floating_point() and key not in exact
+        tensors[key] = (stored.to(dtype) if cast else stored).contiguous()
+    metadata = {"zoo": json.dumps(saved_config(tokenizer)), **format_metadata(descriptions(tokenizer))}
+    with naming_write_errors(path), replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def save_pretrained(tokenizer: Saveable, folder: str | os.PathLike[str]) -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card into a folder.
 
     Raises:
@@ -36,7 +90,7 @@ def save_pretrained(tokenizer: AnyTokenizer, folder: str | os.PathLike[str]) -> 
 
 
 def push_to_hub(
-    tokenizer: AnyTokenizer,
+    tokenizer: Saveable,
     repo_id: str,
     *,
     private: bool = False,
@@ -61,7 +115,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def _model_card(tokenizer: AnyTokenizer) -> str:
+def _model_card(tokenizer: Saveable) -> str:
     """The family's card where the model is in the catalogue, behind the Hub's front matter."""
     known = registry.entries().get(tokenizer.name)
     licence = known.licence.weights if known else "other"
