@@ -33,6 +33,7 @@ FLOORS = {
             "zoo.documents",
             "zoo.download",
             "zoo.errors",
+            "zoo.folders",
             "zoo.indexing",
             "zoo.machine",
             "zoo.modality",

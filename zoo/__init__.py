@@ -43,7 +43,7 @@ from zoo.errors import (
 )
 
 if TYPE_CHECKING:
-    from zoo import compress, quantization
+    from zoo import compress, engine, quantization
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
     from zoo.quantization import quantize
@@ -78,7 +78,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("compress", "quantization")
+_PACKAGES = ("compress", "engine", "quantization")
 
 __all__ = [
     "ArgumentError",
@@ -112,6 +112,7 @@ __all__ = [
     "ZooError",
     "compress",
     "convert",
+    "engine",
     "info",
     "list",
     "load",

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from types import MappingProxyType, ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from zoo.errors import InputError
 
 #: What one module of a modality is for.
 #:
 #: - ``tokenizer``: base class of its tokenizers (`zoo.tokenizer`).
-#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``.
+#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where data
+#:   sets are measured in more than items ``EXTENT`` and ``extent(meta)``; where there are limits beside the options of encoding
+#:   ``LIMITS`` and ``require_within(item, meta, **limits)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
 #: - ``bench``: the jobs of ``zoo bench``.
 #: - ``quantize``: ``SUBJECT``, a `zoo.eval.studies.quantized.base.Subject`.
@@ -71,6 +73,30 @@ class Modality:
         """Extensions of the files that are taken from folders, with the dot; ``None`` for all files."""
         found: tuple[str, ...] | None = self.home("media").EXTENSIONS
         return found
+
+    @cached_property
+    def extent_unit(self) -> str | None:
+        """What data sets of it are measured in, besides items: ``"hours"``; ``None`` if in nothing else."""
+        found: str | None = getattr(self.home("media"), "EXTENT", None)
+        return found
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Names of the limits that `require_within` knows."""
+        found: tuple[str, ...] = getattr(self.home("media"), "LIMITS", ())
+        return found
+
+    def extent(self, meta: Mapping[str, Any]) -> float:
+        """How much an encoded item is, in `extent_unit`; 0 where that is not known."""
+        return self.home("media").extent(meta) if self.extent_unit else 0.0
+
+    def require_within(self, item: Any, meta: Mapping[str, Any] | None, **limits: Any) -> None:
+        """Refuse an item that is beyond a limit, by its header alone (``item``), or by what its tokens remember (``meta``).
+
+        Raises:
+            InputError: it is.
+        """
+        self.home("media").require_within(item, meta, **limits)
 
 
 _PURPOSES: dict[Facet, str] = {

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from zoo import __version__
-from zoo.cli import catalogue, measure, media, study
+from zoo.cli import catalogue, dataset, measure, media, study
 from zoo.cli.console import described, note
 from zoo.errors import HubError, RegistryError, WeightsError, ZooError
 
@@ -124,6 +124,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "encode": media.encode,
     "decode": media.decode,
     "reconstruct": media.reconstruct,
+    "tokenize": dataset.tokenize,
+    "tokens": dataset.tokens,
     "eval": measure.evaluate,
     "bench": measure.bench,
 }

@@ -6,3 +6,15 @@ engine is a scheduler: what is read, prepared and encoded is the tokenizer's own
 """
 
 from __future__ import annotations
+
+from zoo.errors import MissingExtraError
+
+try:
+    import pyarrow  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("token data sets need pyarrow: pip install 'tokenizer-zoo[engine]'") from error
+
+from zoo.engine.run import Summary, tokenize
+from zoo.engine.work import WorkerError
+
+__all__ = ["Summary", "WorkerError", "tokenize"]

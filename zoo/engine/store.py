@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,6 @@ from zoo.errors import output_error
 def is_url(place: str | os.PathLike[str]) -> bool:
     """Whether a place is in an object store, or anything else that fsspec reaches by a URL."""
     return "://" in os.fspath(place)
-
-
-def url_error(place: str, error: Exception) -> OSError:
-    """An error of a file system behind fsspec, as one of the operating system."""
-    return error if isinstance(error, OSError) else OSError(None, f"{type(error).__name__}: {error}", place)
 
 
 class Store:
@@ -70,6 +66,12 @@ class Store:
             return Path(self._inner(name)).read_bytes()
         return bytes(self._files.cat_file(self._inner(name)))
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        if self._files is None:
+            return os.stat(self._inner(name)).st_size
+        return int(self._files.info(self._inner(name))["size"])
+
     def open(self, name: str) -> Any:
         """A file, open for reading at any place."""
         if self._files is None:
@@ -106,7 +108,24 @@ class Store:
         except Exception as error:
             if self._files is None:
                 raise
-            raise output_error(self.path(name), url_error(self.path(name), error)) from error
+            raise output_error(self.path(name), OSError(None, f"{type(error).__name__}: {error}")) from error
+
+    def adopt(self, path: Path, name: str) -> None:
+        """Take over a finished file from beside the folder, as `write` would write it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            if self._files is not None:
+                self._files.put_file(os.fspath(path), self._inner(name))
+                return
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(path, self._inner(name))
+            sync_folder(os.path.dirname(self._inner(name)))
+        except OSError as error:
+            raise output_error(self.path(name), error) from error
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -121,7 +140,9 @@ class Store:
         for folder in ("", "_plan"):
             for name in self.names(folder) if self.local else ():
                 if is_temporary(name):
-                    self.remove(f"{folder}/{name}" if folder else name)
+                    path = Path(self._inner(f"{folder}/{name}" if folder else name))
+                    with contextlib.suppress(OSError):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_temporary(name: str) -> bool:

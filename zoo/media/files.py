@@ -12,16 +12,15 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from zoo.errors import ArgumentError, InputError, ZooError, listing, output_error
+from zoo.errors import ArgumentError, InputError, ZooError, output_error
+from zoo.folders import Skipped, files_below
 
 try:
     import fcntl
@@ -242,25 +241,6 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int = 1) -> 
     return write_bytes(path, (json.dumps(value, indent=indent) + "\n").encode())
 
 
-@dataclass
-class Skipped:
-    """What a search left out of folders.
-
-    Attributes:
-        kinds: number of files by what they are: an extension, ``hidden``, ...
-        unreadable: folders that could not be looked into, with the reason.
-    """
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line; empty if nothing was left out."""
-        kinds = [f"{number} {kind}" for kind, number in sorted(self.kinds.items(), key=lambda pair: (-pair[1], pair[0]))]
-        kinds += [f"the folder {name} ({reason})" for name, reason in self.unreadable.items()]
-        return f"skipped {listing(kinds, shown=12)}" if kinds else ""
-
-
 def expand_paths(
     arguments: Iterable[str | os.PathLike[str]], extensions: Iterable[str] | None, skipped: Skipped | None = None
 ) -> list[Path]:
@@ -283,7 +263,7 @@ def expand_paths(
         path, left_out = Path(argument), Skipped()
         try:
             if path.is_dir():
-                matches = sorted(_files_below(path, wanted, left_out))
+                matches = sorted(files_below(path, wanted, left_out))
             elif path.exists():
                 matches = [path]
             else:
@@ -300,49 +280,6 @@ def expand_paths(
 
 def _in_brackets(skipped: Skipped) -> str:
     return f" ({skipped})" if str(skipped) else ""
-
-
-def _files_below(top: Path, wanted: set[str] | None, skipped: Skipped) -> Iterator[Path]:
-    folders, linked, seen = [top], list[Path](), set[tuple[int, int]]()
-    while folders or linked:
-        # A folder's own place counts before the links to it.
-        folder = folders.pop() if folders else linked.pop(0)
-        try:
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            if folder is top:
-                raise
-            skipped.unreadable[os.fspath(folder)] = error.strerror or str(error)
-            continue
-        for entry in entries:
-            path = folder / entry.name
-            if kind := _left_out(entry, wanted):
-                skipped.kinds[kind] += 1
-            elif entry.is_dir():
-                (linked if entry.is_symlink() else folders).append(path)
-            else:
-                yield path
-
-
-def _left_out(entry: os.DirEntry[str], wanted: set[str] | None) -> str:
-    """What an entry of a folder is, if it is not to be taken."""
-    if entry.name.startswith("._"):
-        return "._* of macOS"
-    if entry.name.startswith("."):
-        return "hidden"
-    try:
-        if entry.is_dir():
-            return ""
-        if not entry.is_file():
-            return "broken links" if entry.is_symlink() else "that are no regular files"
-    except OSError:
-        return "broken links"
-    extension = os.path.splitext(entry.name)[1].lower()
-    return "" if wanted is None or extension in wanted else extension or "without an extension"
 
 
 # ------------------------------------------------------------------------------------------------------------- remembering

@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.media.audio import AUDIO_EXTENSIONS, write_audio
+from zoo.errors import InputError
+from zoo.media.audio import AUDIO_EXTENSIONS, audio_info, write_audio
 from zoo.spec import Spec
 
 EXTENSIONS = AUDIO_EXTENSIONS
+#: What data sets are measured in.
+EXTENT = "hours"
+LIMITS = ("max_seconds",)
 
 
 def write(path: str | os.PathLike[str], decoded: Float[Tensor, "channels samples"], sample_rate: int | None) -> Path:
@@ -34,3 +38,23 @@ def figures(spec: Spec, meta: Mapping[str, Any], bits: float) -> tuple[dict[str,
         return {}, {"bits": bits}
     seconds = meta["samples"] / meta["sample_rate"]
     return {"seconds": round(seconds, 3)}, {"bits_per_second": round(bits / seconds, 1)}
+
+
+def extent(meta: Mapping[str, Any]) -> float:
+    """Hours of an encoded item; 0 where its duration is not known."""
+    return meta["samples"] / meta["sample_rate"] / 3600 if meta.get("sample_rate") else 0.0
+
+
+def require_within(item: Any, meta: Mapping[str, Any] | None, *, max_seconds: float) -> None:
+    """Refuse a recording that is too long: by its header, where it says how long it is, or by what was decoded.
+
+    Raises:
+        InputError: it is too long, or cannot be read.
+    """
+    if meta is None:
+        info = audio_info(item)
+        seconds = None if info.samples is None else info.samples / info.sample_rate
+    else:
+        seconds = 3600 * extent(meta)
+    if seconds is not None and seconds > max_seconds:
+        raise InputError(f"it lasts {seconds:.6g} s, more than the {max_seconds:g} s that are allowed")

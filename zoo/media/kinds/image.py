@@ -15,6 +15,8 @@ from zoo.media.image import IMAGE_EXTENSIONS, write_image
 from zoo.spec import Spec
 
 EXTENSIONS = IMAGE_EXTENSIONS
+#: What data sets are measured in.
+EXTENT = "megapixels"
 
 
 def write(path: str | os.PathLike[str], decoded: Float[Tensor, "3 height width"], sample_rate: int | None) -> Path:
@@ -32,3 +34,8 @@ def figures(spec: Spec, meta: Mapping[str, Any], bits: float) -> tuple[dict[str,
     height, width = spec.image_size or (meta["height"], meta["width"])
     rate = {} if spec.continuous else {"bits_per_pixel": round(bits / (width * height), 4)}
     return {"width": meta["width"], "height": meta["height"]}, rate
+
+
+def extent(meta: Mapping[str, Any]) -> float:
+    """Megapixels of an encoded item; 0 where its size is not known."""
+    return meta["width"] * meta["height"] / 1e6 if meta.get("width") else 0.0

@@ -1,0 +1,452 @@
+"""Sources: what their items are, in a fixed order and in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zoo.engine.parts import COLUMNS
+from zoo.engine.places import Places, beside, places_of
+from zoo.errors import ArgumentError, listing
+from zoo.folders import Skipped
+from zoo.modality import modality
+
+#: Where the media of an item are: a file; a range of bytes of one; a row of a table; a file that a line of JSON names. The last
+#: stands for items that could not even be listed.
+Kind = Literal["file", "range", "row", "line", "broken"]
+
+#: Files that hold many items, by their extensions.
+TARS = (".tar", ".tar.gz", ".tgz")
+TABLES = (".parquet", ".arrow", ".ipc", ".feather")
+LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+_MANY = (*TARS, *TABLES, *LINES)
+#: Fields of JSON lines that hold a path, if none is named.
+_PATHS = ("path", "audio_filepath", "file_name", "file", "filename", "filepath", "audio", "image", "wav", "url")
+_END = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One item of a listing.
+
+    Attributes:
+        key: its name in the data set.
+        kind: how its media are found.
+        place: file that holds them; of a line the manifest.
+        offset, size: bytes that hold them; of a line those of the line.
+        group, row: row group or record batch of a table, and row in it.
+        bytes: about how many bytes are read for it.
+        stamp: changes when ``place`` does.
+        more: of ranges the kept neighbours as JSON; of rows the column; of lines the place and the stamp of the media as JSON.
+        broken: why it cannot be read, if it was known when it was listed.
+    """
+
+    key: str
+    kind: Kind
+    place: str
+    offset: int = 0
+    size: int = 0
+    group: int = 0
+    row: int = 0
+    bytes: int = 0
+    stamp: str = ""
+    more: str = ""
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is taken from sources.
+
+    Attributes:
+        modality: kind of media.
+        extensions: of its files, with the dot; ``None`` for all.
+        column: column of tables, field of JSON lines or extension in tars that holds the media; found if ``None``.
+        keep: columns that are carried over, ``None`` for those that a kind of source has by itself: all of JSON lines, none of
+            the others. ``("*",)`` for all.
+    """
+
+    modality: str
+    extensions: tuple[str, ...] | None
+    column: str | None = None
+    keep: tuple[str, ...] | None = None
+
+    def keeps(self, name: str, default: bool) -> bool:
+        """Whether a column is carried over."""
+        return default if self.keep is None else self.keep == ("*",) or name in self.keep
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A column of the sources that is carried over.
+
+    Attributes:
+        name: in the sources.
+        column: in the parts.
+        type: of its values; text for JSON's arrays, objects and mixtures.
+    """
+
+    name: str
+    column: str
+    type: pa.DataType
+
+
+class Listing:
+    """The items of sources; iterate once, then ask for the columns that are carried over.
+
+    Args:
+        sources: folders, files, glob patterns, URLs.
+        choice: what is taken.
+
+    Attributes:
+        skipped: what was left out.
+
+    Raises:
+        ArgumentError: a source has nothing, or a table has not the column.
+    """
+
+    def __init__(self, sources: Sequence[str], choice: Choice) -> None:
+        self.sources, self.choice = sources, choice
+        self.skipped = Skipped()
+        self._columns: dict[str, pa.DataType] = {}
+
+    def __iter__(self) -> Iterator[Row]:
+        for source in self.sources:
+            found = False
+            for row in self._source(source):
+                found = True
+                yield row
+            if not found:
+                left_out = f" ({self.skipped})" if str(self.skipped) else ""
+                raise ArgumentError(f"{source}: no such file, or nothing for {self.choice.modality} in it{left_out}")
+
+    def carried(self) -> tuple[Carried, ...]:
+        """The columns that are carried over; those whose names tokens have begin with ``source_``."""
+        if missing := [name for name in self.choice.keep or () if name != "*" and name not in self._columns]:
+            there = f"; there are {listing(list(self._columns), 20)}" if self._columns else ""
+            raise ArgumentError(f"--keep {missing[0]}: no source has that column{there}")
+        taken = {*COLUMNS, *(name for name, _ in modality(self.choice.modality).meta)}
+        return tuple(
+            # A field that was null everywhere is text.
+            Carried(name, f"source_{name}" if name in taken else name, pa.string() if kind == pa.null() else kind)
+            for name, kind in self._columns.items()
+        )
+
+    # ---- kinds of sources
+
+    def _source(self, source: str) -> Iterator[Row]:
+        places = places_of(source)
+        try:
+            kind = places.kind(source)
+            if kind == "folder":
+                yield from self._folder(source, places)
+            elif kind == "file":
+                yield from self._file(os.path.basename(source), source, places, many=True)
+            else:
+                for name, place in places.matches(source):
+                    yield from self._file(name, place, places, many=True)
+        except FileNotFoundError as error:
+            raise ArgumentError(f"{source}: no such file or folder") from error
+        except OSError as error:
+            raise ArgumentError(f"{source} cannot be listed: {error.strerror or error}") from error
+
+    def _folder(self, source: str, places: Places) -> Iterator[Row]:
+        """The media in a folder; where there are none, the files of many items in it."""
+        extensions = self.choice.extensions
+        many: list[tuple[str, str]] = []
+        media = False
+        wanted = None if extensions is None else {*extensions, *(os.path.splitext(name)[1] for name in _MANY)}
+        for name, place in places.below(source, wanted, self.skipped):
+            if extensions is None or os.path.splitext(name)[1].lower() in extensions:
+                media = True
+                yield from self._file(name, place, places, many=False)
+            elif name.lower().endswith(_MANY):
+                many.append((name, place))
+        if not media:
+            for name, place in many:
+                yield from self._file(name, place, places, many=True)
+        else:
+            self.skipped.kinds.update(os.path.splitext(name)[1].lower() for name, _ in many)
+
+    def _file(self, name: str, place: str, places: Places, *, many: bool) -> Iterator[Row]:
+        key = _text(name.replace(os.sep, "/"))
+        low = name.lower()
+        size, stamp = places.status(place)
+        if many and low.endswith(TARS):
+            yield from self._tar(key, place, places, stamp)
+        elif many and low.endswith(TABLES):
+            yield from self._table(key, place, places, stamp)
+        elif many and low.endswith(LINES):
+            yield from self._lines(key, place, places, stamp)
+        else:
+            yield Row(key, "file", place, size=size, bytes=size, stamp=stamp)
+
+    # ---- tars
+
+    def _tar(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
+        """Members that are media, with their kept neighbours: files of one sample lie side by side and share their stem."""
+        sample: list[tuple[str, int, int]] = []
+        with opened(place, places) as file:
+            for member in _members(file):
+                if isinstance(member, Row):
+                    yield from self._sample(key, place, stamp, sample)
+                    sample = []
+                    yield Row(f"{key}#{member.key}", "broken", place, stamp=stamp, broken=member.broken)
+                    continue
+                if sample and _stem(member[0]) != _stem(sample[0][0]):
+                    yield from self._sample(key, place, stamp, sample)
+                    sample = []
+                sample.append(member)
+        yield from self._sample(key, place, stamp, sample)
+
+    def _sample(self, key: str, place: str, stamp: str, sample: list[tuple[str, int, int]]) -> Iterator[Row]:
+        kept = {}
+        for name, offset, size in sample:
+            extension = os.path.basename(name).partition(".")[2]
+            if not self._is_media(name, extension) and self.choice.keeps(extension, False):
+                kept[extension] = [offset, size]
+                self._carry(extension, pa.string(), place)
+        more = json.dumps(kept, sort_keys=True) if kept else ""
+        for name, offset, size in sample:
+            extension = os.path.basename(name).partition(".")[2]
+            if self._is_media(name, extension):
+                yield Row(f"{key}#{_text(name)}", "range", place, offset, size, bytes=size, stamp=stamp, more=more)
+            elif extension not in kept:
+                self.skipped.kinds[f".{extension}" if extension else "without an extension"] += 1
+
+    def _is_media(self, name: str, extension: str) -> bool:
+        if self.choice.column is not None:
+            return extension.lower() == self.choice.column.lower().lstrip(".")
+        if os.path.basename(name).startswith("."):
+            return False
+        return self.choice.extensions is None or os.path.splitext(name)[1].lower() in self.choice.extensions
+
+    # ---- tables
+
+    def _table(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
+        number = 0
+        for group, (rows, size) in enumerate(self._groups(place, places)):
+            for row in range(rows):
+                yield Row(
+                    f"{key}#{number}", "row", place, group=group, row=row, bytes=size // rows, stamp=stamp, more=self._column
+                )
+                number += 1
+
+    def _groups(self, place: str, places: Places) -> Iterator[tuple[int, int]]:
+        """Rows and bytes of the media of each row group or record batch."""
+        try:
+            if place.lower().endswith(".parquet"):
+                with places.open(place) as file:
+                    metadata = pq.ParquetFile(file).metadata
+                    self._choose(metadata.schema.to_arrow_schema(), place)
+                    for index in range(metadata.num_row_groups):
+                        group = metadata.row_group(index)
+                        chunks = [group.column(i) for i in range(group.num_columns)]
+                        size = sum(
+                            chunk.total_uncompressed_size
+                            for chunk in chunks
+                            if chunk.path_in_schema.partition(".")[0] == self._column
+                        )
+                        yield group.num_rows, size
+            else:
+                batches = arrow_batches(place, places)
+                self._choose(batches.schema, place)
+                for batch in batches:
+                    yield batch.num_rows, batch.column(self._column).nbytes
+        except (pa.ArrowException, EOFError) as error:
+            raise ArgumentError(f"{place} cannot be read as a table: {error}") from error
+
+    def _choose(self, schema: pa.Schema, place: str) -> None:
+        """The column of the media, and those that are kept."""
+        column = self.choice.column
+        if column is None:
+            usable = [field.name for field in schema if _holds_media(field.type)]
+            named = [name for name in (self.choice.modality, "bytes", "content", "data") if name in usable]
+            if len(usable) != 1 and not named:
+                raise ArgumentError(
+                    f"{place}: which column holds the media? Say --column NAME; there are {listing(schema.names, 20)}"
+                )
+            column = (named or usable)[0]
+        if column not in schema.names:
+            raise ArgumentError(f"{place} has no column {column!r}; there are {listing(schema.names, 20)}")
+        kind = schema.field(column).type
+        if not _holds_media(kind) and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+            raise ArgumentError(
+                f"{place}: the column {column!r} is {kind}: it must be bytes, a path, or both as 'bytes' and 'path'"
+            )
+        self._column = column
+        for field in schema:
+            if field.name != column and self.choice.keeps(field.name, False):
+                self._carry(field.name, field.type, place)
+
+    # ---- JSON lines
+
+    def _lines(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
+        offset = number = 0
+        with opened(place, places) as file:
+            for line in file:
+                start, offset = offset, offset + len(line)
+                if line.strip():
+                    yield self._line(f"{key}#{number}", place, start, line, stamp)
+                    number += 1
+
+    def _line(self, key: str, place: str, offset: int, line: bytes, stamp: str) -> Row:
+        try:
+            content = json.loads(line)
+            if not isinstance(content, dict):
+                raise ValueError(f"it is {type(content).__name__}, not an object")
+        except (ValueError, RecursionError) as error:
+            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"the line is no JSON object: {error}")
+        field = self._path_field(content, place)
+        for name, value in content.items():
+            if (name != field or not isinstance(value, dict)) and self.choice.keeps(name, True):
+                self._carry_value(name, value, place)
+        other = content.get(field)
+        other = other.get("path") if isinstance(other, dict) else other
+        if not isinstance(other, str) or not other:
+            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"its {field!r} is no path")
+        media = beside(place, other)
+        try:
+            size, media_stamp = places_of(media).status(media)
+        except OSError as error:
+            reason = (
+                f"{other} does not exist" if isinstance(error, FileNotFoundError) else f"{other}: {error.strerror or error}"
+            )
+            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=reason)
+        more = json.dumps([media, media_stamp])
+        return Row(key, "line", place, offset, len(line), bytes=size, stamp=stamp, more=more)
+
+    def _path_field(self, content: dict[str, Any], place: str) -> str:
+        column = self.choice.column or next((name for name in _PATHS if name in content), None)
+        if column is None or column not in content:
+            wanted = f"no field {column!r}" if column else "no field that is known to hold a path: say --column NAME"
+            raise ArgumentError(f"{place}: a line has {wanted}; there are {listing(list(content), 20)}")
+        return column
+
+    # ---- columns that are carried over
+
+    def _carry(self, name: str, kind: pa.DataType, place: str) -> None:
+        before = self._columns.setdefault(name, kind)
+        if before != kind:
+            raise ArgumentError(
+                f"{place}: the column {name!r} is {kind}, and {before} in an earlier source: leave it out of --keep"
+            )
+
+    def _carry_value(self, name: str, value: Any, place: str) -> None:
+        """The type that holds all values of a field so far: whole numbers widen to real ones, anything else to text."""
+        kind = _type_of(value)
+        before = self._columns.get(name, pa.null())
+        if before == kind or kind == pa.null():
+            self._columns.setdefault(name, before)
+        elif before == pa.null():
+            self._columns[name] = kind
+        elif {before, kind} == {pa.int64(), pa.float64()}:
+            self._columns[name] = pa.float64()
+        else:
+            self._columns[name] = pa.string()
+
+
+def opened(place: str, places: Places) -> Any:
+    """A file open for reading; what gzip packed is unpacked."""
+    file = places.open(place)
+    return gzip.open(file) if place.lower().endswith((".gz", ".tgz")) else file
+
+
+def arrow_batches(place: str, places: Places) -> Any:
+    """The record batches of an Arrow file or stream, mapped into memory where they can be."""
+    local = not isinstance(source := _mapped(place, places), bytes)
+    buffer = source if local else pa.BufferReader(source)
+    try:
+        reader = pa.ipc.open_file(buffer)
+    except pa.ArrowInvalid:
+        buffer.seek(0)
+        return pa.ipc.open_stream(buffer)
+    return pa.RecordBatchReader.from_batches(reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches)))
+
+
+def _mapped(place: str, places: Places) -> Any:
+    return pa.memory_map(place) if places is places_of(os.sep) else places.read(place)
+
+
+def _members(file: Any) -> Iterator[tuple[str, int, int] | Row]:
+    """Names, offsets and sizes of the files in a tar; a broken row where it cannot be read on.
+
+    ``tarfile`` takes a damaged header for the end, so what stands at the end is looked at.
+    """
+    end = 0
+    last: tarfile.TarInfo | None = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                # That there is a next one says that the last one is whole.
+                yield from _member(last)
+                tar.members.clear()
+                last, end = member, tar.offset
+            yield from _member(last)
+            last, end = None, tar.offset
+            file.seek(end)
+            block = file.read(_END)
+            while block and not block.strip(b"\0"):
+                block = file.read(1 << 20)
+            if block:
+                reason = "what follows is no header of a member, or a second archive"
+                yield Row(f"@{end}", "broken", "", broken=f"the tar is damaged from byte {end} on: {reason}")
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if last is not None and _is_whole(file, last):
+            yield from _member(last)
+            last = None
+        key = f"@{end}" if last is None else _text(last.name)
+        yield Row(key, "broken", "", broken=f"the tar cannot be read beyond byte {end}: {error}")
+
+
+def _member(member: tarfile.TarInfo | None) -> Iterator[tuple[str, int, int] | Row]:
+    if member is not None and member.issparse():
+        yield Row(_text(member.name), "broken", "", broken="it is a sparse file, which is not read")
+    elif member is not None and member.isreg():
+        yield member.name, member.offset_data, member.size
+
+
+def _is_whole(file: Any, member: tarfile.TarInfo) -> bool:
+    """Whether the data of a member is all there."""
+    try:
+        file.seek(max(member.offset_data + member.size - 1, 0))
+        return bool(file.read(1))
+    except (EOFError, OSError, ValueError):
+        return False
+
+
+def _stem(name: str) -> str:
+    """The name of a sample: up to the first dot of the file's name."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def _text(name: str) -> str:
+    """A file's name as text; bytes that are none are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _holds_media(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _type_of(value: Any) -> pa.DataType:
+    if value is None:
+        return pa.null()
+    for python, kind in ((bool, pa.bool_()), (int, pa.int64()), (float, pa.float64())):
+        if isinstance(value, python):
+            whole = isinstance(value, int) and not -(2**63) <= value < 2**63
+            return pa.string() if whole else kind
+    return pa.string()
