@@ -514,3 +514,38 @@ def test_hangs_kills_and_crashes_of_batches(tmp_path: Path) -> None:
         None,
     ]
     assert summary.failures == 5
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines, one of which is taken away in mid-run; the bytes are those of a run in this process."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    folder = fill(tmp_path / "in", [*CONTENTS, b"bad", b"crash"] * 4)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    lost = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+
+    def lose(event: dict[str, Any]) -> None:
+        nonlocal lost
+        if lost is not None and event["items_done"] >= 6:
+            cluster.remove_node(lost, allow_graceful=False)
+            lost = None
+
+    try:
+        options = {"encode": {"delay": 0.2}, "unit_items": 2}
+        summary = run(folder, tmp_path / "out", workers=2, cluster=cluster.address, on_event=lose, **options)
+    finally:
+        cluster.shutdown()
+    assert lost is None
+    assert (summary.items, summary.failures) == (28, 8)
+    store = Store(tmp_path / "out")
+    assert list(report.problems(store, report.plan_in(store))) == []
+    for path in folder.iterdir():
+        if path.read_bytes() == b"crash":
+            path.write_bytes(b"bad")
+    run(folder, tmp_path / "whole", **options)
+    assert [row["ids"] for row in rows(tmp_path / "out")] == [row["ids"] for row in rows(tmp_path / "whole")]

@@ -32,12 +32,12 @@ class Content(NamedTuple):
     """One item as it was read.
 
     Attributes:
-        index: its place in the unit.
+        place: of the item in the unit.
         content: the bytes of its media; ``None`` if it cannot be read, for the reason ``broken``.
         carried: values of the columns that are carried over.
     """
 
-    index: int
+    place: int
     content: bytes | None
     carried: Mapping[str, Any]
     broken: str | None = None

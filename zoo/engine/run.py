@@ -501,6 +501,8 @@ def _serve(number: int, seat: Seat, work: Work, jobs: _Jobs, results: SimpleQueu
     except BaseException as error:
         results.put((number, error))
     else:
+        # Before it is said that the work is done: on a cluster others may wait for the place.
+        seat.stop()
         results.put((number, None))
 
 

@@ -388,7 +388,7 @@ def _members(file: Any) -> Iterator[tuple[str, int, int] | Row]:
             while (member := tar.next()) is not None:
                 # That there is a next one says that the last one is whole.
                 yield from _member(last)
-                tar.members.clear()
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 last, end = member, tar.offset
             yield from _member(last)
             last, end = None, tar.offset

@@ -146,7 +146,7 @@ class _Encoder:
     def _keep(self, indices: Sequence[int], tokens: Any) -> None:
         size = self._work.header.vocab_size
         narrow = self._work.header.id_type.to_pandas_dtype()
-        metas = tokens.meta or ({},) * len(indices)
+        metas: Sequence[Mapping[str, Any]] = tokens.meta or ({},) * len(indices)
         for index, ids, meta in zip(indices, tokens.unpadded(), metas, strict=True):
             values = ids.cpu().numpy()
             if len(values) and not 0 <= values.min() <= values.max() < size:

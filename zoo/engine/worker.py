@@ -12,20 +12,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _LENGTH = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
 
 
-def send(stream: BinaryIO, message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
     """Write a message; the other side gets it whole or not at all."""
     content = pickle.dumps(message)
     stream.write(_LENGTH.pack(len(content)) + content)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """The next message.
 
     Raises:
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         tokenizer, hello = _loaded(loading, options)
     except Exception as error:
-        send(outgoing, ("error", _portable(error)))
+        send(outgoing, ("error", portable(error)))
         return
     send(outgoing, ("hello", hello))
     from zoo.engine.unit import run_unit
@@ -71,7 +71,7 @@ def main() -> None:
         try:
             done = run_unit(tokenizer, work, job, watch)
         except Exception as error:
-            send(outgoing, ("error", _portable(error)))
+            send(outgoing, ("error", portable(error)))
         else:
             send(outgoing, ("done", replace(done, seconds=time.process_time() - before)))
 
@@ -86,7 +86,7 @@ def _loaded(loading: Any, options: Any) -> tuple[Any, Any]:
     return tokenizer, hello_of(tokenizer, options)
 
 
-def _streams() -> tuple[BinaryIO, BinaryIO]:
+def _streams() -> tuple[IO[bytes], IO[bytes]]:
     """Standard input and output for messages alone: what libraries print goes to standard error."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -94,7 +94,7 @@ def _streams() -> tuple[BinaryIO, BinaryIO]:
     return incoming, outgoing
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """An error that another process can read."""
     from zoo.engine.work import WorkerError
 

@@ -1,5 +1,6 @@
 """Read and write media. Files, arrays and tensors go in; float tensors come out."""
 
+from zoo.folders import Skipped
 from zoo.media.audio import (
     AUDIO_EXTENSIONS,
     READ_ONLY_AUDIO_EXTENSIONS,
@@ -11,7 +12,6 @@ from zoo.media.audio import (
     write_audio,
 )
 from zoo.media.files import (
-    Skipped,
     expand_paths,
     remembered,
     remembering,
