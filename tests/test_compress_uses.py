@@ -226,7 +226,12 @@ def test_gradients(model: Any, name: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- generation
 
 
-CHUNKS = [(name, size) for name in NAMES for size in ((1, 41, 48) if name in POLICIES else (3, 41, 49))]
+# A token at a time takes seconds for each method.
+CHUNKS = [
+    pytest.param(name, size, marks=[pytest.mark.slow] if size < 41 else [])
+    for name in NAMES
+    for size in ((1, 41, 48) if name in POLICIES else (3, 41, 49))
+]
 
 
 @pytest.mark.parametrize(("name", "size"), CHUNKS)
@@ -319,7 +324,10 @@ def test_beams_and_assistance(model: Any, name: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ torch.compile
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("mustdrop", "kv h2o", "uniform") else [pytest.mark.slow]) for name in NAMES],
+)
 def test_compiled_models(name: str) -> None:
     model, inputs = build(layers=3), prompt()
     if name in POLICIES:  # which leave the tower alone
@@ -332,6 +340,7 @@ def test_compiled_models(name: str) -> None:
         same(model(**inputs).logits, expected)
 
 
+@pytest.mark.slow
 def test_code_compiled_before_is_not_used_after() -> None:
     model = llava(layers=1, tower_layers=2)
     compiled = torch.compile(model, backend="eager")
