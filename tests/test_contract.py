@@ -21,6 +21,7 @@ import soundfile
 import torch
 import trimesh
 from PIL import Image
+from small_models_snac import small_snac
 from torch import Tensor
 
 import zoo
@@ -65,6 +66,7 @@ RANDOM = {
     "seed": small_seed,
     "s3tokenizer": small_s3tokenizer,
     "s3tokenizer-v1": partial(small_s3tokenizer, SMALL_V1),
+    "snac": small_snac,
 }
 
 

@@ -20,16 +20,25 @@ def conv1d(
     bias: Float[Tensor, " channels_out"] | None = None,
     stride: int = 1,
     groups: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
 ) -> Float[Tensor, "batch time_out channels_out"]:
-    """Convolve along time without padding; ``time_out = (time - kernel) // stride + 1``."""
-    if weight.shape[2] == 1 and stride == 1 and groups == 1:
+    """Convolve along time, with ``padding`` zeros on either side.
+
+    ``time_out = (time + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1``.
+    """
+    if weight.shape[2] == 1 and stride == 1 and groups == 1 and not padding:
         return F.linear(x, weight[:, :, 0], bias)
-    if weight.shape[1] == 1 and groups == 1:
+    if weight.shape[1] == 1 and groups == 1 and dilation == 1:
         # A single input channel: both layouts are the same bytes, so the convolution could not tell which one is meant.
-        return F.linear(x[:, :, 0].unfold(1, weight.shape[2], stride), weight[:, 0], bias)
+        return F.linear(F.pad(x[:, :, 0], (padding, padding)).unfold(1, weight.shape[2], stride), weight[:, 0], bias)
+    if dilation > 1 and padding:
+        # oneDNN's own padding of dilated depthwise kernels takes up to fifty times as long.
+        x, padding = F.pad(x, (0, 0, padding, padding)), 0
     image = x.transpose(1, 2).unsqueeze(2)
     kernel = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    return F.conv2d(image, kernel, bias, (1, stride), groups=groups).squeeze(2).transpose(1, 2).contiguous()
+    found = F.conv2d(image, kernel, bias, (1, stride), (0, padding), (1, dilation), groups)
+    return found.squeeze(2).transpose(1, 2).contiguous()
 
 
 def elu(
