@@ -5,54 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
-from zoo.codecs.tokenflow.encoder import convolution_options, middle_block, output_norm, resize, task_layer
-from zoo.nn.norm import exact_group_norms, overwriting_activations
+from zoo.codecs.tokenflow.encoder import resize, task_layer
 from zoo.nn.vit import ViTSizes, vit_blocks
+from zoo.nn.vqgan import ConvDecoder
 from zoo.precision import compute_dtype
 
 Latents = Float[Tensor, "batch channels rows columns"]
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(ConvDecoder):
     """The convolutional decoder of VQGAN, on the pixel part of the latents; it works in the precision of its weights."""
 
     def __init__(self, config: TokenFlowConfig) -> None:
-        from diffusers.models.unets.unet_2d_blocks import AttnUpDecoderBlock2D, UpDecoderBlock2D
-
-        super().__init__()
+        super().__init__(
+            config.latent_channels,
+            config.decoder_widths,
+            config.decoder_blocks,
+            attention=[0],
+            groups=config.norm_groups,
+        )
         self.image_size = config.image_size
-        widths = config.decoder_widths
-        levels = []
-        for level, width in enumerate(widths):
-            kind = UpDecoderBlock2D if level else AttnUpDecoderBlock2D
-            levels.append(
-                kind(
-                    in_channels=widths[max(level - 1, 0)],
-                    out_channels=width,
-                    num_layers=config.decoder_blocks,
-                    add_upsample=level < len(widths) - 1,
-                    **convolution_options(width, config.norm_groups, attention=level == 0),
-                )
-            )
         self.post_quant_conv = nn.Conv2d(config.pixel_code_dim, config.latent_channels, 1)
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = middle_block(widths[0], config.norm_groups)
-        self.levels = nn.Sequential(*levels)
-        self.norm_out = output_norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        overwriting_activations(exact_group_norms(self))
 
     def forward(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
         latents = latents.to(compute_dtype(self.conv_in), memory_format=torch.channels_last)
-        x = self.levels(self.mid(self.conv_in(self.post_quant_conv(latents))))
-        images = self.conv_out(F.silu(self.norm_out(x))).float().contiguous()
-        return resize(images, self.image_size)
+        return resize(super().forward(self.post_quant_conv(latents)), self.image_size)
 
 
 class SemanticDecoder(nn.Module):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
-from zoo.nn.norm import GroupNorm, exact_group_norms, overwriting_activations
 from zoo.nn.vit import Activation, ViTSizes, vit_blocks
+from zoo.nn.vqgan import ConvEncoder
 from zoo.precision import Float32Module
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]
 
-_CONV_EPS = 1e-6
 # What tells CLIP's blocks and SigLIP's apart.
 _ACTIVATIONS: dict[str, Activation] = {"clip": "quick_gelu", "siglip": "gelu_tanh"}
 _EPS = {"clip": 1e-5, "siglip": 1e-6}
@@ -35,25 +32,6 @@ def task_layer(inputs: int, outputs: int) -> nn.Sequential:
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(first, nn.Tanh(), second)
-
-
-def convolution_options(width: int, groups: int, attention: bool) -> dict[str, Any]:
-    """What all blocks of the convolutional networks are told; an attention has a single head."""
-    options: dict[str, Any] = {"resnet_eps": _CONV_EPS, "resnet_groups": groups}
-    return options | ({"attention_head_dim": width} if attention else {})
-
-
-def middle_block(width: int, groups: int) -> nn.Module:
-    """A residual block, an attention and another residual block at the lowest resolution."""
-    from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
-
-    options = convolution_options(width, groups, attention=True)
-    return UNetMidBlock2D(in_channels=width, temb_channels=None, **options)  # type: ignore[arg-type]  # there is no timestep
-
-
-def output_norm(width: int, groups: int) -> nn.GroupNorm:
-    """The norm before the last convolution."""
-    return GroupNorm(groups, width, eps=_CONV_EPS)
 
 
 class SemanticEncoder(nn.Module):
@@ -97,42 +75,23 @@ class SemanticEncoder(nn.Module):
         return x if self.class_token is None else x[:, 1:]
 
 
-class PixelEncoder(nn.Module):
-    """The convolutional encoder of VQGAN (arXiv 2012.09841): residual blocks, attention at the lowest resolution only."""
+class PixelEncoder(ConvEncoder):
+    """The convolutional encoder of VQGAN, with attention at the lowest resolution only."""
 
     def __init__(self, config: TokenFlowConfig) -> None:
-        from diffusers.models.unets.unet_2d_blocks import AttnDownEncoderBlock2D, DownEncoderBlock2D
-
-        super().__init__()
-        widths, last = config.encoder_widths, config.encoder_widths[-1]
-        levels = []
-        for level, width in enumerate(widths):
-            coarsest = level == len(widths) - 1
-            kind = AttnDownEncoderBlock2D if coarsest else DownEncoderBlock2D
-            levels.append(
-                kind(
-                    in_channels=widths[level - 1] if level else config.encoder_stem,
-                    out_channels=width,
-                    num_layers=config.encoder_blocks,
-                    add_downsample=not coarsest,
-                    # Means: one row below and one column on the right, nothing on the other sides.
-                    downsample_padding=0,
-                    **convolution_options(width, config.norm_groups, attention=coarsest),
-                )
-            )
-        self.conv_in = nn.Conv2d(3, config.encoder_stem, 3, padding=1)
-        self.levels = nn.Sequential(*levels)
-        self.mid = middle_block(last, config.norm_groups)
-        self.norm_out = output_norm(last, config.norm_groups)
-        self.conv_out = nn.Conv2d(last, config.latent_channels, 3, padding=1)
+        coarsest = len(config.encoder_widths) - 1
+        super().__init__(
+            config.encoder_stem,
+            config.encoder_widths,
+            config.encoder_blocks,
+            config.latent_channels,
+            attention=[coarsest],
+            groups=config.norm_groups,
+        )
         self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
-        overwriting_activations(exact_group_norms(self))
 
     def forward(self, images: Images) -> Latents:
-        # Convolutions on a CPU are several times quicker in this layout.
-        x = self.conv_in(images.to(memory_format=torch.channels_last))
-        x = self.mid(self.levels(x))
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(x)))).contiguous()
+        return self.quant_conv(super().forward(images)).contiguous()
 
 
 class Encoder(Float32Module):
