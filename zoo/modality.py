@@ -120,7 +120,7 @@ def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
 
 
 _SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
-_PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"))
+_PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count"))
 _PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
 
 _MODALITIES: dict[str, Modality] = {

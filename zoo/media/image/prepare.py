@@ -170,14 +170,14 @@ def _resize(image: Any, size: tuple[int, int], interpolation: str = "bilinear") 
     from torchvision.transforms.v2 import functional as F
 
     if interpolation == "bicubic" and isinstance(image, Tensor) and _size(image) != size:
-        levels = _eight_bit_levels(image)
+        levels = eight_bit_levels(image)
         image = image if levels is None else F.to_pil_image(levels)
     resized = F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
     overshoots = interpolation == "bicubic" and isinstance(image, Tensor)
     return resized.clamp(image.min(), image.max()) if overshoots else resized
 
 
-def _eight_bit_levels(pixels: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"] | None:
+def eight_bit_levels(pixels: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"] | None:
     """The levels 0 to 255 that floats in [-1, 1] stand on; ``None`` if one of them lies between two."""
     levels = (pixels + 1) * 127.5
     whole = levels.round()
