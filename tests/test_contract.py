@@ -371,6 +371,9 @@ def test_options_are_those_of_the_methods(tokenizer: zoo.Tokenizer) -> None:
         options = type(tokenizer).options(action)
         assert "progress" in options or tokenizer.spec.lossless
         assert not {"self", "items", "tokens"} & options.keys() - ({"tokens"} if action == "encode" else set())
+    # Preparing and encoding apart take together what both at once do.
+    apart = inspect.signature(tokenizer.prepare).parameters | inspect.signature(tokenizer.encode_prepared).parameters
+    assert type(tokenizer).options("encode").keys() == apart.keys() - {"items"}
 
 
 def test_items_remember_what_their_modality_says(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:

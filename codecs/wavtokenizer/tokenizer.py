@@ -20,6 +20,7 @@ from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, groups_of_similar_length
 from zoo.tokenizer.audio import AudioTokenizer
+from zoo.tokenizer.recordings import ForwardReader
 from zoo.tokens import Tokens
 
 
@@ -28,13 +29,15 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
 
     Audio of any sample rate and channel count is averaged to mono and resampled to 24 kHz; the tokens remember the original
     rate and length. ``ceil(samples / hop_length)`` ids come out per item, in time order. Encoding always runs in float32,
-    whatever the dtype of the model, autocast or TF32 settings, because two thirds of the ids change in bfloat16.
+    whatever the dtype of the model, autocast or TF32 settings, because two thirds of the ids change in bfloat16. Long files are
+    read while they are encoded, so that memory does not grow with them.
     """
 
     Config = WavTokenizerConfig
     family = "wavtokenizer"
     checkpoint = CHECKPOINT
     identity = ("codebook.embed",)
+    streams = True
 
     # Samples in flight per encoding step and decoder frames per step: small enough for the caches of a CPU, large enough to
     # fill a GPU. They change memory and speed, never the numbers.
@@ -63,10 +66,10 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
     # ---- encode
 
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
-        ids = self._encode_waveforms([item.tensors["waveform"][0] for item in items], progress)
+        ids = self._encode_waveforms([ForwardReader(item, index) for index, item in enumerate(items)], progress)
         return self.tokens(ids, [item.meta for item in items])
 
-    def _encode_waveforms(self, waveforms: Sequence[Float[Tensor, " _"]], progress: bool) -> list[Int[Tensor, " _"]]:
+    def _encode_waveforms(self, waveforms: Sequence[ForwardReader], progress: bool) -> list[Int[Tensor, " _"]]:
         """Ids of every waveform, in lockstep chunk by chunk, each as if it were alone."""
         order = sorted(range(len(waveforms)), key=lambda i: -len(waveforms[i]))
         ids: list[list[Tensor]] = [[] for _ in waveforms]
@@ -83,9 +86,7 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
                     advance(len(found))
         return [torch.cat(parts) for parts in ids]
 
-    def _encode_lockstep(
-        self, waveforms: Sequence[Float[Tensor, " _"]], chunk: int
-    ) -> Iterator[tuple[int, Int[Tensor, " frames"]]]:
+    def _encode_lockstep(self, waveforms: Sequence[ForwardReader], chunk: int) -> Iterator[tuple[int, Int[Tensor, " frames"]]]:
         """Ids of waveforms sorted longest first, ``chunk`` frames at a time, as ``(item, ids)``."""
         hop, encoder = self.config.hop_length, self.encoder
         state: EncoderState | None = None
@@ -102,7 +103,7 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
                 context = min(start, kept_hops)
                 begin = (start - context) * hop
                 end = need if new_frames is not None else None
-                pieces = [waveform[begin:end].to(self.device) for waveform in waveforms[items]]
+                pieces = [waveform.part(begin, end)[0].to(self.device) for waveform in waveforms[items]]
                 latents, advanced = encoder.advance(
                     nn.utils.rnn.pad_sequence(pieces, batch_first=True),
                     [len(piece) for piece in pieces],

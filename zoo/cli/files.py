@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -111,52 +112,75 @@ def encoded_batches(
         keep_going: go on past such files. Without it the first one ends everything, as an error that names it.
         salvage: before that, give the other files of its batch.
     """
-    from zoo import media
+    from zoo.tokenizer import Tokenizer
 
+    in_one_step = type(tokenizer).prepare is Tokenizer.prepare
+    known = frozenset() if in_one_step else inspect.signature(tokenizer.prepare).parameters.keys()
+    reading = {name: value for name, value in options.items() if name in known}
+    prepare: Callable[[list[Any]], list[Any]] = partial(tokenizer.prepare, **reading)
+    run = partial(
+        tokenizer.encode if in_one_step else tokenizer.encode_prepared,
+        **{name: value for name, value in options.items() if name not in known},
+    )
+    give_up = not (keep_going or salvage)
     with progress_bar("encode", len(sources), sys.stderr.isatty(), unit="item") as advance:
         for start in range(0, len(sources), batch_size):
             names = sources[start : start + batch_size]
             bad: dict[str, str] = {}
-            with media.remembering():
-                yield from _encoded(tokenizer, _Items(names), bad, options, give_up=not (keep_going or salvage))
-            failed |= bad
+            ready: dict[str, Any] = {}
+            for name in names:
+                item = _standard_input() if name == "-" else Path(name)
+                with _setting_aside(name, bad, give_up=give_up):
+                    ready[name] = item if in_one_step else prepare([item])[0]
+            yield from _encoded(run, ready, bad, give_up=give_up)
+            failed |= {name: bad[name] for name in names if name in bad}
             if bad and not keep_going:
-                name, reason = next(iter(bad.items()))
+                name, reason = next((name, bad[name]) for name in names if name in bad)
                 raise InputError(f"{name}: {reason}")
             advance(len(names))
 
 
-class _Items(dict[str, Any]):
-    """Items of a batch by the names of their files; standard input is read once."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__((name, _standard_input() if name == "-" else Path(name)) for name in names)
-
-
 def _encoded(
-    tokenizer: Tokenizer[Any], items: dict[str, Any], bad: dict[str, str], options: Mapping[str, Any], *, give_up: bool
+    run: Callable[[list[Any]], Any], items: dict[str, Any], bad: dict[str, str], *, give_up: bool
 ) -> list[tuple[list[str], Any]]:
     """The items that can be encoded, in one batch where no library fails on it; the others go into ``bad``."""
     while items:
         names = list(items)
-        cause: Exception
         try:
-            return [(names, tokenizer.encode(list(items.values()), **options))]
+            return [(names, run(list(items.values())))]
         except ItemError as error:
-            cause, culprit, reason = error, names[error.index], error.reason
+            with _setting_aside(names[error.index], bad, give_up=give_up):
+                raise
+            del items[names[error.index]]
         except ZooError:
             raise
-        except Exception as error:
+        except Exception:
             if len(names) > 1:
                 # A library's own error does not say whose fault it is; one by one does.
-                alone = [_encoded(tokenizer, {name: items[name]}, bad, options, give_up=give_up) for name in names]
+                alone = [_encoded(run, {name: items[name]}, bad, give_up=give_up) for name in names]
                 return [pair for pairs in alone for pair in pairs]
-            cause, culprit, reason = error, names[0], described(error)
-        if give_up:
-            raise InputError(f"{culprit}: {reason}") from cause
-        bad[culprit] = reason
-        del items[culprit]
+            with _setting_aside(names[0], bad, give_up=give_up):
+                raise
+            del items[names[0]]
     return []
+
+
+@contextmanager
+def _setting_aside(name: str, bad: dict[str, str], *, give_up: bool) -> Iterator[None]:
+    """Put an item that fails into ``bad`` with the reason, or raise that with its name; errors of the call are raised."""
+    cause: Exception
+    try:
+        yield
+        return
+    except ItemError as error:
+        cause, reason = error, error.reason
+    except ZooError:
+        raise
+    except Exception as error:
+        cause, reason = error, described(error)
+    if give_up:
+        raise InputError(f"{name}: {reason}") from cause
+    bad[name] = reason
 
 
 @contextmanager

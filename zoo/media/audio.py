@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.media.files import FILE_TYPES, open_source, remembered, replacing
+from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.media.items import audio_item
 from zoo.media.resampling import Resampler, resample, resampled_length
 
@@ -70,7 +70,6 @@ class AudioInfo:
     channels: int
 
 
-@remembered
 def read_audio(
     source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
 ) -> Audio:
@@ -102,27 +101,87 @@ def read_audio(
     >>> list(audio.waveform.shape), audio.original_samples, audio.original_rate
     ([1, 8000], 16000, 16000)
     """
-    blocks: Iterator[Tensor]
-    source = audio_item(source, default_sample_rate)
-    if isinstance(source, FILE_TYPES):
-        rate, samples, blocks = _open_file(source)
-    else:
-        array, rate = source
-        samples, blocks = array.shape[1], iter([array])
-    target = rate if sample_rate is None else sample_rate
-    resampler = Resampler(rate, target)
-    whole = _Whole(resampled_length(samples, rate, target))
-    received = 0
-    for block in blocks:
-        if not torch.isfinite(block).all():
-            raise InputError("the audio holds NaN or infinite samples")
-        received += block.shape[1]
-        if mono:
-            block = block.mean(0, keepdim=True)
-        for part in block.split(resampler.block_samples(block.shape[0]), dim=1):
-            whole.append(resampler.push(part))
-    whole.append(resampler.finish())
-    return Audio(whole.result(), target, rate, received)
+    stream = stream_audio(source, sample_rate=sample_rate, mono=mono, default_sample_rate=default_sample_rate)
+    waveform = stream.read()
+    assert waveform is not None
+    return Audio(waveform, stream.sample_rate, stream.original_rate, stream.original_samples)
+
+
+class AudioStream:
+    """Audio that is decoded, averaged and resampled block by block; iterating over it gives ``[channels, samples]``, once.
+
+    `stream_audio` opens one.
+
+    Attributes:
+        name: what the audio is called in errors.
+        file: where it is read from, a path or the content of a file; ``None`` of an array.
+        sample_rate: of the blocks.
+        original_rate: of the audio.
+        original_samples: that were read so far.
+        samples: that the blocks had so far.
+    """
+
+    def __init__(
+        self, source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
+    ) -> None:
+        source = audio_item(source, default_sample_rate)
+        self.file = source if isinstance(source, FILE_TYPES) else None
+        if self.file is not None:
+            self.name, self.original_rate, samples, self._source = _open_file(source)
+        else:
+            array, self.original_rate = source
+            self.name, samples, self._source = "the audio", array.shape[1], iter([array])
+        self.sample_rate = self.original_rate if sample_rate is None else sample_rate
+        self.original_samples = self.samples = 0
+        self._mono, self._resampler = mono, Resampler(self.original_rate, self.sample_rate)
+        self._expected = resampled_length(samples, self.original_rate, self.sample_rate)
+        self._blocks = self._resampled()
+
+    def __iter__(self) -> Iterator[Float[Tensor, "channels _"]]:
+        return self._blocks
+
+    def _resampled(self) -> Iterator[Float[Tensor, "channels _"]]:
+        for block in self._source:
+            if not torch.isfinite(block).all():
+                raise InputError("the audio holds NaN or infinite samples")
+            self.original_samples += block.shape[1]
+            if self._mono:
+                block = block.mean(0, keepdim=True)
+            for part in block.split(self._resampler.block_samples(block.shape[0]), dim=1):
+                yield self._counted(self._resampler.push(part))
+        yield self._counted(self._resampler.finish())
+
+    def _counted(self, block: Float[Tensor, "channels _"]) -> Float[Tensor, "channels _"]:
+        self.samples += block.shape[1]
+        return block
+
+    def read(self, most: int | None = None) -> Float[Tensor, "channels samples"] | None:
+        """All blocks as one; ``None`` where that is more than ``most`` samples, which are only counted and checked then.
+
+        Raises:
+            InputError: as `read_audio` does.
+        """
+        whole: _Whole | None = _Whole(self._expected if most is None else min(self._expected, most))
+        for block in self:
+            if most is not None and self.samples > most:
+                whole = None
+            if whole is not None:
+                whole.append(block)
+        return None if whole is None else whole.result()
+
+
+def stream_audio(
+    source: Any, *, sample_rate: int | None = None, mono: bool = False, default_sample_rate: int | None = None
+) -> AudioStream:
+    """Open audio to be read block by block; the blocks are, put together, what `read_audio` gives, to the last bit.
+
+    Arguments and errors as for `read_audio`; what is wrong with the samples is found on reaching them.
+
+    >>> stream = stream_audio((torch.zeros(1, 50_000), 48_000), sample_rate=24_000)
+    >>> sum(block.shape[1] for block in stream), stream.samples, stream.original_samples
+    (25000, 25000, 50000)
+    """
+    return AudioStream(source, sample_rate=sample_rate, mono=mono, default_sample_rate=default_sample_rate)
 
 
 class _Whole:
@@ -173,8 +232,8 @@ def audio_info(source: Any) -> AudioInfo:
         return AudioInfo(known, decoders[0].sample_rate, decoders[0].channels)
 
 
-def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
-    """Rate, likely number of samples and blocks of an audio file, which stays open until the blocks are read."""
+def _open_file(source: Any) -> tuple[str, int, int, Iterator[Tensor]]:
+    """Name, rate, likely number of samples and blocks of an audio file, which stays open until the blocks are read."""
     from zoo.media.decoders import open_decoders
 
     handle, name = open_source(source, "audio")
@@ -194,7 +253,7 @@ def _open_file(source: Any) -> tuple[int, int, Iterator[Tensor]]:
         if not received:
             raise InputError(f"{name} holds no samples")
 
-    return decoders[0].sample_rate, sum(decoder.likely for decoder in decoders), blocks()
+    return name, decoders[0].sample_rate, sum(decoder.likely for decoder in decoders), blocks()
 
 
 def restore_audio(

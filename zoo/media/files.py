@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
 import io
@@ -12,12 +11,11 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from zoo.errors import ArgumentError, InputError, ZooError, output_error
 from zoo.folders import Skipped, files_below
@@ -280,35 +278,3 @@ def expand_paths(
 
 def _in_brackets(skipped: Skipped) -> str:
     return f" ({skipped})" if str(skipped) else ""
-
-
-# ------------------------------------------------------------------------------------------------------------- remembering
-
-_memory: ContextVar[dict[Any, Any] | None] = ContextVar("_memory", default=None)
-_Read = TypeVar("_Read", bound=Callable[..., Any])
-
-
-@contextmanager
-def remembering() -> Iterator[None]:
-    """Files that are read inside are read once, so that a batch can be tried again without its bad items."""
-    token = _memory.set({})
-    try:
-        yield
-    finally:
-        _memory.reset(token)
-
-
-def remembered(read: _Read) -> _Read:
-    """A reader of files, the first argument of which is the source, that `remembering` knows."""
-
-    @functools.wraps(read)
-    def reading(source: Any, *arguments: Any, **options: Any) -> Any:
-        memory = _memory.get()
-        if memory is None or not isinstance(source, str | os.PathLike | bytes):
-            return read(source, *arguments, **options)
-        key = read, source, repr((arguments, sorted(options.items())))
-        if key not in memory:
-            memory[key] = read(source, *arguments, **options)
-        return memory[key]
-
-    return cast(_Read, reading)

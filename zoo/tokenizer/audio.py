@@ -15,6 +15,7 @@ from zoo.errors import InputError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, groups_of_equals
+from zoo.tokenizer.recordings import MOST_HELD, RecordingInFile
 from zoo.tokens import Tokens
 
 Waveform = Float[Tensor, "_channels _samples"]
@@ -34,6 +35,8 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
     channels: ClassVar[int] = 1
     #: Samples, at the model's rate, of the shortest recording that it takes.
     shortest: ClassVar[int] = 1
+    #: Whether `encode_prepared` reads recordings from front to back, so that long files need not be held.
+    streams: ClassVar[bool] = False
 
     # ---- encode
 
@@ -60,7 +63,8 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
     def prepare(self, items: Any) -> list[Prepared]:
         """Audio as the network takes it: ``waveform`` ``[channels, samples]`` at its rate; ``amount`` counts samples.
 
-        Arguments and errors as for `encode`.
+        Arguments and errors as for `encode`. A family that ``streams`` leaves a file of minutes where it is: its samples are
+        measured and checked, and decoded again when they are asked for or the item is pickled.
         """
         return self.read_items(items, self.as_channels, mono=self.channels == 1)
 
@@ -70,14 +74,18 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=3)):
             with naming_item(index):
-                audio = media.read_audio(item, sample_rate=rate, mono=mono, default_sample_rate=rate)
-                meta = {"samples": audio.original_samples, "sample_rate": audio.original_rate}
-                waveform = as_channels(audio.waveform)
-                if waveform.shape[1] < self.shortest:
+                stream = media.stream_audio(item, sample_rate=rate, mono=mono, default_sample_rate=rate)
+                waveform = stream.read(MOST_HELD if self.streams and stream.file is not None else None)
+                if stream.samples < self.shortest:
                     raise InputError(
-                        f"{waveform.shape[1]} samples at {rate} Hz are too few: {self.name} takes {self.shortest} at least"
+                        f"{stream.samples} samples at {rate} Hz are too few: {self.name} takes {self.shortest} at least"
                     )
-                prepared.append(Prepared({"waveform": waveform}, meta, waveform.shape[1]))
+                if waveform is None:
+                    tensors: Mapping[str, Tensor] = RecordingInFile(stream, as_channels, mono=mono)
+                else:
+                    tensors = {"waveform": as_channels(waveform)}
+                meta = {"samples": stream.original_samples, "sample_rate": stream.original_rate}
+                prepared.append(Prepared(tensors, meta, stream.samples))
         return prepared
 
     def as_channels(self, waveform: Waveform) -> Waveform:

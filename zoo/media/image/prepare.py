@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from zoo.errors import ArgumentError, InputError
-from zoo.media.files import remembered, replacing
+from zoo.media.files import replacing
 from zoo.media.image.levels import Range
 from zoo.media.image.reading import FORMATS, MAX_PIXELS, check_pixels, load
 
@@ -39,7 +39,6 @@ class PreparedImage:
     meta: dict[str, Any]
 
 
-@remembered
 def prepare_image(
     source: Any,
     size: tuple[int, int],

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import InputError, MissingExtraError
-from zoo.media.files import FILE_TYPES, remembered, replacing
+from zoo.media.files import FILE_TYPES, replacing
 from zoo.media.items import shape_item
 from zoo.media.shape.formats import read_file
 from zoo.media.shape.geometry import NO_FACES, Geometry, Indices, Vectors, check_count, check_indices, joined
@@ -77,7 +77,6 @@ class PreparedShape:
     meta: dict[str, float]
 
 
-@remembered
 def prepare_shape(
     source: Any, points: int, *, seed: int = 0, normalise: bool = True, max_faces: int = MAX_FACES
 ) -> PreparedShape:
