@@ -22,7 +22,7 @@ from PIL import Image
 
 import zoo
 from small_models import small_flextok, small_wavtokenizer
-from zoo import cli
+from zoo import cli, media
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 
@@ -414,22 +414,28 @@ def test_a_bad_file_costs_no_second_reading(
     assert sorted(opened) == ["a.wav", "b.flac", "c-bad.wav"]
 
 
+@pytest.mark.parametrize("step", ["prepare", "encode_prepared"])
 def test_errors_of_libraries_name_the_file(
-    run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     kind = type(zoo.load(model))
-    encode = kind.encode
+    method = getattr(kind, step)
+    samples = media.audio_info(sounds / "sub" / "b.flac").samples
+    calls = []
 
     def failing(self, items, **options):  # type: ignore[no-untyped-def]
-        if any("b.flac" in str(item) for item in items):
+        calls.append(items)
+        if any("b.flac" in str(item) or getattr(item, "meta", {}).get("samples") == samples for item in items):
             raise RuntimeError("the library\ngave up")
-        return encode(self, items, **options)
+        return method(self, items, **options)
 
-    monkeypatch.setattr(kind, "encode", failing)
+    monkeypatch.setattr(kind, step, failing)
     result = run("encode", model, sounds, "-o", tmp_path / "out.zt")
     assert result.code == 1 and "b.flac: RuntimeError: the library gave up" in result.err
     result = run("encode", model, sounds, "-o", tmp_path / "out.zt", "--skip-errors")
     assert result.code == 1 and len(zoo.Tokens.load(tmp_path / "out.zt")) == 1
+    # Files are read once, whatever fails: two commands of two files. Of a batch that fails, each item is tried alone.
+    assert len(calls) == (4 if step == "prepare" else 6)
     monkeypatch.undo()
 
     def refusing(*_: object, **__: object) -> None:
@@ -444,14 +450,14 @@ def test_an_interrupted_run_says_how_to_go_on(
     run, model: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     kind = type(zoo.load(model))
-    encode = kind.encode
+    prepare = kind.prepare
 
     def interrupted(self, items, **options):  # type: ignore[no-untyped-def]
         if "b.flac" in str(items):
             raise KeyboardInterrupt
-        return encode(self, items, **options)
+        return prepare(self, items, **options)
 
-    monkeypatch.setattr(kind, "encode", interrupted)
+    monkeypatch.setattr(kind, "prepare", interrupted)
     result = run("encode", model, sounds, "-o", tmp_path / "out", "--per-file", "--batch-size", 1)
     assert result.code == 130 and list(contents(tmp_path / "out")) == ["a.zt"]
     assert "1 of 2 files are in" in result.err and "the same command goes on from there" in result.err
