@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
@@ -16,7 +19,7 @@ from typer.testing import CliRunner
 import zoo
 from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from zoo import bench, registry
-from zoo.bench import image, print_table, run
+from zoo.bench import against, image, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
@@ -175,3 +178,49 @@ def test_peak_memory_sees_what_was_freed() -> None:
     with peak_memory("cpu") as peak:
         torch.ones(50_000_000)
     assert peak[0] > 100_000_000
+
+
+def test_against_another_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides are this environment here; every work is measured on both."""
+    path = tmp_path / "figures.json"
+    content = against.run("byteformer-*", sys.executable, batches=(2,), pairs=3, seconds=1e-3, json_path=path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(content))
+    found = content["comparisons"]
+    assert [(c["name"], c["work"], c["batch"]) for c in found] == [
+        ("byteformer-tiny", "encode", 2),
+        ("byteformer-tiny", "decode", 2),
+        ("start", "import zoo", 0),
+        ("start", "zoo list", 0),
+    ]
+    for c in found:
+        assert c["cpu"] > 0 < c["other_cpu"] and c["spread"][0] <= c["ratio"] <= c["spread"][1]
+    against.print_table(content)
+    assert "zoo list" in capsys.readouterr().out
+
+
+def test_pairs_take_turns() -> None:
+    """Each side goes first as often as last, and the ratio is that of the pairs."""
+    calls: list[str] = []
+
+    def side(name: str, seconds: list[float]) -> Callable[[], float]:
+        def measure() -> float:
+            calls.append(name)
+            return seconds[calls.count(name) - 1]
+
+        return measure
+
+    found = against.compare([side("a", [1.0, 4.0, 3.0]), side("b", [2.0, 4.0, 2.0])], 3)
+    assert "".join(calls) == "baabba"
+    assert (found["cpu"], found["other_cpu"], found["ratio"]) == (3.0, 2.0, 1.0)
+    assert found["spread"] == (0.75, 1.25)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty", "broken"])
+def test_an_environment_that_cannot_be_used(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'No module named zoo' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    result = CliRunner().invoke(app, ["bench", "byteformer-tiny", "--against", str(tmp_path / place)])
+    reason = {"broken": "No module named zoo"}.get(place, "no Python interpreter")
+    assert isinstance(result.exception, zoo.errors.ArgumentError) and reason in str(result.exception)

@@ -20,6 +20,12 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def has_amx() -> bool:
+    """Whether the processor has matrix units for bfloat16, by which measurements of it differ most."""
+    cpu_info = Path("/proc/cpuinfo")
+    return cpu_info.exists() and "amx_tile" in cpu_info.read_text(errors="replace")
+
+
 def usable_device(device: torch.device | str) -> torch.device:
     """A device by its name, if this machine has it.
 

@@ -136,6 +136,12 @@ def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
     yield Contender("Mimi", prepare_mimi)
 
 
+def items(tokenizer: Tokenizer[Any], count: int) -> list[Tensor]:
+    """What a comparison of two releases encodes: five seconds of noise."""
+    assert tokenizer.spec.sample_rate is not None
+    return list(_audio(count, 5, tokenizer.spec.sample_rate))
+
+
 def _audio(batch: int, seconds: float, rate: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, round(seconds * rate), generator=generator) * 0.1

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
 from zoo.bench.quantized import Call, quantized_model
+from zoo.tokenizer import Tokenizer
 
 UNIT = "file"
 # ``lengths`` in bytes of a file, by default that of the files which the model was trained on; ``quantize``: methods of
@@ -86,6 +87,12 @@ def _mixed(mean: int, batch: int) -> list[int]:
     low, high = _SPREAD
     steps = [i / (batch - 1) for i in range(batch)] if batch > 1 else []
     return [round(mean * low * (high / low) ** step) for step in steps] or [mean]
+
+
+def items(tokenizer: Tokenizer[Any], count: int) -> list[bytes]:
+    """What a comparison of two releases encodes: random bytes, as many as in the files that the model was trained on."""
+    files = random_files([_typical_length(tokenizer.config)] * count)
+    return [bytes(file.tolist()) for file in files]
 
 
 def random_files(lengths: Sequence[int]) -> list[Tensor]:

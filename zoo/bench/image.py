@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
 from zoo.bench.quantized import Call, outline, quantized_model
+from zoo.tokenizer import Tokenizer
 
 UNIT = "image"
 # ``lengths`` in tokens, of ordered tokenizers; ``steps`` of sampling decoders; ``quantize``: methods of `zoo.quantize`.
@@ -97,6 +98,11 @@ def _options(tokenizer: Any, steps: int) -> dict[str, Any]:
 def _prefixes(tokenizer: Any, lengths: Sequence[int]) -> list[int | None]:
     """Lengths of the prefixes to decode; the whole where there is no order."""
     return [k for k in lengths if k <= (tokenizer.spec.max_tokens or 0)] if tokenizer.spec.ordered else [None]
+
+
+def items(tokenizer: Tokenizer[Any], count: int) -> list[Tensor]:
+    """What a comparison of two releases encodes: random images of the tokenizer's size."""
+    return list(pictures(count, *(tokenizer.spec.image_size or (256, 256))))
 
 
 def pictures(batch: int, height: int, width: int) -> Tensor:

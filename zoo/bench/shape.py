@@ -47,6 +47,11 @@ def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int]
             yield Job(f"{entry.name}, dense", "mesh", case, 1, partial(mesh, resolution, dense=True), tokenizer)
 
 
+def items(tokenizer: Any, count: int) -> list[tuple[Tensor, Tensor]]:
+    """What a comparison of two releases encodes: points on a ball with their normals."""
+    return [ball(tokenizer.config.num_points, seed) for seed in range(count)]
+
+
 def ball(points: int, seed: int) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "points 3"]]:
     """Random points on a ball, and their normals."""
     generator = torch.Generator().manual_seed(seed)

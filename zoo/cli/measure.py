@@ -74,6 +74,7 @@ def evaluate(
 
 # What the benchmarks that are no models take.
 _OPTIONS = {"codebook": set[str](), "quantize": {"batch"}, "compress": {"batch", "steps", "method", "keep", "size", "plot"}}
+_OPTIONS["against"] = {"batch"}
 
 
 def _require_meaning(name: str, options: Mapping[str, Any]) -> None:
@@ -85,7 +86,10 @@ def _require_meaning(name: str, options: Mapping[str, Any]) -> None:
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="a name in the catalogue, nothing is downloaded; or codebook, compress, quantize")
+        str,
+        typer.Argument(
+            help="a name in the catalogue, nothing is downloaded; or codebook, compress, quantize; with --against, a pattern"
+        ),
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
@@ -100,6 +104,10 @@ def bench(
         list[float] | None, typer.Option(help="compress: shares of tokens; 0.5, 0.22, 0.11, 0.05 by default")
     ] = None,
     size: Annotated[str | None, typer.Option(help="compress: of the model; small by default, 1b or 7b")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="another release's Python, or its checkout with a .venv: encode, decode and start in turns"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
     plot: Annotated[Path | None, typer.Option(help="compress: write a plot, .png or .svg")] = None,
     as_json: Json = False,
@@ -113,9 +121,9 @@ def bench(
             require_writable(place, folder=False)
             if suffixes and place.suffix not in suffixes:
                 raise ArgumentError(f"a plot is a {' or '.join(suffixes)} file, not {place.name}")
-    usable_device(device)
+    torch_device = usable_device(device)
     _require_meaning(
-        name,
+        name if against is None else "against",
         {"seconds": seconds, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
         | {"method": method, "keep": keep, "size": size, "plot": plot},
     )
@@ -123,7 +131,16 @@ def bench(
         if bad := [value for value in values or () if not 0 < value < math.inf]:
             raise ArgumentError(f"{option} must be more than 0 and finite, not {bad[0]}")
     common: dict[str, Any] = {"threads": threads, "device": device, "json_path": out}
-    if name == "codebook":
+    if against is not None:
+        from zoo.bench import against as releases
+
+        if torch_device.type != "cpu":
+            raise ArgumentError("--against measures CPU seconds: it takes no --device")
+        content = releases.run(
+            name, against, batches=batch or None, threads=threads, progress=sys.stderr.isatty(), json_path=out
+        )
+        show = releases.print_table
+    elif name == "codebook":
         from zoo.bench import codebook
 
         content = codebook.run(peers=peers, **common)
