@@ -178,7 +178,7 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         encoder_precision: str = "fp32",
         progress: bool = False,
     ) -> Latents:
-        """What `prepare` gave to latents; arguments and errors as for `encode`."""
+        """Encode what `prepare` gave, to latents; arguments and errors as for `encode`."""
         sample, dtype = vae.is_sampled(posterior), precision_named(encoder_precision)
         encode = partial(self.encode_images, dtype=dtype, sample=sample, generator=generator)
         return self.encode_batches(items, encode, progress)

@@ -1,4 +1,4 @@
-"""What a run does with every item: the metrics that can run, the options, and the prefixes to decode."""
+"""Plan of a run for every item: the metrics that can run, the options, and the prefixes to decode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHOICES = {"fit": FITS, "interpolation": INTERPOLATIONS, "posterior": ("mode", 
 
 @dataclass(frozen=True)
 class Plan:
-    """How every item is reconstructed and measured.
+    """Way of reconstructing and measuring every item.
 
     Attributes:
         tokenizer: what is measured.
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def device(self) -> torch.device:
-        """Where metrics compute."""
+        """Device on which metrics compute."""
         return self.tokenizer.device if self.modality.ON_DEVICE else torch.device("cpu")
 
     def read(self, path: str) -> Any:
@@ -74,7 +74,7 @@ class Plan:
         return {name: value for name, value in self.tokenizer.hints(reference).items() if name not in self.decode}
 
     def decoded(self, tokens: Tokens, reference: Any, lengths: Sequence[int], own: Mapping[str, Any]) -> list[Any]:
-        """Reconstructions of one item from its first so many tokens each, decoded as one batch with its own options."""
+        """Reconstructions of one item from prefixes of its tokens, decoded as one batch with its own options."""
         if not lengths:
             return []
         # An empty file has no tokens, and no prefix either.

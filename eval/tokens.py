@@ -1,4 +1,4 @@
-"""What the ids themselves say: how much of the vocabulary is used, and how evenly."""
+"""Statistics of the ids themselves: how much of the vocabulary is used, and how evenly."""
 
 from __future__ import annotations
 

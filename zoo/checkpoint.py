@@ -27,7 +27,7 @@ def no_configuration(raw: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How upstream's checkpoints of a family are read.
+    """Reader of upstream's checkpoints of a family.
 
     Attributes:
         recognises: whether a set of keys is that of such a checkpoint.
@@ -115,7 +115,7 @@ def shape_of(state: Mapping[str, Tensor], name: str, rank: int | None = None) ->
 
 
 def layer_numbers(state: Mapping[str, Tensor], stem: str, within: str = "") -> list[int]:
-    """Numbers of the layers called ``stem.0``, ``stem.1``, ..., those only that have something called ``within``."""
+    """Indices ``i`` for which a key begins with ``stem.i.within``."""
     pattern = re.compile(rf"{re.escape(stem)}\.(\d+)\.{re.escape(within)}")
     return sorted({int(found[1]) for key in state if (found := pattern.match(key))})
 

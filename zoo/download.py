@@ -38,7 +38,7 @@ STALL_SECONDS = 60.0
 
 
 def cache_root() -> Path:
-    """Where converted checkpoints are kept: ``ZOO_CACHE``, by default ``~/.cache/zoo``."""
+    """Folder of converted checkpoints: ``ZOO_CACHE``, by default ``~/.cache/zoo``."""
     return Path(os.environ.get("ZOO_CACHE", "~/.cache/zoo")).expanduser()
 
 

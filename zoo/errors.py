@@ -46,7 +46,7 @@ class IndexingError(ArgumentError, IndexError):
 
 
 class MismatchError(InputError):
-    """Tokens of one checkpoint were handed to another one, which would decode to babble."""
+    """The tokens come from another checkpoint and cannot be decoded by this one."""
 
 
 class FormatError(ZooError, ValueError):
@@ -144,7 +144,7 @@ def listing(names: Sequence[str], shown: int = 5) -> str:
 
 
 def output_error(path: object, error: OSError) -> OutputError:
-    """What an operating system's error means for a file that was to be written: no room, no permission, or something else."""
+    """Turn an operating system's error about a written file into ours: no room, no permission, or something else."""
     if error.errno in NO_ROOM:
         return DiskFullError(f"no room for {path}: free some space, or write to another disk")
     reason = f"{path} cannot be written: {error.strerror or error}"

@@ -13,7 +13,7 @@ from zoo.errors import listing
 
 @dataclass
 class Skipped:
-    """What a search left out of folders.
+    """Files that a search left out of folders.
 
     Attributes:
         kinds: number of files by what they are: an extension, ``hidden``, ...

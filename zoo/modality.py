@@ -76,7 +76,7 @@ class Modality:
 
     @cached_property
     def extent_unit(self) -> str | None:
-        """What data sets of it are measured in, besides items: ``"hours"``; ``None`` if in nothing else."""
+        """Unit that data sets of it are measured in, besides items: ``"hours"``; ``None`` if in nothing else."""
         found: str | None = getattr(self.home("media"), "EXTENT", None)
         return found
 
@@ -87,7 +87,7 @@ class Modality:
         return found
 
     def extent(self, meta: Mapping[str, Any]) -> float:
-        """How much an encoded item is, in `extent_unit`; 0 where that is not known."""
+        """Amount of an encoded item, in `extent_unit`; 0 where that is not known."""
         return self.home("media").extent(meta) if self.extent_unit else 0.0
 
     def require_within(self, item: Any, meta: Mapping[str, Any] | None, **limits: Any) -> None:

@@ -55,7 +55,7 @@ FUNCTIONS = {"zoo.quantize": "zoo.quantization.conversion:quantize"}
 
 
 def present_name(former: str) -> str | None:
-    """Where a module is now; ``None`` if it has not moved."""
+    """Present name of a module; ``None`` if it has not moved."""
     package, within = former, ""
     while package:
         if package in MODULES:

@@ -47,7 +47,7 @@ class Piece(_Strict):
         file: file in the repository, or its usual name.
         components: instead of ``file``: folders of the pipeline, each with its configuration and, but for schedulers, weights.
         config_field: field of the family's ``Config`` that gets the components' configurations, by component.
-        prefix: what the keys of ``file`` get in front in the assembled model; those of a component get its name.
+        prefix: added to the keys of ``file`` in the assembled model; a component's keys are prefixed with its name.
         size, sha256: of ``file``, where known.
         note: where to get it, and what to know about it.
     """
@@ -77,7 +77,7 @@ MAIN = "main"
 
 
 class Weights(_Strict):
-    """Where the weights are.
+    """Source of the weights.
 
     Attributes:
         source: ``hub`` (a file of a Hub repository), ``embedded`` (a file of this package), ``local`` (a file that the user has
@@ -134,7 +134,7 @@ class Licence(_Strict):
 
 
 class Paper(_Strict):
-    """Where the method is described."""
+    """Paper that describes the method."""
 
     title: str
     url: str
@@ -390,7 +390,7 @@ def family_name(cls: type[Any]) -> str:
 
 
 def shortened(value: object) -> str:
-    """What somebody wrote in a file, for a message: quoted, and not longer than a line."""
+    """Shorten what somebody wrote in a file for a message: quoted, and not longer than a line."""
     text = repr(value[:81]) if isinstance(value, str) else repr(type(value))
     return f"{text[:77]}...{text[-1]}" if len(text) > 80 else text
 

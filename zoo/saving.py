@@ -45,7 +45,7 @@ class Saveable(nn.Module):
 
 
 def saved_config(tokenizer: Saveable) -> dict[str, Any]:
-    """What a saved tokenizer says about itself."""
+    """Configuration that a saved tokenizer states about itself."""
     quantization = descriptions(tokenizer)
     return {
         "zoo": 1,

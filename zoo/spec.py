@@ -1,4 +1,4 @@
-"""What a tokenizer promises: modality, vocabulary, rate, sizes, and which checkpoint its ids belong to."""
+"""Promises of a tokenizer: modality, vocabulary, rate, sizes, and the checkpoint that its ids belong to."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Frame:
         """The frame of the first few codebooks, and the places of this one that it keeps; ids stay as they are.
 
         Raises:
-            InputError: there are not so many codebooks.
+            InputError: there are fewer codebooks.
         """
         if not 1 <= codebooks <= self.codebooks:
             raise InputError(f"codebooks must lie in [1, {self.codebooks}], not {codebooks}")

@@ -25,7 +25,7 @@ _MAPPED_AT_ONCE = 256 << 20
 
 
 def read_state(path: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, memory-mapped, those only whose key is wanted.
+    """Memory-map the tensors whose keys pass ``wanted``.
 
     A level of ``state_dict`` (Lightning) or ``model`` around them is unwrapped. Of ONNX files the graph is read and not run
     (`zoo.onnx_weights`). Pickles are opened with ``weights_only=True``

@@ -240,7 +240,7 @@ class Tokens:
         """The ids of the first few codebooks of every frame, coarse to fine; they stay as they are.
 
         Raises:
-            InputError: there are not so many codebooks.
+            InputError: there are fewer codebooks.
 
         >>> frame = zoo.spec.Frame((8, 4), order=(0, 1, 1))
         >>> codes = torch.tensor([[7, 3, 2], [6, 1, 0]])

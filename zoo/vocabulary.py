@@ -32,7 +32,7 @@ _LARGEST_SIZE = 1 << 48
 
 @dataclass(frozen=True)
 class Naming:
-    """How the tokens of a tokenizer are written in text.
+    """Spelling of a tokenizer's tokens in text.
 
     Attributes:
         code: format of one token with its id, such as ``"<img_{:05d}>"``.
@@ -51,7 +51,7 @@ class Naming:
 
     @property
     def around(self) -> tuple[str, str]:
-        """What stands before and behind the number of a code."""
+        """Text before and behind the number of a code."""
         parts = _CODE_FORMAT.fullmatch(self.code)
         assert parts is not None
         return parts[1], parts[3]
@@ -64,7 +64,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class Section:
-    """Where a tokenizer's ids lie in the vocabulary.
+    """Place of a tokenizer's ids in the vocabulary.
 
     Attributes:
         name: what it is called in the vocabulary.
@@ -97,7 +97,7 @@ class Section:
         yield self.end
 
     def strings(self) -> Iterator[str]:
-        """What is written for each of `ids`."""
+        """Text for each of `ids`."""
         yield from map(self.naming.code.format, range(self.vocab_size))
         yield self.naming.begin
         yield self.naming.end
@@ -333,7 +333,7 @@ class Vocabulary:
         """One sequence of text and items in the given order.
 
         Args:
-            segments: strings, ids of text, and tokens, all items of which are put in.
+            segments: strings, ids of text, and tokens with all their items.
             text: the text tokenizer, where there are strings; no special tokens are added to them.
 
         Raises:

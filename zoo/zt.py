@@ -509,7 +509,7 @@ class _Reader:
             raise FormatError("a text in the .zt file is not UTF-8") from error
 
     def described(self, items: int) -> tuple[Mapping[str, Any], ...]:
-        """Fields that the file names itself, of which an item has some."""
+        """Fields that the file names itself; each item has some of them."""
         kinds: dict[str, int] = {}
         for _ in range(self.count(_MOST)):
             key, kind = self.text(LONGEST_NAME), self.take(1)[0]
@@ -531,7 +531,7 @@ class _Reader:
         return tuple(found)
 
     def meta(self, fields: Sequence[tuple[str, str]], items: int) -> tuple[Mapping[str, Any], ...]:
-        """The fields of every item. A layout is made of floats, or of integers of which every one is a count."""
+        """The fields of every item. A layout is made of floats, or of integers that are written as counts."""
         if not fields or not items:
             return ()
         keys = [key for key, _ in fields]

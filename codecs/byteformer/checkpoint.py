@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict, and official configurations to ours."""
+"""Mapping of official checkpoints to our state dict, and of official configurations to ours."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _read_settings(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> ByteF
 
 
 def _files(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Our fields that say how a training run made its files, as far as its configuration does; with the original's defaults."""
+    """Fields that say how a training run made its files, with the original's defaults where its configuration is silent."""
     image, audio = raw.get("image_augmentation", {}), raw.get("audio_augmentation", {})
 
     def enabled(section: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:

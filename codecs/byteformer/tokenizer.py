@@ -38,7 +38,7 @@ AnyTokens = Tokens | Tensor | Sequence[Tensor]
 
 
 class Features(NamedTuple):
-    """What the transformer makes of files.
+    """Features of files, made by the transformer.
 
     Attributes:
         tokens: behind the last norm, for every file ``[tokens, dim]``.
@@ -195,7 +195,7 @@ class ByteFormer(FileTokenizer[ByteFormerConfig]):
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def embed_chunks(self, chunks: Iterable[Tokens]) -> Iterator[Float[Tensor, "_ dim"]]:
-        """What `embed` gives of a file that comes in chunks, as far as each new chunk decides it; bounded memory.
+        """Embed a file that comes in chunks: for each chunk the vectors that it completes, in bounded memory.
 
         Raises:
             MismatchError, InputError: as `decode` does.

@@ -40,7 +40,7 @@ class LayerNorm(Float32Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPS)
 
     def over_tokens(self, x: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens dim"]:
-        """Over tokens, of which there are as many as channels; epsilon is added to the standard deviation."""
+        """Normalise over tokens, as many as there are channels; epsilon is added to the standard deviation."""
         deviation, mean = torch.std_mean(x, dim=-2, correction=0, keepdim=True)
         return (x - mean) / (deviation + EPS) * self.weight[:, None] + self.bias[:, None]
 
@@ -76,7 +76,7 @@ def needs_axis_rule(counts: Counts, config: ByteFormerConfig) -> list[int]:
 
 @dataclass(frozen=True)
 class Windows:
-    """Which of the packed tokens attend to each other in a block.
+    """Windows of packed tokens that attend to each other in a block.
 
     Attributes:
         full: tokens of the windows without filler.
@@ -223,7 +223,7 @@ class Block(nn.Module):
         return _ROWS_AT_ONCE if x.device.type == "cpu" else len(x)
 
     def over_tokens(self, x: Packed, counts: Counts) -> Packed:
-        """What the original computes where windows have as many tokens as there are channels: both norms go over tokens."""
+        """The original's arithmetic where windows have as many tokens as there are channels: both norms go over tokens."""
         starts = zip(_starts(counts), counts, strict=True)
         return torch.cat([self._windows_over_tokens(x[start : start + count]) for start, count in starts])
 

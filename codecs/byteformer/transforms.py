@@ -88,7 +88,7 @@ def camera_positions(length: int, keep: float) -> Int[np.ndarray, " kept"]:
 
 
 def keep_bytes(content: Content, keep: float) -> Bytes:
-    """What the privacy camera records: a fixed random share of the bytes, in their order; the others are lost."""
+    """Record as the privacy camera does: a fixed random share of the bytes, in their order; the others are lost."""
     octets = _octets(content)
     return octets[camera_positions(len(octets), keep)]
 

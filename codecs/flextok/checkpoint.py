@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict, and official configurations to ours.
+"""Mapping of official checkpoints to our state dict, and of official configurations to ours.
 
 The configuration is a tree of modules with a class path each, in ``config.json`` or in the metadata of the safetensors file.
 It is read as data: known class paths say what a number means, any other one is refused, and nothing is ever imported or called.

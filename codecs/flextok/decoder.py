@@ -54,7 +54,7 @@ class Condition:
     log_count: Float[Tensor, "batch rows"] | None
 
     def attention_mask(self, patches: int) -> Float[Tensor, "batch 1 1 keys"] | None:
-        """What is added to the attention scores of each key."""
+        """Mask that is added to the attention scores of each key."""
         if self.log_count is None:
             return None
         return F.pad(self.log_count, (patches, 0))[:, None, None]

@@ -59,7 +59,7 @@ class EncoderBlock(nn.Module):
 
 
 def earlier_registers(patches: int, registers: int, device: torch.device) -> Bool[Tensor, "registers keys"]:
-    """What each register sees: every patch, the registers before it and itself."""
+    """Sight of each register: every patch, the registers before it and itself."""
     return torch.ones(registers, patches + registers, dtype=torch.bool, device=device).tril(patches)
 
 
@@ -96,7 +96,7 @@ class Encoder(Float32Module):
     def forward(
         self, latents: Float[Tensor, "batch channels rows columns"], count: int | None = None
     ) -> Float[Tensor, "batch count components"]:
-        """What the quantizer rounds, for the first ``count`` registers or all of them.
+        """Vectors for the quantizer to round, of the first ``count`` registers or all of them.
 
         Fewer than all give what all would give unless the mask is ``full``: then all are computed and the rest is dropped.
         """

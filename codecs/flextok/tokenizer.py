@@ -93,7 +93,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
             items, interpolation: as for `ImageTokenizer.encode`.
             fit: how the image comes to the model's size: ``crop`` (shorter side resized, centre cropped; the default),
                 ``stretch``, ``pad`` (grey bars), or ``none``: as it is, no larger than that and a multiple of the cells.
-            tokens: compute the first so many only; all by default.
+            tokens: number of tokens to compute; all by default.
             posterior: ``mode`` takes the mean of the autoencoder's posterior, ``sample`` draws from it as the original does.
             generator: of the draws.
             encoder_precision: ``bf16`` computes encoder and autoencoder in bfloat16: quicker, but some ids change.
@@ -124,7 +124,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         encoder_precision: str = "fp32",
         progress: bool = False,
     ) -> Tokens:
-        """What `prepare` gave to tokens; arguments and errors as for `encode`."""
+        """Encode what `prepare` gave; arguments and errors as for `encode`."""
         count = self.config.registers if tokens is None else tokens
         if not 1 <= count <= self.config.registers:
             raise ArgumentError(f"tokens must lie in [1, {self.config.registers}], not {tokens}")

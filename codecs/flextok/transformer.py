@@ -1,4 +1,4 @@
-"""What encoder and decoder share: patches, attention with normalised queries and keys, gated feed-forward layers.
+"""Parts that encoder and decoder share: patches, attention with normalised queries and keys, gated feed-forward layers.
 
 The stream of activations stays in float32; matrix products run in the precision of their weights.
 """

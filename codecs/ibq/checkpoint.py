@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict: SEED-Voken's two sets of weights, Emu3.5's, and Apertus' encoder."""
+"""Mapping of official checkpoints to our state dict: SEED-Voken's two sets of weights, Emu3.5's, and Apertus' encoder."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Codebook(Float32Module):
         self._search = CodebookSearch(metric="dot")
 
     def project(self, latents: Latents) -> Latents:
-        """What is quantized: the latents as they are."""
+        """Vectors to quantize."""
         return latents.float()
 
     def ids(self, latents: Latents) -> Ids:
@@ -105,7 +105,7 @@ class Bits(Float32Module):
         self.weight, self.bias = projection.weight, projection.bias
 
     def project(self, features: Float[Tensor, "batch channels rows columns"]) -> Latents:
-        """What is quantized."""
+        """Vectors to quantize."""
         return F.conv2d(features.float(), self.weight, self.bias).contiguous()
 
     def ids(self, features: Float[Tensor, "batch channels rows columns"]) -> Ids:

@@ -62,7 +62,7 @@ class Losses:
 
 
 def generator_loss(fake: Logits) -> Float[Tensor, ""]:
-    """What the generator lowers: softplus of the negative mean score of each of its images."""
+    """Loss of the generator: softplus of the negative mean score of each of its images."""
     return F.softplus(-fake.flatten(1).mean(1)).mean()
 
 
@@ -94,7 +94,7 @@ class LeCAM(nn.Module):
 
 
 def discriminator_step_loss(real: Logits, fake: Logits, lecam: LeCAM | None = None, weight: float = 0.05) -> Float[Tensor, ""]:
-    """What the discriminator lowers: the hinge loss, and LeCAM, updated now, at its weight (0.01 at 128 pixels)."""
+    """Loss of the discriminator: the hinge loss, and LeCAM, updated now, at its weight (0.01 at 128 pixels)."""
     hinge = discriminator_loss(real, fake)
     if lecam is None:
         return hinge

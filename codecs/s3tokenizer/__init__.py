@@ -4,7 +4,7 @@ The supervised semantic speech tokens of CosyVoice 1, 2 and 3: the first blocks 
 quantizer. Papers: arXiv 2407.05407, 2412.10117 and 2505.17589. CosyVoice makes audio of the ids with a flow-matching model and
 a vocoder, which belong to its language model and not to the tokenizer.
 
-Recordings of any length are encoded in overlapping windows of 30 seconds of which the middles are kept: `windows` has the rule.
+Recordings of any length are encoded in overlapping windows of 30 seconds; the middles are kept. `windows` has the rule.
 
 Read in this order: `config`, `frontend`, `encoder`, `quantizer`, `windows`, `tokenizer`, `checkpoint`.
 """

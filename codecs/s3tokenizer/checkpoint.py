@@ -1,4 +1,4 @@
-"""How official files map to our state dict: ONNX graphs, and state dicts in the names of the package ``s3tokenizer``."""
+"""Mapping of official files to our state dict: ONNX graphs, and state dicts in the names of the package ``s3tokenizer``."""
 
 from __future__ import annotations
 

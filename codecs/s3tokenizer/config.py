@@ -82,5 +82,5 @@ class S3TokenizerConfig:
         return self.stride * SECOND_STRIDE
 
     def ids_of(self, frames: int) -> int:
-        """Number of ids that a recording, or a window, of so many frames gets."""
+        """Number of ids of a recording, or a window, of ``frames`` frames."""
         return -(-frames // self.frames_per_id)

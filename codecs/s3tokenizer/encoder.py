@@ -25,7 +25,7 @@ _KERNEL = 3
 
 
 class Layout:
-    """Where recordings lie among the rows.
+    """Places of recordings among the rows.
 
     Args:
         lengths: rows of each.
@@ -75,7 +75,7 @@ class Convolution(nn.Module):
 
 
 class Memory(nn.Module):
-    """What each row adds to its neighbours, channel by channel: a sequence memory in feed-forward form (FSMN), and itself."""
+    """Sum of each row and its neighbours, channel by channel: a sequence memory in feed-forward form (FSMN), and itself."""
 
     def __init__(self, dim: int, taps: int) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Ternary(Float32Module):
         return 3 ** torch.arange(self.dim, dtype=torch.int64, device=like.device)
 
     def project(self, x: Vectors) -> Float[Tensor, "*shape digits"]:
-        """What is rounded, before the tanh."""
+        """Numbers to round, before the tanh."""
         return F.linear(x.float(), self.weight, self.bias)
 
     def ids(self, x: Vectors) -> Ids:

@@ -1,4 +1,4 @@
-"""How recordings of more than 30 seconds are cut, and which ids of each window count.
+"""Windows of recordings of more than 30 seconds, and the ids of each window that count.
 
 Windows of 30 s start every 26 s, and of the 4 s that two of them share, each keeps the 2 s on its own side. The last window is
 the first one that reaches the end, so that every window but a short recording's has more than 4 s and no id is lost or doubled.

@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict, and official configurations to ours.
+"""Mapping of official checkpoints to our state dict, and of official configurations to ours.
 
 A SEED is spread over several files. Here they are one state dict in the names of the original code's assembled model: the
 vision transformer under ``visual_encoder.``, and the components of the diffusion model under their names in a pipeline.
@@ -186,7 +186,7 @@ def _require_supported(components: Mapping[str, Any]) -> None:
 
 
 def convert(state: Mapping[str, Tensor], config: SeedConfig | None) -> tuple[SeedConfig, dict[str, Tensor]]:
-    """Rename the tensors of the assembled model, as far as there are any, and compare their sizes with the configuration.
+    """Rename the tensors of the assembled model that are there, and compare their sizes with the configuration.
 
     A part is there if the configuration asks for it and its tensors are there. Without a configuration sizes are inferred, and
     what leaves no trace in them (numbers of heads, epsilons) is taken from the official models.

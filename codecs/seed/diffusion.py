@@ -159,7 +159,7 @@ class Diffusion(nn.Module):
 
 
 def evaluations(config: Mapping[str, Any], steps: int, solver: str | None) -> int:
-    """How often a solver calls the UNet."""
+    """Number of times that a solver calls the UNet."""
     scheduler = _scheduler(config, solver or solver_name(config))
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
@@ -200,7 +200,7 @@ def vae_sizes(config: Mapping[str, Any]) -> VAESizes:
 
 @torch.no_grad()
 def empty_prompt_states(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Float[Tensor, "states text"]:
-    """What a CLIP text encoder makes of the empty prompt: start, end, and padding up to its full length.
+    """States of a CLIP text encoder for the empty prompt: start, end, and padding up to its full length.
 
     Args:
         config: of the text encoder, in transformers' terms.

@@ -54,7 +54,7 @@ class Vision(nn.Module):
 
 
 class Summary(Float32Module):
-    """What the vision transformer saw, as a causal sequence of vectors to quantize; stays in float32."""
+    """Causal sequence of vectors to quantize, which sums up what the vision transformer saw; stays in float32."""
 
     def __init__(self, config: SeedConfig) -> None:
         super().__init__()

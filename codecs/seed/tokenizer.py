@@ -34,7 +34,7 @@ _LOSS_WEIGHTS = {"quantizer": 5.0, "reconstruction": 2.0, "embedding": 0.5}
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are drawn: see `Seed.decode`."""
+    """Settings of drawing images: see `Seed.decode`."""
 
     steps: int
     guidance: float
@@ -113,7 +113,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         range: media.Range | None = None,
         max_pixels: int = media.MAX_PIXELS,
     ) -> States:
-        """What the tokens are made of: the Q-Former's output ``[batch, queries, dim]``; arguments as in `encode`."""
+        """Vectors that the tokens are made of: the Q-Former's output ``[batch, queries, dim]``; arguments as in `encode`."""
         self.require("encoder", "encoding")
         dtype = precision_named(encoder_precision)
         prepared = self.prepare(items, fit=fit, interpolation=interpolation, range=range, max_pixels=max_pixels)

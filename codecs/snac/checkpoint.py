@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict."""
+"""Mapping of official checkpoints to our state dict."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Noise = Sequence[Float[Tensor, "_ _ 1"]] | None
 class Upsample(nn.Module):
     """Transposed convolution of kernel ``2 * stride`` that gives exactly ``stride`` samples per sample.
 
-    Each input makes two strides of output, of which the second one overlaps with the first one of the next input. Both are
+    Each input makes two strides of output; the second one overlaps with the first one of the next input. Both are
     rows of a matrix: ``spread.weight`` is ``[2 * stride * channels_out, channels_in]``, early samples first.
     """
 

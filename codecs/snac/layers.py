@@ -1,4 +1,4 @@
-"""What encoder and decoder share: convolutions that see zeros behind an item's end, Snake, residual units, attention."""
+"""Layers of encoder and decoder: convolutions that see zeros behind an item's end, Snake, residual units, attention."""
 
 from __future__ import annotations
 

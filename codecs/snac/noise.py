@@ -55,7 +55,7 @@ class SeededNoise(NoiseSource):
 
 
 class _Stream:
-    """The noise of one seed, of which as much is kept as the next window may need."""
+    """The noise of one seed; as much is kept as the next window may need."""
 
     def __init__(self, seed: int, config: SNACConfig) -> None:
         self._coarse = config.vq_strides[0]
@@ -121,7 +121,7 @@ def noise_source(
     totals: Sequence[int],
     device: torch.device,
 ) -> NoiseSource | None:
-    """What `decode`'s options stand for; ``None`` where no noise is added.
+    """Noise that `decode`'s options stand for; ``None`` where none is added.
 
     Raises:
         ArgumentError: there is no such way to draw, or it takes items of one length.

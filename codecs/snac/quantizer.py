@@ -27,7 +27,7 @@ class Level(nn.Module):
         self._search = CodebookSearch(unit_widths=(dim,))
 
     def pooled(self, latents: Float[Tensor, "batch frames latent"]) -> Float[Tensor, "batch steps code_dim"]:
-        """What is compared with the codes: the mean of each ``stride`` frames, projected."""
+        """Vectors to compare with the codes: the mean of each ``stride`` frames, projected."""
         if self.stride > 1:
             latents = latents.unflatten(1, (-1, self.stride)).mean(2)
         return self.in_proj(latents)
@@ -65,7 +65,7 @@ class Quantizer(Float32Module):
         return found
 
     def vectors(self, ids: Sequence[Int[Tensor, "batch _"]]) -> Float[Tensor, "batch frames latent"]:
-        """What the codes of the first few levels stand for: the sum over levels, each code held for ``stride`` frames."""
+        """Vectors of the codes of the first few levels: the sum over levels, each code held for ``stride`` frames."""
         total = None
         for index, own in enumerate(ids):
             level = self.level(index)

@@ -22,7 +22,7 @@ from zoo.tokens import Meta, Tokens
 
 @runtime_checkable
 class Codec(Protocol):
-    """What streams need of the tokenizer."""
+    """Interface of the tokenizer to streams."""
 
     @property
     def config(self) -> SNACConfig: ...

@@ -241,7 +241,7 @@ class SNAC(AudioTokenizer[SNACConfig, Tokens]):
         return self.quantizer.vectors([codes[..., places].flatten(1) for places in self._level_places(codes.shape[-1])])
 
     def _level_places(self, places: int) -> list[list[int]]:
-        """The places of each level in frames of so many places."""
+        """The places of each level in frames of ``places`` places."""
         config = self.config
         counts = [len(config.places_of(level)) for level in range(len(config.vq_strides))]
         levels = next(levels for levels in range(1, len(counts) + 1) if sum(counts[:levels]) == places)

@@ -15,7 +15,7 @@ from zoo.tokenizer import groups_of_similar_length
 
 @dataclass(frozen=True)
 class Window:
-    """What has to be computed for the frames from ``start`` to ``stop``; all positions are latent frames of the sequence.
+    """Work for the frames from ``start`` to ``stop``; all positions are latent frames of the sequence.
 
     Attributes:
         start, stop: the frames that are wanted.
@@ -48,7 +48,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a network looks, in latent frames on either side.
+    """Sight of a network, in latent frames on either side.
 
     Attributes:
         inner: in front of attention.
@@ -69,7 +69,7 @@ class Reach:
         return Window(start, stop, seen, seen_end, max(0, seen - self.inner), min(total, seen_end + self.inner))
 
     def settled(self, frames: int) -> int:
-        """How many frames of a sequence can be had from its first ``frames``, whatever follows.
+        """Number of frames of a sequence that its first ``frames`` decide, whatever follows.
 
         Args:
             frames: known in front of attention.
@@ -79,7 +79,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Masks:
-    """Where the items of a batch end, at every rate.
+    """Masks of the places where the items of a batch end, at every rate.
 
     Attributes:
         ends: latent frames of each item, on the device of the batch; ``None`` where none ends early.

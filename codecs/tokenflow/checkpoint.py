@@ -1,4 +1,4 @@
-"""How official checkpoints map to our state dict, and official configurations to ours."""
+"""Mapping of official checkpoints to our state dict, and of official configurations to ours."""
 
 from __future__ import annotations
 

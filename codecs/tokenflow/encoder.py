@@ -26,7 +26,7 @@ def resize(x: Float[Tensor, "batch channels _ _"], size: int) -> Float[Tensor, "
 
 
 def task_layer(inputs: int, outputs: int) -> nn.Sequential:
-    """Two linear layers with a tanh between them, of which the first keeps the width."""
+    """Two linear layers with a tanh between them; the first one keeps the width."""
     first, second = nn.Linear(inputs, inputs), nn.Linear(inputs, outputs)
     for layer in (first, second):
         nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -128,7 +128,7 @@ class MultiScaleQuantizer(Float32Module):
     def next_scale_inputs(
         self, ids: Int[Tensor, "batch length"], refine: int | None = None
     ) -> Float[Tensor, "batch _ channels"]:
-        """What a model that predicts scale after scale is fed for each scale but the first.
+        """Inputs of a model that predicts scale after scale, for each scale but the first.
 
         As in upstream's text-to-image model, the sum of the scales so far is resized from each scale to the next, and not from
         each to the finest as it is for decoding. The sequence reaches one scale further than the ids unless they are complete.
@@ -171,7 +171,7 @@ class MultiScaleQuantizer(Float32Module):
 
         Args:
             latents: of the encoders.
-            scales: those to use, of which training leaves one out at times; all by default.
+            scales: those to use; all by default. Training leaves one out at times.
             entropy: compute the entropy loss, which holds a matrix of queries by codes.
         """
         chosen = tuple(scales or self.scales)

@@ -113,7 +113,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         Args:
             tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``;
                 any number of whole scales, mixed as they come.
-            scales: decode the first so many scales only.
+            scales: number of scales to decode, coarse first.
             size: ``None`` for the model's size, ``"original"`` for that of the encoded image (what ``crop`` cut off is grey).
             max_pixels: refuse to restore larger originals.
             progress: show a progress bar.
@@ -137,7 +137,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
 
         Args:
             items: tokens that `encode` returned, or what `encode` takes.
-            scales: use the first so many scales only.
+            scales: number of scales to use, coarse first.
 
         Raises:
             InputError, WeightsError: as `encode` and `decode`.
@@ -152,7 +152,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
 
         Args:
             items: tokens that `encode` returned, or what `encode` takes.
-            scales: use the first so many scales only.
+            scales: number of scales to use, coarse first.
 
         Raises:
             InputError, WeightsError: as `encode` and `decode`.
@@ -162,9 +162,9 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
     def ar_inputs(
         self, tokens: Tokens | Tensor | Sequence[Tensor], *, refine: int | None = None
     ) -> Float[Tensor, "batch positions dim"]:
-        """What a language model that predicts scale after scale is fed, for every token but that of the first scale.
+        """Inputs of a language model that predicts scale after scale, for every token but that of the first scale.
 
-        For tokens of k scales these are the inputs of scales 2 to k + 1, as far as there is one; zero where an item has ended.
+        For tokens of k scales these are the inputs of scales 2 to k + 1, or k if it is the last; zero where an item has ended.
 
         Args:
             tokens: as in `decode`.

@@ -24,7 +24,7 @@ class VATConfig:
         num_latents: latents of a shape.
         encoder_layers, decoder_layers: transformer blocks.
         latent_dim: numbers in a latent.
-        codebook_size: codes, the first of which is zero.
+        codebook_size: number of codes; the first code is zero.
         token_scales: tokens of each scale, coarse to fine.
         plane_size: side in tokens of each of the three planes.
         upsampler_channels: of the upsampler at each resolution, finest first; each step is a factor of 2.
@@ -77,7 +77,7 @@ class VATConfig:
 
     @property
     def scale_ends(self) -> tuple[int, ...]:
-        """Where each scale ends within the ids of a shape."""
+        """End of each scale within the ids of a shape."""
         return tuple(accumulate(self.token_scales))
 
     @property

@@ -68,7 +68,7 @@ class Encoder(Float32Module):
         return self.point_proj(torch.cat([features, normals], dim=-1))
 
     def gather(self, points: Points, embedded: Float[Tensor, "batch points width"]) -> Float[Tensor, "batch queries width"]:
-        """Features of the shape, each of which attended to all points."""
+        """Features of the shape; each one attended to all points."""
         if self.point_queries is not None:
             queries = self.point_queries.expand(len(points), -1, -1)
         else:

@@ -90,7 +90,7 @@ class VAT(ShapeTokenizer[VATConfig]):
 
         Args:
             items, seed, normalise, encoder_precision, max_faces, progress: as for `ShapeTokenizer.encode`.
-            tokens: keep the first so many only; all by default.
+            tokens: number of tokens to keep; all by default.
 
         Raises:
             ItemError: an item is empty, degenerate, unreadable, too large, not finite or of the wrong kind; names the item.
@@ -106,7 +106,7 @@ class VAT(ShapeTokenizer[VATConfig]):
         encoder_precision: str = "fp32",
         progress: bool = False,
     ) -> Tokens:
-        """What `prepare` gave to tokens; arguments and errors as for `encode`."""
+        """Encode what `prepare` gave; arguments and errors as for `encode`."""
         longest = self.config.scale_ends[-1]
         if tokens is not None and not 1 <= tokens <= longest:
             raise ArgumentError(f"tokens must lie in [1, {longest}], not {tokens}")
@@ -153,7 +153,7 @@ class VAT(ShapeTokenizer[VATConfig]):
         Args:
             tokens: what `encode` returned, or bare ids ``[batch, length]`` (right-padded with -1) or a list of ``[length]``;
                 any prefix. Bare ids decode in the model's frame, [-1, 1].
-            scales: decode the first so many scales only.
+            scales: number of scales to decode, coarse first.
             resolution: cells of the grid along each side; the configuration's by default.
             dense: evaluate every node of the grid, instead of those that a coarser one shows to be near the surface.
             progress: show a progress bar.
@@ -243,14 +243,14 @@ class VAT(ShapeTokenizer[VATConfig]):
     def latents(
         self, tokens: Tokens | Tensor | Sequence[Tensor], *, scales: int | None = None
     ) -> Float[Tensor, "batch latents dim"]:
-        """What the decoder is fed: the sum of the scales, as far as the tokens go."""
+        """The decoder's input: the sum of the scales that the tokens hold."""
         return self.quantizer.latents(self.check(tokens, scales).ids.to(self.device))
 
     @torch.no_grad()
     def ar_inputs(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch positions dim"]:
-        """What a model that predicts scale after scale is fed, for every token but that of the first scale.
+        """Inputs of a model that predicts scale after scale, for every token but that of the first scale.
 
-        For tokens of k scales these are the inputs of scales 2 to k + 1, as far as there is one: the sum of the scales before,
+        For tokens of k scales these are the inputs of scales 2 to k + 1, or k if it is the last: the sum of the scales before,
         averaged over the runs of latents that the scale's tokens stand for.
 
         Raises:

@@ -113,7 +113,7 @@ def losses(
 def quantized(
     quantizer: ScaleQuantizer, latents: Latents, generator: torch.Generator | None = None
 ) -> tuple[Latents, Float[Tensor, ""]]:
-    """What the decoder is fed in training, with the straight-through gradient, and the quantizer's loss.
+    """The decoder's input in training, with the straight-through gradient, and the quantizer's loss.
 
     In training mode the gains move towards the root mean square of the residuals they belong to, and a share of the calls
     stops after a random scale.
@@ -133,7 +133,7 @@ def quantized(
 
 @torch.no_grad()
 def residuals(quantizer: ScaleQuantizer, latents: Latents) -> list[Float[Tensor, "vectors dim"]]:
-    """What each scale has to quantize, averaged over its runs."""
+    """Residuals that each scale has to quantize, averaged over its runs."""
     sums = quantizer.partial_sums(quantizer.ids(latents))
     left = [latents, *(latents - total for total in sums[:-1])]
     return [quantizer.pool(own, count).flatten(0, 1) for own, count in zip(left, quantizer.scales, strict=True)]

@@ -77,7 +77,7 @@ class Block(nn.Module):
         *,
         kept: int | None = None,
     ) -> Float[Tensor, "batch kept width"]:
-        """The sequence after this block; with ``kept`` its first so many elements only."""
+        """The sequence after this block; with ``kept`` only its first ``kept`` elements."""
         normed = self.norm1(x)
         if self.norm_context is not None:
             assert context is not None

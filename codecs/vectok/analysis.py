@@ -86,7 +86,7 @@ class Analyser:
 
     @torch.no_grad()
     def _vectors(self, pieces: Sequence[Float[Tensor, " _"]], frames: Sequence[int]) -> list[Float[Tensor, "_frames dim"]]:
-        """Vectors of pieces of waveforms, so many of each, with silence behind what is too short for them."""
+        """Vectors of pieces of waveforms, ``frames`` of each, with silence behind what is too short for them."""
         samples = max(frames) * self.hop_length + self.network.tail
         batch = torch.stack([F.pad(piece[:samples], (0, max(0, samples - len(piece)))) for piece in pieces])
         with exact_float32(self.device):

@@ -1,8 +1,8 @@
-"""How public checkpoints of the components map to our state dict, and their configurations to ours.
+"""Mapping of public checkpoints of the components to our state dict, and of their configurations to ours.
 
 The components' keys do not clash, so a model is the union of their state dicts: WavLM's in its official names or in those of
 transformers, the HiFi-GAN generator's in kNN-VC's, the inverse k-means model's in the reference design's, with ``centroids``,
-and ``pairs``, the byte-pair encoding as ids that are joined. What is not there is a part less.
+and ``pairs``, the byte-pair encoding as ids that are joined. Missing components simply leave that part out.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class VecTokConfig:
         merges: pairs that byte-pair encoding joins; 0 makes the units themselves the tokens.
         vocab_size: units and what pairs make of them; fewer than both together where two pairs make the same sequence.
         context: vectors side by side that a unit is decided from, an odd number.
-        voices: names of the voices in the checkpoint, the first of which speaks where no prompt is given.
+        voices: names of the voices in the checkpoint; the first one speaks where no prompt is given.
         voice_frames: vectors of each of them.
         prompt_frames: vectors that an item's own prompt keeps, 3 s by default.
         neighbours: of a vector in kNN-VC.

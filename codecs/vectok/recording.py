@@ -48,7 +48,7 @@ class Recording:
 
 
 class Span(NamedTuple):
-    """A window on vectors ``start`` to ``stop``, of which ``kept``, counted from its start, are no margin."""
+    """A window on vectors ``start`` to ``stop``; those in ``kept``, counted from its start, are no margin."""
 
     start: int
     stop: int

@@ -43,7 +43,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
     """The speech tokenizer of arXiv 2310.07246: about 16 to 20 tokens per second say what was said, a prompt says by whom.
 
     Speech of any rate and channel count is averaged to mono and resampled; the tokens remember the original rate and length.
-    Encoding always runs in float32. Decoding needs a voice by nature: ``prompt=`` of `decode`, or else the first voice of the
+    Encoding always runs in float32. Decoding requires a voice: ``prompt=`` of `decode`, or else the first voice of the
     checkpoint. A recording's own voice does not travel inside its tokens: `encode_with_voices` returns it beside them, and
     `reconstruct` uses it.
 
@@ -108,7 +108,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are; units alone have no parameters."""
+        """Device of the tensors; units alone have no parameters."""
         return next(chain(self.parameters(), self.buffers())).device
 
     def compute_fingerprint(self) -> str:
@@ -136,7 +136,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
         return Prepared({"waveform": waveform[None]}, item.meta, len(waveform))
 
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens | Latents:
-        """What `prepare` gave to tokens, or to `zoo.Latents` ``[dim, vectors]`` where the model has no units."""
+        """Encode what `prepare` gave, to tokens, or to `zoo.Latents` ``[dim, vectors]`` where the model has no units."""
         meta = [item.meta for item in items]
         if not self.config.has_units:
             return self.wrap([vectors.T for vectors in self._vectors(items, True, progress)], meta)
@@ -434,10 +434,10 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
         sample_rate: Rate = None,
         progress: bool = False,
     ) -> list[Float[Tensor, "1 _"]]:
-        """What was said, in another voice, of which one recording is enough (zero-shot voice conversion).
+        """Say the same in another voice, given by a single recording (zero-shot voice conversion).
 
         With a clean recording of the same speaker as the voice, a noisy one comes out cleaner, and a narrow-band one wider with
-        a wide-band one, as far as units leave out noise and channel: the paper's denoising and bandwidth extension.
+        a wide-band one. Both rely on units that leave out noise and channel: the paper's denoising and bandwidth extension.
 
         Args:
             items: as for `encode`.
@@ -447,7 +447,7 @@ class VecTok(AudioTokenizer[VecTokConfig, Tokens | Latents]):
                 default the former where the model has it.
             neighbours: of a vector in kNN-VC; the configuration's, 4, by default.
             seconds: with ``"knn"``: change the duration to this.
-            loudness: bring the result to so many LUFS; kNN-VC's own default is -16.
+            loudness: of the result, in LUFS; kNN-VC's own default is -16.
             sample_rate: as for `decode`.
             progress: show progress bars.
 

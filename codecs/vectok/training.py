@@ -1,4 +1,4 @@
-"""What a recipe trains a Vec-Tok with: k-means, the loss of the inverse model, the adversaries of the vocoder.
+"""Losses and fits of a Vec-Tok's training: k-means, the loss of the inverse model, the adversaries of the vocoder.
 
 Byte pairs are learnt by `units.BPE.train`. What the paper leaves open (initialisation, the weight of SSIM, prompts) is chosen
 here, and named in the model card.
@@ -256,7 +256,7 @@ class HiFiGANDiscriminators(nn.Module):
 
 
 def discriminator_loss(real: Judgement, fake: Judgement) -> Float[Tensor, ""]:
-    """What the adversaries minimise, with ``fake`` from a detached waveform."""
+    """Loss of the adversaries, with ``fake`` from a detached waveform."""
     return least_squares_discriminator_loss(real.scores, fake.scores)
 
 
@@ -270,7 +270,7 @@ def generator_loss(
     feature_weight: float = 2.0,
     mel_weight: float = 45.0,
 ) -> Float[Tensor, ""]:
-    """What the vocoder minimises: the adversaries' scores, their features, and the log-mel distance (HiFi-GAN's weights)."""
+    """Loss of the vocoder: the adversaries' scores, their features, and the log-mel distance (HiFi-GAN's weights)."""
     mel = F.l1_loss(spectrogram(estimate), spectrogram(target))
     features = feature_matching_loss(real.features, fake.features)
     return least_squares_generator_loss(fake.scores) + feature_weight * features + mel_weight * mel

@@ -77,7 +77,7 @@ class BPE:
 
     @classmethod
     def train(cls, sequences: Iterable[Sequence[int]], num_units: int, vocab_size: int, min_frequency: int = 2) -> BPE:
-        """Learn the pairs of a corpus of unit sequences, each of which counts as one word.
+        """Learn the pairs of a corpus of unit sequences; a sequence counts as one word.
 
         Args:
             sequences: units of each recording.

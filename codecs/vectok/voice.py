@@ -55,7 +55,7 @@ class Voice:
         return 2 * self.vectors.numel()
 
     def prompt(self, frames: int = MOST_PROMPT_FRAMES) -> Float[Tensor, "kept width"]:
-        """At most so many vectors, in order: the loudest ones, or the first ones where nobody knows how loud they are."""
+        """At most ``frames`` vectors, in order: the loudest ones, or the first ones where loudness is unknown."""
         if len(self) <= frames:
             return self.vectors
         if self.energy is None:

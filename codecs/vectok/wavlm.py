@@ -139,7 +139,7 @@ class WavLM(Float32Module):
         return F.layer_norm(waveform, waveform.shape) if self.sizes.normalize_waveform else waveform
 
     def features(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames channels"]:
-        """What the convolutions make of waveforms; a vector sees ``reach`` samples from ``hop_length`` times its index on."""
+        """Convolve waveforms; a vector sees ``reach`` samples from ``hop_length`` times its index on."""
         hop, reach = self.sizes.hop_length, self.sizes.reach
         frames = (waveforms.shape[1] - reach) // hop + 1
         parts = []

@@ -1,4 +1,4 @@
-"""How official checkpoints, and public conversions of them, map to our state dict."""
+"""Mapping of official checkpoints, and of public conversions of them, to our state dict."""
 
 from __future__ import annotations
 

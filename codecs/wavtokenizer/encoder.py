@@ -55,7 +55,7 @@ class EncoderStage(nn.Module):
 
 @dataclass
 class EncoderState:
-    """What the encoder carries from one chunk to the next, for each item of the batch.
+    """State that the encoder carries from one chunk to the next, for each item of the batch.
 
     Attributes:
         hidden, cell: LSTM state after the last chunk.

@@ -1,4 +1,4 @@
-"""What each kind of media brings to the evaluation: metrics, baseline, and how an item is read, measured and shown."""
+"""Kinds of media in the evaluation: metrics, baseline, and how an item is read, measured and shown."""
 
 from zoo.moved import names_of
 

@@ -1,4 +1,4 @@
-"""What a kind of media brings to the evaluation: its metrics, its baseline, and how an item is read, measured and shown.
+"""Interface of a kind of media to the evaluation: its metrics, its baseline, and how an item is read, measured and shown.
 
 A module such as `zoo.eval.modality.audio` is a `Measures`; the ``metrics`` home of a record in `zoo.modality` names it.
 """
@@ -69,7 +69,7 @@ class Metric:
     distance: Callable[[NDArray[Any], NDArray[Any]], float] | None = None
 
     def why_skipped(self) -> str | None:
-        """What is missing, and how to get it; ``None`` if nothing is."""
+        """Reason why it cannot run, and how to get what is missing; ``None`` if nothing is."""
         missing = [package for package in self.packages if find_spec(package) is None]
         return f'{", ".join(missing)} is not installed: pip install "tokenizer-zoo[{self.extra}]"' if missing else None
 
@@ -94,14 +94,14 @@ class Variant:
 
 @runtime_checkable
 class Measures(Protocol):
-    """What the reconstruction run and the report ask of a modality's module.
+    """Interface of a modality's module to the reconstruction run and the report.
 
     Media are tensors or, of shapes, meshes, or, of files, their bytes.
 
     Attributes:
         EXTENSIONS: files that are taken from a folder; ``None`` for all of them.
         METRICS: by name, the most telling first: items are ranked by the first one that is defined.
-        BASELINE: a short name of what the same bits buy without a codec.
+        BASELINE: short name of the equal-bitrate baseline.
         NOTES: how items are compared and what the baseline is, for the report.
         TEMPLATE: how `shown` looks in the report.
         ON_DEVICE: whether metrics compute where the tokenizer is, rather than on the CPU.
@@ -118,13 +118,13 @@ class Measures(Protocol):
         """An item as the tokenizer takes it, read with the options of its ``encode``."""
 
     def comparable(self, decoded: Any, reference: Any) -> Any:
-        """What was decoded, in the size and range of the original."""
+        """Decoded media in the size and range of the original."""
 
     def properties(self, reference: Any, spec: Spec) -> dict[str, Any]:
         """Columns that say how large an item is."""
 
     def baseline(self, reference: Any, spec: Spec, bits: int) -> Any:
-        """What that many bits buy without a codec."""
+        """Equal-bitrate baseline of an item."""
 
     def measure(self, function: MetricFunction, spec: Spec, *signals: Any) -> Any:
         """Apply a metric's function to an original and its reconstruction, or to one of them."""
@@ -133,16 +133,16 @@ class Measures(Protocol):
         """Tokens that one unit of media takes, by the unit's name."""
 
     def totals(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """How much media there was, and the speed, for ``metrics.json``."""
+        """Amount of media and speed, for ``metrics.json``."""
 
     def heading(self, summary: Mapping[str, Any]) -> str:
-        """How much media at which rate, in a line."""
+        """Amount of media and rate, in a line."""
 
     def tiles(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Figures for the top of the report: a number, and what it is."""
 
     def shown(self, reference: Any, variants: Sequence[Variant], spec: Spec) -> dict[str, Any]:
-        """What the template shows of an item; the last variant is decoded from all tokens."""
+        """Content of the template for an item; the last variant is decoded from all tokens."""
 
 
 def measures_of(name: str) -> Measures:

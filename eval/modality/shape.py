@@ -56,7 +56,7 @@ _SUBDIVISION = 4
 
 @dataclass(frozen=True)
 class Distances:
-    """What the points of two surfaces are from each other; empty where a surface has none.
+    """Distances of the points of two surfaces from each other; empty where a surface has none.
 
     Attributes:
         to_estimate: distance of each of the reference's points to the nearest one of the estimate.
@@ -284,7 +284,7 @@ def tokens_per(rows: Sequence[Row], spec: Spec) -> dict[str, float]:
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many shapes are closed, tokens of each where all have the same, and seconds of work per shape."""
+    """Number of closed shapes, tokens of each where all have the same, and seconds of work per shape."""
     speed = {
         f"{direction}_seconds_per_shape": sum(row[f"{direction}_seconds"] for row in rows) / len(rows) if rows else None
         for direction in ("encode", "decode")

@@ -22,7 +22,7 @@ _TO_RGB = torch.linalg.inv(_TO_YCC)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a thumbnail are spent.
+    """Division of bits among the samples of a thumbnail.
 
     Attributes:
         depths: bits per sample of red, green and blue, or of luma and the two chroma channels.

@@ -20,7 +20,7 @@ OURS, BASELINE, INK = "#4f6bed", "#c2842b", "#8a8f98"
 
 
 def canvas(width: float, height: float, rows: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches and its axes, one above the other."""
+    """A figure, its size in inches, and its axes one above the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -45,7 +45,7 @@ def as_uri(figure: Figure, kind: str = "svg") -> str:
 
 
 def histogram(metric: Metric, ours: Sequence[float], baseline: Sequence[float]) -> str:
-    """How a figure is distributed over the items."""
+    """Distribution of a figure over the items."""
     edges = np.histogram_bin_edges([*ours, *baseline], bins=min(40, max(8, len(ours) // 2))).tolist()
     figure, [axis] = canvas(3.6, 2.3)
     axis.hist(baseline, edges, color=BASELINE, alpha=0.55, label="baseline")
@@ -76,7 +76,7 @@ def rate_distortion(metric: Metric, name: str, curve: Iterable[Mapping[str, Any]
 
 
 def usage(counts: NDArray[np.int64]) -> str:
-    """How often each code occurred, most frequent first, beside an even use."""
+    """Number of times that each code occurred, most frequent first, beside an even use."""
     ranked = np.sort(counts)[::-1]
     # Runs of equal counts, so that a large vocabulary draws as fast as a small one.
     edges = np.flatnonzero(np.diff(ranked, prepend=-1, append=-1))
@@ -91,7 +91,7 @@ def usage(counts: NDArray[np.int64]) -> str:
 
 
 def positions(entropy: Sequence[float], items: int) -> str:
-    """Entropy of the ids at each position, beside the most that so many items can show."""
+    """Entropy of the ids at each position, beside the most that this number of items can show."""
     figure, [axis] = canvas(9.6, 2.6)
     axis.stairs(entropy, np.arange(len(entropy) + 1), fill=True, color=OURS, alpha=0.75, linewidth=0)
     axis.axhline(np.log2(items), color=BASELINE, linewidth=1, label=f"log2 of {items} items, the most that can be seen")

@@ -256,7 +256,7 @@ def _stored_bytes(module: nn.Module) -> int:
 
 
 def summary(content: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """What the table shows of every method, relative to full precision."""
+    """Table of every method, relative to full precision."""
     full = content["methods"][FULL]
     drops = {name: full["score"] - score for name, score in full["corrupted"].items()}
     shown = {}

@@ -39,7 +39,7 @@ class Subject(ABC):
 
     @abstractmethod
     def loss(self, student: Any, generator: torch.Generator) -> Float[Tensor, ""]:
-        """How far the student is from the teacher on a random batch; differentiable."""
+        """Distance of the student from the teacher on a random batch; differentiable."""
 
     @abstractmethod
     def score(self, model: Any, corruption: str | None = None) -> float:

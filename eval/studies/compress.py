@@ -100,7 +100,7 @@ def accuracies(given: Int[Tensor, " questions"], questions: Sequence[Example]) -
 
 
 def blind(questions: Sequence[Example]) -> dict[str, float]:
-    """What always giving the commonest answer to a kind of question gets right."""
+    """Share that the commonest answer to each kind of question gets right."""
     common = {}
     for kind in {example.kind for example in questions}:
         common[kind] = Counter(example.answer for example in questions if example.kind == kind).most_common(1)[0][0]

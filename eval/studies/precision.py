@@ -1,4 +1,4 @@
-"""What bfloat16 costs an image tokenizer: ids that change when it encodes, and PSNR when it decodes.
+"""Cost of bfloat16 to an image tokenizer: ids that change when it encodes, and PSNR when it decodes.
 
 zoo study precision flextok-tiny photographs/ --threads 1 --out flextok-tiny-precision.json
 """

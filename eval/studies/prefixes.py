@@ -43,7 +43,7 @@ def picture(
     decode: Mapping[str, Any] | None = None,
     baseline: bool = False,
 ) -> Image.Image:
-    """A row of pictures: what is decoded from the first so many tokens and from all of them, and the original.
+    """A row of pictures: reconstructions from growing prefixes and from all tokens, and the original.
 
     Args:
         tokenizer: an ordered image tokenizer.

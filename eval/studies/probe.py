@@ -1,4 +1,4 @@
-"""What the tokens of a picture say about its kind, as far as a linear classifier sees it.
+"""The kind of a picture, told from its tokens by a linear classifier.
 
     zoo study probe tokenflow-tiny --out eval/results/tokenflow-tiny-probe.json
 
@@ -89,7 +89,7 @@ class LinearProbe:
 
 
 def halves(tokenizer: Any, pictures: list[Tensor]) -> tuple[Rows, Float[Tensor, "rows pixel_features"]]:
-    """What the tokens of pictures hold in their semantic and in their pixel half, as rows for a probe."""
+    """Vectors of pictures' tokens, their semantic and their pixel half, as rows for a probe."""
     latents = F.adaptive_avg_pool2d(tokenizer.features(pictures), _AREAS)
     width = tokenizer.config.semantic_code_dim
     return latents[:, :width].flatten(1), latents[:, width:].flatten(1)

@@ -1,4 +1,4 @@
-"""What quantization costs a model: floating point beside integers, nearest beside learned rounding.
+"""Cost of quantization to a model: floating point beside integers, nearest beside learned rounding.
 
     zoo study quantize wavtokenizer-tiny --calibrate eval/samples/speech-1.flac --data eval/samples/speech-3.flac
 

@@ -1,4 +1,4 @@
-"""What a study leaves: its figures with the command and the machine that gave them."""
+"""Record of a study: its figures with the command and the machine that gave them."""
 
 from __future__ import annotations
 

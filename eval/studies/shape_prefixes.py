@@ -32,7 +32,7 @@ _INK, _SOFT = "#1c2024", "#667"
 
 
 def picture(tokenizer: Tokenizer[Any], paths: Sequence[str | Path], *, lengths: Sequence[int] = LENGTHS) -> Image.Image:
-    """A row for each shape: what is decoded from so many tokens and from all, the original, and the grid of all its bits.
+    """A row for each shape: reconstructions from prefixes and from all tokens, the original, and the grid of all its bits.
 
     Args:
         tokenizer: an ordered shape tokenizer whose shapes all have as many tokens.

@@ -1,4 +1,4 @@
-"""What a voice does to speech whose tokens hold none: decoding in the right voice and in a wrong one, and conversion.
+"""Effect of a voice on speech whose tokens hold none: decoding in the right voice and in a wrong one, and conversion.
 
     zoo study voices vectok-tiny --data held-out-espeak/ --out voices.json
 

@@ -202,7 +202,7 @@ _ENDINGS = [
 
 @dataclass(frozen=True)
 class Utterance:
-    """What espeak-ng is asked to say."""
+    """Order for espeak-ng: a text and how to say it."""
 
     text: str
     voice: str

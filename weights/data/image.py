@@ -599,7 +599,7 @@ SCENES: dict[Scene, float] = {
 
 
 def photograph(canvas: Canvas) -> UInt8[np.ndarray, "3 128 128"]:
-    """What a camera makes of the scene: uneven light, exposure, contrast, focus, grain, now and then black and white."""
+    """Photograph a scene: uneven light, exposure, contrast, focus, grain, now and then black and white."""
     rng = canvas.rng
     if rng.random() < 0.3:
         canvas.blur(abs(rng.normal(0, 1.2)))
@@ -636,7 +636,7 @@ def picture(index: int, seed: int = 0) -> UInt8[np.ndarray, "3 128 128"]:
 
 
 def scene_number(index: int, seed: int = 0) -> int:
-    """Which of `SCENES` picture number ``index`` shows, without painting it."""
+    """Index into `SCENES` of picture number ``index``, without painting it."""
     return list(SCENES).index(_begin(index, seed)[1])
 
 

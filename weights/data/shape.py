@@ -147,7 +147,7 @@ class Solid:
     Attributes:
         parts: the first one is never a cut.
         mirrors: for each axis, whether space is folded so that negative coordinates see what positive ones do.
-        turns: space repeats so many times about the z axis; 1 leaves it alone.
+        turns: number of repetitions of space about the z axis; 1 leaves it alone.
         ripple: height and angular frequency of waves on the surface.
         rotation: of the whole solid, after everything else.
     """

@@ -55,7 +55,7 @@ class Recipe:
         steps: length of the schedule in optimiser steps.
         minutes: time after which the schedule has to be at its end, however many steps were done; ``None`` for no limit.
         pictures, commands: files per step; every picture comes as TIFF and as PNG.
-        recordings: spoken commands, each of which is drawn many times with other paces, places and noises.
+        recordings: spoken commands; each is drawn many times with other paces, places and noises.
         warmup: steps of rising learning rate.
         smoothing: of the labels.
         decay: weight decay of matrices.

@@ -129,7 +129,7 @@ def pass_on(convolution: nn.Conv2d, channels: int, kernels: Sequence[Float[Tenso
 
 
 def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: Latents) -> Float[Tensor, "batch _ _ _"]:
-    """What reaches a convolution of the decoder."""
+    """Inputs of a convolution of the decoder."""
     found: list[Tensor] = []
     with convolution.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):
         for some in latents.split(16):

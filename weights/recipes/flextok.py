@@ -76,7 +76,7 @@ class Recipe:
         flow_steps, balance_steps, tune_steps: lengths of the three schedules in optimiser steps.
         flow_minutes, balance_minutes, tune_minutes: times after which they have to be at their ends, however many steps were
             done.
-        flow_batch, flow_lengths: pictures per step of the flow for each of so many prefix lengths, of 1, 2, 4, … in turn.
+        flow_batch, flow_lengths: pictures per step of the flow and prefix length; prefix lengths per step, 1, 2, 4, … in turn.
         tune_batch, crop: crops per step of the autoencoder, and their side in pixels.
         flow_rate, flow_other_rate, tune_rate: highest learning rates; of the flow for matrices of blocks and for the rest.
         balance_share: highest learning rates of the second stage, as a share of the first one's.
@@ -326,7 +326,7 @@ class FlowStage(Stage):
         return self.weighed(errors, t).mean(), {name: errors[t == 1].mean().item(), "flow": errors[t < 1].mean().item()}
 
     def weighed(self, errors: Float[Tensor, " batch"], t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """What is minimised of each item's mean square error."""
+        """Share of each item's mean square error that is minimised."""
         return errors
 
 

@@ -1,4 +1,4 @@
-"""Where the training of ``flextok-tiny`` starts: principal components, a tree of regions, and regressions.
+"""Starting point of training ``flextok-tiny``: principal components, a tree of regions, and regressions.
 
 From random weights a short training ends where all tokens say the same. From here every token says something else from the
 first step on, and the prefixes decode to pictures that get better with their length:
@@ -108,7 +108,7 @@ class Region:
 
 
 def regions(grid: tuple[int, int], count: int) -> list[tuple[int, Region]]:
-    """Levels and regions of so many registers, coarse to fine; those that make no whole level hold the whole grid again.
+    """Levels and regions of ``count`` registers, coarse to fine; those that make no whole level hold the whole grid again.
 
     Each level halves the regions of the one before, rows and columns in turn.
     """
@@ -229,7 +229,7 @@ def cut(latents: Latents, patch_size: tuple[int, int]) -> Float[Tensor, "batch p
 
 
 def contents(latents: Latents, region: Region, patch_size: tuple[int, int], components: int) -> Float[Tensor, "batch _"]:
-    """What the token of a region says: mean of the strongest channel, its differences, and the means of the next channels."""
+    """Content of a region's token: mean of the strongest channel, its differences, and the means of the next channels."""
 
     def mean(part: Region) -> Float[Tensor, "batch channels"]:
         rows = slice(part.top * patch_size[0], part.bottom * patch_size[0])

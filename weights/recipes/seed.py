@@ -117,7 +117,7 @@ class Recipe:
         batch, image_batch, diffusion_batch: pictures per step of the first two, of the third and of the last stage.
         code_share: by how much of the rate the codebook moves.
         unconditional: share of items that the diffusion model is told nothing about.
-        noise_levels: the noise of embeddings is drawn from so many levels.
+        noise_levels: number of levels that the noise of embeddings is drawn from.
     """
 
     pictures: int = 16_000
@@ -280,7 +280,7 @@ def diffusion_trainer(recipe: Recipe, model: Seed, pictures: Pictures, targets: 
 
 
 def embeddings_of_all(model: Seed, pictures: Pictures) -> Float[Tensor, "pictures embedding"]:
-    """What the tokens of all pictures say."""
+    """Embeddings of the tokens of all pictures."""
     found = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(pictures), 64), desc="tokens", mininterval=10):

@@ -111,7 +111,7 @@ class Recipe:
 
 
 def statistics(images: Images) -> Float[Tensor, "batch statistics"]:
-    """How bright, colourful, contrasting and rough pictures are, and in which direction, at three scales; logarithms mostly."""
+    """Brightness, colour, contrast and roughness of pictures, and its direction, at three scales; logarithms mostly."""
     grey = images.mean(dim=1, keepdim=True)
     colour = torch.stack([images[:, 0] - images[:, 2], images[:, 1] - images[:, 0]], dim=1)
     found = [grey.mean(dim=(1, 2, 3)), *colour.mean(dim=(2, 3)).unbind(1)]
@@ -198,7 +198,7 @@ def initialise_semantic_encoder(encoder: SemanticEncoder, pictures: Pictures) ->
 
 
 def encoder_features(encoder: PixelEncoder, images: Images) -> Latents:
-    """What the last convolutions of the pixel encoder are applied to."""
+    """Inputs of the last convolutions of the pixel encoder."""
     return F.silu(encoder.norm_out(encoder.mid(encoder.levels(encoder.conv_in(images)))))
 
 

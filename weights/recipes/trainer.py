@@ -1,4 +1,4 @@
-"""What recipes share: stages of optimiser steps, and training that shows its progress, writes checkpoints and resumes."""
+"""Machinery of recipes: stages of optimiser steps, and training that shows its progress, writes checkpoints and resumes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Stage(ABC):
         """One optimiser step; returns what the progress bar shows, such as the terms of the loss."""
 
     def finish(self) -> None:  # noqa: B027  (not every stage has something to do)
-        """What is left to do when the schedule is over."""
+        """Do what is left when the schedule is over."""
 
     @property
     def progress(self) -> float:
@@ -83,7 +83,7 @@ class Stage(ABC):
                 group["lr"] = rate * share
 
     def optimizer_step(self, loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter], max_norm: float = 1.0) -> None:
-        """Let the optimisers follow the gradient of a loss, which is cut to a norm of ``max_norm`` over ``parameters``."""
+        """Backpropagate, clip the gradient norm of ``parameters`` to ``max_norm``, and step the optimisers."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -92,7 +92,7 @@ class Stage(ABC):
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
+        """State that `load_state_dict` needs to go on."""
         return {name: part.state_dict() for name, part in self.parts.items()} | {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": self.rng.get_state(),
@@ -122,7 +122,7 @@ def muon_and_adamw(
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast something is trained.
+    """Length and rate of training something.
 
     Attributes:
         steps: length in optimiser steps.
@@ -195,7 +195,7 @@ class Trainer(Stage):
 
 
 class Training(ABC, Generic[ModelT]):
-    """The stages of a recipe in a row, in a state that can be saved after any step.
+    """Run a recipe's stages in order; resumable after any step.
 
     Attributes:
         recipe: its dataclass; checkpoints of another one are refused.
@@ -278,7 +278,7 @@ class Training(ABC, Generic[ModelT]):
 
 
 def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any]:
-    """What `Training.save` wrote.
+    """Read what `Training.save` wrote.
 
     Raises:
         ValueError: it was made by another recipe.
@@ -365,7 +365,7 @@ def recipe_parser(description: str | None, seed: int, timed: bool = True) -> arg
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     if timed:
-        parser.add_argument("--minutes", type=float, help="end after about so many minutes of training; by steps otherwise")
+        parser.add_argument("--minutes", type=float, help="minutes of training after which to end; by steps otherwise")
     parser.add_argument("--seed", type=int, default=seed)
     return parser
 

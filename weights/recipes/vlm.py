@@ -274,13 +274,13 @@ class LanguageStage(Stage):
         return loss, shown
 
     def thinned(self, rows: Int[np.ndarray, " batch"]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-        """Which visual tokens of each scene there are, in order, and the positions that they have: all of them here."""
+        """Visual tokens of each scene, in order, and the positions that they have: all of them here."""
         everything = torch.arange(PATCHES).expand(len(rows), -1)
         return everything, 1 + everything
 
 
 class GapStage(LanguageStage):
-    """The language model on images of which tokens are missing."""
+    """The language model on images with missing tokens."""
 
     name = "gaps"
     schedule = ("gap_steps", "gap_rate")
@@ -327,7 +327,7 @@ def question_positions(
 def features_of(
     model: LlavaForConditionalGeneration, pixels: UInt8[np.ndarray, "scenes 3 side side"], batch: int = 64
 ) -> Float[Tensor, "scenes patches width"]:
-    """What the projector will read, in bfloat16."""
+    """Vectors that the projector will read, in bfloat16."""
     tower = model.model.vision_tower
     parts = []
     for start in tqdm(range(0, len(pixels), batch), desc="features", unit="batch", mininterval=5):

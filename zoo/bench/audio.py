@@ -137,7 +137,7 @@ def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
 
 
 def items(tokenizer: Tokenizer[Any], count: int) -> list[Tensor]:
-    """What a comparison of two releases encodes: five seconds of noise."""
+    """Input of a comparison of two releases: five seconds of noise each."""
     assert tokenizer.spec.sample_rate is not None
     return list(_audio(count, 5, tokenizer.spec.sample_rate))
 

@@ -90,7 +90,7 @@ def _mixed(mean: int, batch: int) -> list[int]:
 
 
 def items(tokenizer: Tokenizer[Any], count: int) -> list[bytes]:
-    """What a comparison of two releases encodes: random bytes, as many as in the files that the model was trained on."""
+    """Input of a comparison of two releases: random bytes, as many as in the files that the model was trained on."""
     files = random_files([_typical_length(tokenizer.config)] * count)
     return [bytes(file.tolist()) for file in files]
 

@@ -135,7 +135,7 @@ def jobs(size: Size, device: str, peers: bool) -> Iterator[Job]:
 
 
 def vectors(size: Size, device: str) -> tuple[Float[Tensor, "codes dim"], Float[Tensor, "queries dim"]]:
-    """Random codes, and queries of which half are near one of them."""
+    """Random codes, and queries; half of the queries are near a code."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(size.codes, size.dim, generator=generator)
     x = torch.randn(size.queries, size.dim, generator=generator)

@@ -1,4 +1,4 @@
-"""What dropping visual tokens saves, what the dropping costs, and how far the model's predictions move.
+"""Savings and costs of dropping visual tokens, and the distance that the model's predictions move.
 
 Cost does not depend on the values of the weights, so the model is a LLaVA of random weights at a documented size. Drift can be
 compared between methods on one model only: random weights look everywhere at once, which trained ones do not. Accuracy on a

@@ -101,7 +101,7 @@ def _prefixes(tokenizer: Any, lengths: Sequence[int]) -> list[int | None]:
 
 
 def items(tokenizer: Tokenizer[Any], count: int) -> list[Tensor]:
-    """What a comparison of two releases encodes: random images of the tokenizer's size."""
+    """Input of a comparison of two releases: random images of the tokenizer's size."""
     return list(pictures(count, *(tokenizer.spec.image_size or (256, 256))))
 
 

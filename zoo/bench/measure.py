@@ -30,7 +30,7 @@ class Job:
     """Something to measure.
 
     Attributes:
-        contender: whose work it is.
+        contender: name of the implementation being measured.
         direction: ``encode`` or ``decode``, or what else the modality does.
         case: what goes in, such as ``1 x 10 s``.
         amount: how much of it: seconds of audio, or images.
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a job took.
+    """Time, memory and arithmetic of a job.
 
     Attributes:
         wall, cpu: seconds, the median of the repetitions; ``cpu`` counts all threads.

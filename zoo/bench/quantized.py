@@ -26,7 +26,7 @@ _UNSEARCHED = Granularity(clip="absmax")
 
 @dataclass(frozen=True)
 class Call:
-    """What a tokenizer does with ids, said in plain values, because another process is to do it.
+    """One call of a tokenizer with ids, in plain values, because another process is to make it.
 
     Attributes:
         method: of the tokenizer.
@@ -41,7 +41,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model takes.
+    """Sizes of a model on disk and in memory.
 
     Attributes:
         contender: whose it is.
@@ -69,7 +69,7 @@ def outline(entry: registry.Entry) -> Tokenizer[Any]:
 
 
 def footprints(entry: registry.Entry, device: str, methods: Sequence[str], call: Call) -> Iterator[Footprint]:
-    """What the model takes in float32 and quantized."""
+    """Footprints of the model in float32 and quantized."""
     for method in tqdm((None, *methods), desc="memory", unit="model"):
         model = random_model(entry, device) if method is None else quantized_model(entry, device, method)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

@@ -114,7 +114,7 @@ def print_table(content: dict[str, Any]) -> None:
 
 
 def print_models(console: Console, models: Sequence[dict[str, Any]]) -> None:
-    """What models take on disk and in memory."""
+    """Sizes of models on disk and in memory, as a table."""
     table = Table(title="loading and one call in a process of its own")
     for column in ("model", "weights, MB", "file, MB", "peak memory, MB"):
         table.add_column(column, justify="left" if column == "model" else "right")

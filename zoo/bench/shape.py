@@ -48,7 +48,7 @@ def jobs(entry: registry.Entry, device: str, peers: bool, batches: Sequence[int]
 
 
 def items(tokenizer: Any, count: int) -> list[tuple[Tensor, Tensor]]:
-    """What a comparison of two releases encodes: points on a ball with their normals."""
+    """Input of a comparison of two releases: points on a ball with their normals."""
     return [ball(tokenizer.config.num_points, seed) for seed in range(count)]
 
 

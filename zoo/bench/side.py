@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-import zoo
+from zoo import hub
 
 
 def load(name: str, items: list[Any]) -> dict[str, Any]:
     """The work of each direction, done once to warm up."""
-    model = zoo.load(name)
+    model = hub.load(name)
     tokens = model.encode(items)
     # A tokenizer of speech speaks in the voice of what it is given.
     options = {"prompt": items} if "prompt" in inspect.signature(model.decode).parameters else {}

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_json(content: Any) -> None:
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """A table, the columns of which are the keys of the first row; nothing without rows."""
+    """A table with the keys of the first row as columns; nothing without rows."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,7 +46,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def going_on(advice: Callable[[], str]) -> Iterator[None]:
-    """Where the block is interrupted, say what is finished and how to go on."""
+    """Say what is finished and how to go on if the block is interrupted."""
     try:
         yield
     except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def default_format(tokenizer: Tokenizer[Any]) -> str:
 
 
 def per_file_targets(sources: Sequence[str], folder: Path, suffix: str) -> dict[str, Path]:
-    """Where the result of each input goes: its path below the folder that all inputs share."""
+    """Paths of the results: each input's path below the folder that all inputs share."""
     parents = [os.path.dirname(os.path.abspath(source)) for source in sources if source != "-"]
     shared = os.path.commonpath(parents) if parents else ""
     targets: dict[str, Path] = {}

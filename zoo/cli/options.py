@@ -38,7 +38,7 @@ Places = Annotated[
     typer.Option("--file", metavar="NAME=PLACE", help="where a piece of a model is: a file, a folder or hf-hub:org/repo"),
 ]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse larger ones, read or restored")]
-Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: only the first so many of each item")]
+Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: keep the first N tokens of each item")]
 Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
 Guidance = Annotated[float | None, typer.Option(callback=_finite, help="guidance scale of a decoder that samples")]
@@ -49,7 +49,7 @@ Prompt = Annotated[
 
 
 def parts_of(given: Sequence[str] | None) -> list[str] | None:
-    """Names of parts, which may also stand between commas; ``none`` for what is always there only."""
+    """Part names, repeated or comma-separated; ``none`` loads only the core."""
     if not given:
         return None
     names = [name for text in given for name in text.split(",")]
@@ -57,7 +57,7 @@ def parts_of(given: Sequence[str] | None) -> list[str] | None:
 
 
 def places_of(given: Sequence[str] | None) -> dict[str, str]:
-    """Where pieces of a model are, by their names."""
+    """Places of pieces of a model, by their names."""
     places = dict(text.partition("=")[::2] for text in given or ())
     if incomplete := [name for name, place in places.items() if not name or not place]:
         raise ArgumentError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
@@ -65,7 +65,7 @@ def places_of(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def range_of(text: str | None) -> str | tuple[float, ...] | None:
-    """What black and white are in floating-point images: a name, or two numbers."""
+    """Values of black and white in floating-point images: a name, or two numbers."""
     if text is None or "," not in text:
         return text
     try:
@@ -91,7 +91,7 @@ def size_of(text: str) -> str | None:
 
 
 def accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
-    """The options that were given, all of which a tokenizer's method must take."""
+    """The options that were given; a tokenizer's method must take all of them."""
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if name not in inspect.signature(method).parameters:

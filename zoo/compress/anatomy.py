@@ -1,4 +1,4 @@
-"""Where the parts of a supported vision-language model are."""
+"""Places of the parts of a supported vision-language model."""
 
 from __future__ import annotations
 

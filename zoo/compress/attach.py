@@ -54,7 +54,7 @@ class Handle:
 
     @property
     def stats(self) -> Stats:
-        """What the method did to the last prompt that had an image.
+        """Record of what the method did to the last prompt with an image.
 
         Raises:
             InputError: no such prompt yet.

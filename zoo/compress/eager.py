@@ -1,4 +1,4 @@
-"""What hooks in a model need of the ways in which PyTorch runs it: compiled, or with layers computed again for gradients."""
+"""Hooks beside the ways in which PyTorch runs a model: compiled, or with layers computed again for gradients."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Order = Literal["score", "raster"]
 
 
 class CropSelection(NamedTuple):
-    """Which tokens of the crops stay.
+    """Selection of the tokens of the crops that stay.
 
     Attributes:
         keep: marks them on the grids of the crops.
@@ -156,7 +156,7 @@ def select_crop_tokens(
 def official_placement(
     keep: Bool[Tensor, "crops tokens"], valid: Bool[Tensor, "crops tokens"]
 ) -> tuple[Bool[Tensor, "crops tokens"], Int[Tensor, "crops tokens"]]:
-    """Where the original code puts the kept tokens: at the index among the valid ones, read as an index of the whole crop.
+    """Place the kept tokens as the original code does: at the index among the valid ones, read as an index of the whole crop.
 
     Returns:
         Marks at the places used, and for every place of a crop the token that it shows.

@@ -56,7 +56,7 @@ class CacheGroup:
 
 @dataclass
 class CacheMemory:
-    """What is remembered on a cache: the caller's length, and the groups of layers in ascending order."""
+    """Memory of a cache: the caller's length, and the groups of layers in ascending order."""
 
     seen: int
     groups: list[CacheGroup]
@@ -470,7 +470,7 @@ class PromptShortener:
             first = last + 1
 
     def _continue(self, language: Any, kwargs: dict[str, Any], memory: CacheMemory, cached: int) -> None:
-        """Gives new tokens the masks and positions that fit what the caches hold."""
+        """Align masks and positions of new tokens with the compressed cache."""
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             embeds = language.get_input_embeddings()(kwargs.pop("input_ids"))

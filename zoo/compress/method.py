@@ -1,4 +1,4 @@
-"""What a method of `zoo.compress.apply` may do, and when it is asked."""
+"""Hooks of a method of `zoo.compress.apply`, and when each is called."""
 
 from __future__ import annotations
 

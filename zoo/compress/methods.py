@@ -1,4 +1,4 @@
-"""Which methods there are and which models they go into, readable without torch."""
+"""Table of the methods and the models they go into, readable without torch."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class MrT5Config:
 
 
 class MrT5Output(NamedTuple):
-    """What the encoder makes of a batch.
+    """Output of the encoder for a batch.
 
     Attributes:
         hidden: of the tokens that are left, padded to the longest row.

@@ -26,7 +26,7 @@ _OFFICIAL_LAYERS, _OFFICIAL_DEPTH = (2, 6, 10, 14), 32
 
 
 class MergedWindows(NamedTuple):
-    """What `merge_windows` made of a batch; shorter rows are padded on the right.
+    """Result of `merge_windows` for a batch; shorter rows are padded on the right.
 
     Attributes:
         hidden: [CLS], the merged windows from the most uniform on, the untouched tokens in raster order.
@@ -154,7 +154,7 @@ def merge_windows(
 
 
 def key_counts(tokens: Int[Tensor, " crops"], ratio: float) -> Int[Tensor, " crops"]:
-    """Size of the key set of crops with so many tokens: the ratio of them, rounded up."""
+    """Size of the key set for each number of tokens of a crop: the ratio of them, rounded up."""
     return (tokens.double() * ratio).ceil().long()
 
 
@@ -208,7 +208,7 @@ def unite(keep: Bool[Tensor, " visual"], keys: Int[Tensor, " keys"]) -> tuple[In
 
 
 def eviction_indices(kept: Sequence[Int[Tensor, "*batch _"]]) -> list[Int[Tensor, "*batch last"]]:
-    """What the caches keep of the layers up to each pruning, so that all end with the tokens of the last one.
+    """Indices that the caches keep of the layers up to each pruning, so that all end with the tokens of the last one.
 
     Args:
         kept: at each pruning, what it kept as positions in the sequence before it.

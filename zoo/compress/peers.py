@@ -186,7 +186,7 @@ class VisionZip(_Keeping):
     """VisionZip (arXiv 2412.04467): the tokens that [CLS] looks at, [CLS] itself, and a few means of the rest.
 
     Args:
-        keep: share of visual tokens, of which 10 of 64 are means as in the paper; 64 of 576 by default.
+        keep: share of visual tokens; 64 of 576 by default. 10 of 64 are means, as in the paper.
         dominant: tokens kept, [CLS] among them; overrides ``keep`` together with ``contextual``.
         contextual: means.
     """
@@ -272,7 +272,7 @@ class PruMerge(_Keeping):
     """In the style of LLaVA-PruMerge (arXiv 2403.15388): tokens that [CLS] looks at, their neighbours added to them.
 
     Args:
-        keep: share of visual tokens, one of which sums up the rest. By default the number of tokens is that of the outliers
+        keep: share of visual tokens; one sums up the rest. By default the number of tokens is that of the outliers
             of the attention (above the third quartile by more than 1.5 interquartile ranges) and one for the rest.
         neighbours: tokens added to each kept one, weighted by the attention that they get.
     """
@@ -324,7 +324,7 @@ class PruMerge(_Keeping):
 
 
 def outliers(scores: Float[Tensor, "views tokens"]) -> Int[Tensor, " views"]:
-    """How many scores lie above the third quartile by more than 1.5 interquartile ranges."""
+    """Number of scores above the third quartile by more than 1.5 interquartile ranges."""
     low, high = torch.quantile(scores, torch.tensor([0.25, 0.75], device=scores.device), dim=1)
     return (scores > (high + 1.5 * (high - low))[:, None]).sum(1)
 

@@ -65,7 +65,7 @@ def _projection(width: int, dim: int) -> nn.Sequential:
 
 
 class QueCC(nn.Module):
-    """Patches to tokens: a strided convolution makes queries, each of which attends to its own region (section 4).
+    """Patches to tokens: a strided convolution makes queries, and each attends to its own region (section 4).
 
     Parameters have the names of the original code.
 
@@ -308,7 +308,7 @@ class QueCCMethod(Method):
         images = visual.nonzero().unflatten(0, (-1, patches))
         beams = len(images) // len(single)
         if beams * len(single) != len(images) or len(visual) % beams:
-            raise InputError(f"placeholders for {len(images)} images, of which {len(single)} have been encoded")
+            raise InputError(f"placeholders for {len(images)} images, but only {len(single)} have been encoded")
         rows = images[:, 0, 0]
         first = (rows % beams == 0).nonzero()[:, 0]
         text = self._embeddings(visual, input_ids, rows[first].tolist())
@@ -352,12 +352,12 @@ def _repeat_blocks(rows: Tensor, beams: int) -> Tensor:
 
 @torch.no_grad()
 def question_embeddings(model: Any, tokenizer: Any, questions: Sequence[str]) -> Float[Tensor, "questions text_dim"]:
-    """What a LLaVA model's language model makes of questions without an image: its last token's state after the final norm.
+    """Embed questions without an image in a LLaVA's language model: the last token's state after the final norm.
 
     Args:
         model: in which a method may be; it does not take part.
         tokenizer: called on a text, with ``input_ids`` in its answer, special tokens included.
-        questions: may be empty strings, of which the beginning-of-sequence token is left.
+        questions: texts; of an empty one the beginning-of-sequence token is left.
     """
     handle = getattr(model, HANDLE, None)
     language = model.model.language_model

@@ -90,7 +90,7 @@ def tokens(
 
 
 def kept_lengths(lengths: Lengths, keep: float) -> Lengths:
-    """How many tokens each item keeps.
+    """Number of tokens that each item keeps.
 
     Raises:
         InputError: ``keep`` is 0, negative or a share above 1.
@@ -167,7 +167,7 @@ def _compacted(
 
 
 def _merge(vectors: Vectors, lengths: Lengths, kept: Lengths) -> Compressed:
-    """Rounds of bipartite matching, each of which halves an item at most, until all are short enough."""
+    """Rounds of bipartite matching until all are short enough; a round halves an item at most."""
     inside = torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None]
     positions = torch.arange(vectors.shape[1], device=vectors.device).expand(inside.shape)
     state = _compacted(inside, vectors, positions, inside.long())

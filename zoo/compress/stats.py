@@ -1,4 +1,4 @@
-"""What a method did to the last prompt."""
+"""Record of what a method did to the last prompt."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class Contents:
         return content.decode("utf-8", "replace")
 
     def _line(self, row: Row) -> bytes:
-        """A line of a manifest, of which the unit's lines are read at once."""
+        """A line of a manifest; the unit's lines are read at once."""
         with self._lock:
             self._check_once(row)
             if row.place not in self._manifests:

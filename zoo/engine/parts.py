@@ -40,7 +40,7 @@ _META_TYPES: dict[MetaKind, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a part says about itself; all parts of a run say the same but for ``unit``.
+    """Description of a part, written into it; all parts of a run agree but for ``unit``.
 
     Attributes:
         tokenizer, fingerprint, vocab_size, frame: as of `zoo.Tokens`.
@@ -155,7 +155,7 @@ def unit_of(name: str) -> int | None:
 
 
 def part_names(names: Iterable[str]) -> dict[int, str]:
-    """Those of some file names that are parts, by unit and in the order of units."""
+    """File names that are parts, by unit and in the order of units."""
     return dict(sorted((unit, name) for name in names if (unit := unit_of(name)) is not None))
 
 

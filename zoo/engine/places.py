@@ -1,4 +1,4 @@
-"""Where media lie: the file systems of this machine, and whatever fsspec reaches by a URL."""
+"""Places of media: the file systems of this machine, and whatever fsspec reaches by a URL."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class LocalPlaces:
 
 
 class UrlPlaces:
-    """What fsspec reaches; see `Places`."""
+    """Places that fsspec reaches; see `Places`."""
 
     def __init__(self) -> None:
         self._files: dict[str, Any] = {}
@@ -159,7 +159,7 @@ _URLS = UrlPlaces()
 
 
 def places_of(place: str) -> Places:
-    """How a place is read."""
+    """Reader of a place."""
     return _URLS if is_url(place) else _LOCAL
 
 
@@ -184,7 +184,7 @@ def fixed_part(pattern: str) -> str:
 
 
 def patiently(action: Callable[[], _Result], seconds: float, root: str) -> _Result:
-    """What an action on a file gives, tried again while the way to the file is broken.
+    """Result of an action on a file, tried again while the way to the file is broken.
 
     Args:
         action: reads, and raises an `OSError` if it cannot.

@@ -70,7 +70,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does.
+    """Work of a run.
 
     Attributes:
         header: what its parts say about themselves.

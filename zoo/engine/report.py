@@ -1,4 +1,4 @@
-"""What is in a folder of parts, and whether it is what was planned."""
+"""Content of a folder of parts, and whether it is what was planned."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def plan_in(store: Store) -> Plan:
 
 
 def described(store: Store) -> dict[str, Any]:
-    """What a folder of parts holds: counts, failures, sizes, identity.
+    """Description of a folder of parts: counts, failures, sizes, identity.
 
     Raises:
         ArgumentError: there are no parts, and no plan of any.
@@ -155,7 +155,7 @@ def _header(store: Store, name: str) -> Header:
 
 
 def problems(store: Store, plan: Plan) -> Iterator[str]:
-    """What is wrong with the parts, unit by unit; nothing if every row of the listing is there once, sound and in order."""
+    """Faults of the parts, unit by unit; nothing if every row of the listing is there once, sound and in order."""
     done = plan.done(store)
     for unit, rows in plan.rows(store, lambda _: True):
         if unit not in done:

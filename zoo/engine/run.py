@@ -39,7 +39,7 @@ Source = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
         out: folder of the parts.

@@ -30,13 +30,13 @@ class StoppedError(Exception):
 
 @runtime_checkable
 class Seat(Protocol):
-    """Where units are worked on, one at a time."""
+    """Seat where units are worked on, one at a time."""
 
     #: Items of the present unit that were begun.
     begun: int
 
     def hello(self) -> Hello:
-        """What the tokenizer says about itself; loads it."""
+        """Load the tokenizer, and give what it says about itself."""
 
     def run(self, work: Work, job: Job) -> Done:
         """Work on a unit to its end."""

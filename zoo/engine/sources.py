@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken from sources.
+    """Choice of what is taken from sources.
 
     Attributes:
         modality: kind of media.

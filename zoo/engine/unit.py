@@ -64,7 +64,7 @@ def run_unit(tokenizer: Tokenizer[Any], work: Work, job: Job, watch: Watch) -> D
 
 
 def hello_of(tokenizer: Tokenizer[Any], options: Mapping[str, Any]) -> Hello:
-    """What a run has to know of its tokenizer.
+    """Facts that a run has to know of its tokenizer.
 
     Raises:
         ArgumentError: it has no ids, or takes no such option.

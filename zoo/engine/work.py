@@ -1,4 +1,4 @@
-"""What passes between a run and its workers. Does not import torch."""
+"""Messages between a run and its workers. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WorkerError(ZooError):
 
 @dataclass(frozen=True)
 class Loading:
-    """How a worker gets its tokenizer.
+    """Instructions for a worker to get its tokenizer.
 
     Attributes:
         name: of the catalogue, say; ``None`` if the tokenizer itself is given.
@@ -64,7 +64,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a run has to know of its tokenizer.
+    """Facts that a run has to know of its tokenizer.
 
     Attributes:
         header: of the parts.
@@ -85,7 +85,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Work:
-    """What is the same for all units of a run.
+    """Settings that are the same for all units of a run.
 
     Attributes:
         place: of the folder that parts go to.
@@ -133,7 +133,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a unit came to.
+    """Result of a unit.
 
     Attributes:
         unit: its number.

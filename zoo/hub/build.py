@@ -40,7 +40,7 @@ AnyTokenizer = Tokenizer[Any, Any, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """How a tokenizer is wanted: see `load`."""
+    """Options of one `load` call."""
 
     sources: Sources
     parts: str | Sequence[str] | None = None

@@ -66,8 +66,8 @@ def load(
         name: a name in the catalogue, ``hf-hub:org/repo[@revision]`` or ``local-dir:path``, where the path is
             that of a folder by `save_pretrained` or of a single ``.safetensors`` file, as the recipes write.
         device: where to put it; the CPU by default.
-        dtype: type of the parameters, but for those that stay in float32 because ids would flip: whole encoders, as a rule. The
-            families whose encoders are too large for that say so.
+        dtype: parameter dtype. Encoders usually stay in float32 because rounding changes ids; families with encoders too
+            large for that say so.
         precision: ``"fp32"`` or ``"bf16"``, the precision of the decoder's products; ids do not change.
         compile: compile the parts that do the work with ``torch.compile``; the first calls are slow.
         quantize: a method of `zoo.quantize`, ``"fp4-e2m1"`` say; what that keeps stays as it is. A tokenizer that was saved
@@ -149,10 +149,7 @@ def _configured_upstream(entry: Entry) -> bool:
 
 
 def _from_pieces(cls: type[AnyTokenizer], entry: Entry, config: Any, request: Request) -> AnyTokenizer:
-    """A model whose checkpoint is spread over several files, as far as its parts are wanted.
-
-    Of tensors that several pieces hold, those of the first one count.
-    """
+    """Load the requested parts of a model split over several files. If a tensor occurs in several, the first file wins."""
     pieces = wanted_pieces(entry, config)
     for name, piece in pieces.items():
         # Before anything is downloaded in vain.

@@ -1,4 +1,4 @@
-"""Where the pieces of a catalogue entry lie: on the Hub, or where the user says."""
+"""Pieces of a catalogue entry: on the Hub, or where the user says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where files come from.
+    """Places that files come from.
 
     Attributes:
         download: gets a file of a Hub repository, given repository, file, revision and ``ask``.
@@ -35,7 +35,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class PieceFiles:
-    """Where a file of a piece lies, or the files of a component, and what the keys get in front."""
+    """Paths of one piece or component, and the prefix added to its keys."""
 
     weights: Path | None
     config: Path | None = None
@@ -58,7 +58,8 @@ def require_place(entry: Entry, name: str, piece: Piece, sources: Sources) -> No
     """Refuse to go on without a piece that only the user can bring, and pieces that the entry does not have.
 
     Raises:
-        InputError, WeightsError: so it is; the latter says how to get the piece.
+        WeightsError: the piece must be supplied by the user; the message says how.
+        InputError: ``files=`` names an unknown piece.
     """
     known = entry.weights.all_pieces()
     if unknown := sorted(sources.places.keys() - known.keys()):

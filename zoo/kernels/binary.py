@@ -63,7 +63,7 @@ def binary_matmul(
 
 
 def choose_execution(rows: int, device: torch.device) -> Execution:
-    """How to multiply that many rows; it decides the time and never the numbers.
+    """Choose how to multiply that many rows; it decides the time and never the numbers.
 
     Measured by ``zoo study binary-speed`` (`eval/results/bench-binary.json`): on a processor that counts the bits of whole
     vectors, the compiled kernel is the fastest at any number of rows. Without a compiler NumPy's bit count wins up to two dozen
@@ -194,7 +194,7 @@ def _sign_table(device: torch.device) -> Shaped[Tensor, " 256"]:
 
 
 class Geometry(NamedTuple):
-    """How a kernel slides over rows and columns; a convolution in one dimension has one row.
+    """Steps of a kernel over rows and columns; a convolution in one dimension has one row.
 
     Attributes:
         kernel, stride, dilation: along rows and columns.
@@ -229,7 +229,7 @@ def binary_conv(
     """Convolve the signs of numbers with packed signs.
 
     Args:
-        x: numbers of which the signs count; zero counts as positive.
+        x: numbers whose signs count; zero counts as positive.
         weight: one packed row per output; its order is row, column, channel.
         geometry: how the kernel slides.
 

@@ -127,7 +127,7 @@ def _screen(
 ):
     """Best score, its place, and the best score of all other places, for each query and one part of the codebook.
 
-    A place is a column of a tile, or of several successive tiles, of which the maximum is one operation per score. Places are
+    A place is a column of a tile, or of several successive tiles; their maximum is one operation per score. Places are
     compared with five operations, each column by itself; only the end exchanges values between threads.
     """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

@@ -119,7 +119,7 @@ def in_tiles(
 
 
 def integer_factor(format: FloatFormat) -> float | None:
-    """What turns all values of a format into integers of 8 bits; ``None`` if they do not fit."""
+    """Factor that turns all values of a format into integers of 8 bits; ``None`` if they do not fit."""
     return 1 / format.smallest_step if format.max <= 127 * format.smallest_step else None
 
 

@@ -1,6 +1,6 @@
 """Kernels in C, compiled on first use where a C compiler is installed; everything works without, only slower.
 
-A compiled kernel is for the processor it was compiled on, so it is kept in the cache under a name that tells both.
+Kernels are specific to the CPU, so the cache key names kernel and CPU.
 """
 
 from __future__ import annotations

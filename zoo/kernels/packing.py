@@ -1,4 +1,4 @@
-"""How codes and signs lie in bytes: what the kernels and those who call them agree on."""
+"""Layout of codes and signs in bytes, as the kernels and their callers agree on it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unpack(packed: UInt8[Tensor, "*rows bytes"], bits: int, columns: int) -> UIn
 
 
 def block_size(columns: int, scales: int) -> int:
-    """Columns that share a scale: the only power of two of which ``scales`` blocks cover a row; all if there is one scale."""
+    """Columns that share a scale: the power of two with ``scales`` blocks in a row; all if there is one scale."""
     if scales == 1:
         return columns
     size = 1

@@ -22,7 +22,7 @@ Metric = Literal["distance", "dot"]
 
 
 class Form(NamedTuple):
-    """How screening presents vectors to the matrix product.
+    """Form in which screening presents vectors to the matrix product.
 
     Attributes:
         dtype: of the factors.

@@ -57,7 +57,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What can be told of an audio file without decoding it.
+    """Facts about an audio file that are known without decoding it.
 
     Attributes:
         samples: per channel, at ``sample_rate``; ``None`` where only decoding tells.
@@ -311,7 +311,7 @@ def write_audio(path: str | os.PathLike[str], waveform: Float[Tensor, "channels 
         sample_rate: samples per second.
 
     Raises:
-        InputError: soundfile writes no format of that extension, or the format does not know the rate or so many channels.
+        InputError: soundfile writes no format of that extension, or not at that rate or number of channels.
     """
     import soundfile
 

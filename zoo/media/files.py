@@ -29,7 +29,7 @@ FILE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
 def open_source(source: Any, kind: str) -> tuple[io.BufferedIOBase, str]:
-    """A handle on a file or on the bytes of one, and what to call it in a message.
+    """A readable handle, and the name to use in error messages.
 
     Args:
         source: one of `FILE_TYPES`: a path, or the content itself.

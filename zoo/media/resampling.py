@@ -116,7 +116,7 @@ class Resampler:
         return torch.zeros(self._channels, 0, dtype=torch.float32) if rest is None else rest
 
     def block_samples(self, channels: int) -> int:
-        """How many samples to push at once so that memory stays small."""
+        """Number of samples to push at once so that memory stays small."""
         return max(1, min(_BLOCK_VALUES, _BLOCK_VALUES * self.rate // self.new_rate) // channels)
 
 

@@ -47,7 +47,7 @@ def merged(vertices: Vectors, faces: Indices) -> Indices:
 
 
 def contains(mesh: trimesh.Trimesh, points: Vectors) -> NDArray[np.bool_]:
-    """Which points ``[points, 3]`` lie inside of a closed mesh.
+    """Mask of the points ``[points, 3]`` that lie inside of a closed mesh.
 
     Where closed parts overlap, a point of either is inside. A mesh that is not closed has no inside, and gets an answer
     that means nothing.
@@ -56,7 +56,7 @@ def contains(mesh: trimesh.Trimesh, points: Vectors) -> NDArray[np.bool_]:
 
 
 def winding_number(mesh: trimesh.Trimesh, points: Vectors) -> Indices:
-    """How often a closed mesh encloses each of the points ``[points, 3]``.
+    """Number of times that a closed mesh encloses each of the points ``[points, 3]``.
 
     A ray upwards leaves the mesh as often as it enters it, and once more for each time that it started inside.
     """
@@ -67,7 +67,7 @@ def winding_number(mesh: trimesh.Trimesh, points: Vectors) -> Indices:
 
 
 def crossings(triangles: Vectors, points: Vectors) -> Iterator[tuple[Indices, Indices, Indices]]:
-    """Where rays upwards from points ``[points, 3]`` pass triangles ``[triangles, 3, 3]``, some at a time.
+    """Crossings of rays upwards from points ``[points, 3]`` with triangles ``[triangles, 3, 3]``, some at a time.
 
     Yields:
         Of each passage: the point, the triangle, and whether that looks up, 1, or down, -1.

@@ -22,7 +22,7 @@ SLOPE = 0.1
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a set of discriminators says about a batch.
+    """Judgement of a set of discriminators about a batch.
 
     Attributes:
         scores: one score map per sub-discriminator; the larger, the more real.

@@ -40,7 +40,7 @@ class FSQ(nn.Module):
         return torch.tanh(z.float() + self.shift(z)) * half_range - offset
 
     def shift(self, like: Tensor) -> Float[Tensor, " components"]:
-        """What is added to each component in front of the tanh: the middle of the range lies at minus that."""
+        """Offset of each component in front of the tanh: the middle of the range lies at minus that."""
         half_range, offset = self._range(like)
         return torch.atanh(offset / half_range)
 

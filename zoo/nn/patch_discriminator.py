@@ -45,5 +45,5 @@ def discriminator_loss(real: Logits, fake: Logits) -> Float[Tensor, ""]:
 
 
 def generator_loss(fake: Logits) -> Float[Tensor, ""]:
-    """What the generator lowers: the mean score of its images, negated."""
+    """Loss of the generator: the mean score of its images, negated."""
     return -fake.mean()

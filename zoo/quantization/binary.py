@@ -1,4 +1,4 @@
-"""Binary layers: trained with real weights of which the forward pass sees the sign, stored and run with one bit per weight.
+"""Binary layers: trained with latent real weights whose signs the forward pass uses, run with one bit per weight.
 
 `binarize` puts them in the place of a model's layers, `update` drives their schedules during training, and
 ``zoo.quantize(model, "binary-xnor")`` or `PackedBinary.from_float` packs them. Layers follow the corrected formulas of the

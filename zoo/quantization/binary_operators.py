@@ -90,7 +90,7 @@ def fourier_slope(v: Float[Tensor, "*shape"], n: Tensor | int) -> Float[Tensor, 
 
 
 class BinaryLayer(nn.Module):
-    """What the operators know of a layer: `zoo.quantization.binary` has the linear layer and the two convolutions."""
+    """Interface of a layer to the operators: `zoo.quantization.binary` has the linear layer and the two convolutions."""
 
     weight: Tensor
     # PyTorch's own layers disagree on its type: a parameter or ``None``.

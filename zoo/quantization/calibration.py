@@ -1,4 +1,4 @@
-"""What the layers of a model meet on inputs of a kind it will meet: samples of the values, and means of their products."""
+"""Activation statistics from calibration data: value samples and Gram matrices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_PRODUCTS = 1 << 28
 
 @dataclass
 class Observed:
-    """What a layer has met.
+    """Statistics of what a layer has met.
 
     Attributes:
         samples: values of the inputs, a few of each batch.

@@ -31,7 +31,7 @@ _FP8_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True)
 class Granularity:
-    """What shares a scale.
+    """Groups of weights that share a scale, and how it is chosen.
 
     Attributes:
         per_channel: one scale for each output; one for the whole weight otherwise.
@@ -52,7 +52,7 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the weights of a layer may lie.
+    """Values that the weights of a layer may take.
 
     Attributes:
         format: of the codes.
@@ -64,11 +64,11 @@ class Grid:
 
     @property
     def scale(self) -> Float[Tensor, "rows groups"]:
-        """What the values of the codes are multiplied with."""
+        """Factor that the values of the codes are multiplied with."""
         return self.maxval / self.format.max
 
     def spread(self, columns: int) -> Float[Tensor, "rows columns"] | Float[Tensor, "rows 1"]:
-        """The clipping value of each weight, as far as it varies along a row."""
+        """The clipping value of each weight, or of each row if it has one."""
         groups = self.maxval.shape[1]
         if groups == 1:
             return self.maxval
@@ -203,7 +203,7 @@ class FloatLayer(QuantizedLayer):
         return columns
 
     def scales(self) -> Float[Tensor, "rows groups"]:
-        """What the values of the codes are multiplied with, one row for each output."""
+        """Factors that the values of the codes are multiplied with, one row for each output."""
         if self.block_scale is None:
             return self.scale.expand(len(self.codes), -1)
         scales = block_scales(self.scale, self.block_scale)
@@ -216,7 +216,7 @@ class FloatLayer(QuantizedLayer):
     # ---- what it does
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*result"]:
-        """What the original layer does, with quantized weights, and inputs if they were calibrated.
+        """Compute the original layer with quantized weights, and inputs if they were calibrated.
 
         Every way of computing it gives the result of `reference` but for the order of sums.
 

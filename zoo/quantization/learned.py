@@ -23,7 +23,7 @@ ZETA, GAMMA = 1.1, -0.1
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """How long and how hard to learn.
+    """Settings of learning: how long and how hard.
 
     Attributes:
         iterations: steps of Adam.
@@ -110,7 +110,7 @@ def rectified_sigmoid(alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
 
 
 def inverse_rectified_sigmoid(height: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Where the rectified sigmoid has a height in [0, 1]."""
+    """Argument at which the rectified sigmoid has a height in [0, 1]."""
     return -((ZETA - GAMMA) / (height - GAMMA) - 1).log()
 
 

@@ -1,4 +1,4 @@
-"""Which quantization methods there are, by name; needs no torch."""
+"""Quantization methods by name; needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layer with packed weights keeps, and how models made of them are saved and loaded."""
+"""State that every layer with packed weights keeps, and saving and loading of models made of them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `from_description` needs to know, for JSON; at least ``kind`` and ``method``."""
+        """Arguments of `from_description`, for JSON; at least ``kind`` and ``method``."""
 
     @abstractmethod
     def dequantized(self) -> Float[Tensor, "outputs inputs *kernel"]:
@@ -100,7 +100,7 @@ class QuantizedLayer(nn.Module, ABC):
     def with_weight(
         self, x: Float[Tensor, "*shape"], weight: Float[Tensor, "outputs inputs *kernel"]
     ) -> Float[Tensor, "*result"]:
-        """What the original layer computes with a given weight."""
+        """Compute the original layer with a given weight."""
         if self.convolution is None:
             return nn.functional.linear(x, weight, self.bias)
         return convolve(x, weight, self.bias, self.convolution)
@@ -121,7 +121,7 @@ class QuantizedLayer(nn.Module, ABC):
 
 
 def convolution_settings(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
-    """What a convolution is besides its weights; ``padded`` is its padding in the order of ``F.pad``."""
+    """Settings of a convolution besides its weights; ``padded`` is its padding in the order of ``F.pad``."""
     padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
     return {
         "stride": list(layer.stride),
@@ -157,7 +157,7 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 
 def descriptions(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What each packed layer of a model says about itself; what `restore` takes."""
+    """Descriptions of the packed layers of a model, as `restore` takes them."""
     return {name: layer.description() for name, layer in quantized_layers(model).items()}
 
 

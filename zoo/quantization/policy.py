@@ -1,4 +1,4 @@
-"""Which layers of a model are quantized, and how: a list to read before anything happens.
+"""Plan of quantizing the layers of a model: a list to read before anything happens.
 
 By default
 
@@ -55,7 +55,7 @@ class IdMaker(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """What differs from one model to the next.
+    """Settings that differ from one model to the next.
 
     Attributes:
         skip: names of layers to leave as they are; ``*`` stands for anything, as in ``encoder.*``.
@@ -72,7 +72,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Choice:
-    """What happens to a layer.
+    """Decision about a layer.
 
     Attributes:
         name: of the layer in the model.
@@ -91,7 +91,7 @@ class Choice:
 
 
 def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Choice]:
-    """What `zoo.quantize` would do with every layer that it could quantize, in the order of the model.
+    """Decisions of `zoo.quantize` about every layer that it could quantize, in the order of the model.
 
     Raises:
         InputError: there is no such method, the model is quantized already, a pattern of ``skip`` fits no layer, or no layer

@@ -229,7 +229,7 @@ def blocks_of(model: nn.Module, layers: Collection[str], wanted: bool | tuple[st
         model: where they are.
         layers: names of layers.
         wanted: ``True`` for the innermost members of module lists and sequences; or names of modules, ``*`` standing for
-            anything, of which the outermost count.
+            anything; of nested ones the outermost counts.
 
     Raises:
         InputError: a name fits no module with two layers.
@@ -332,5 +332,5 @@ def _parameter(layer: nn.Module) -> Tensor:
 
 
 def _evenly(count: int, most: int) -> set[int]:
-    """At most so many numbers below ``count``, evenly spaced."""
+    """At most ``most`` numbers below ``count``, evenly spaced."""
     return {index * count // min(count, most) for index in range(min(count, most))}

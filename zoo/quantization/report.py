@@ -1,4 +1,4 @@
-"""What quantization tells about each layer."""
+"""Report of quantization about each layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of a layer.
+    """Result for a layer.
 
     Attributes:
         name: of the layer.

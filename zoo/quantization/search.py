@@ -129,7 +129,7 @@ class _Sorted:
         return cls(ordered, sums, squares)
 
     def split(self, channels: int) -> Iterator[_Sorted]:
-        """So many channels at a time."""
+        """Parts of at most ``channels`` channels."""
         parts = (tensor.split(channels) for tensor in (self.magnitude, self.sums, self.squares))
         return (_Sorted(*tensors) for tensors in zip(*parts, strict=True))
 

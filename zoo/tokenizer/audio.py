@@ -69,7 +69,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         return self.read_items(items, self.as_channels, mono=self.channels == 1)
 
     def read_items(self, items: Any, as_channels: Callable[[Waveform], Waveform], *, mono: bool) -> list[Prepared]:
-        """What `prepare` does, with the channels as ``as_channels`` makes them of an item's, or of their mean if ``mono``."""
+        """Prepare items as `prepare` does, with the channels that ``as_channels`` makes of an item's, or of their mean."""
         rate = self.spec.sample_rate
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=3)):
@@ -95,7 +95,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
         return waveform.mean(0, keepdim=True).repeat(self.channels, 1)
 
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> EncodedT:
-        """What `prepare` gave to tokens or latents; errors as for `encode`."""
+        """Encode what `prepare` gave, to tokens or latents; errors as for `encode`."""
         self.require("encoder", "encoding")
         hop = self.spec.hop_length or 1
         lengths = [-(-item.amount // hop) * hop for item in items]

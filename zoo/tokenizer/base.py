@@ -66,7 +66,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes through a network at once: memory and speed only, never the numbers.
+    """Amounts that go through a network at once: they decide memory and speed, never the numbers.
 
     Attributes:
         cpu: on a CPU, small enough for its caches.
@@ -145,7 +145,7 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     @property
     @abstractmethod
     def spec(self) -> Spec:
-        """What this tokenizer promises."""
+        """Promises of this tokenizer."""
 
     def prepare(self, items: Any) -> list[Prepared]:
         """Read items and bring them to the form that the network takes; on the CPU, without any parameter.
@@ -176,7 +176,7 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
@@ -225,7 +225,7 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         return ("encoder",)
 
     def budget(self, action: str) -> int:
-        """How much goes through a network at once on this device."""
+        """Amount that goes through a network at once on this device."""
         return self.at_once[action].on(self.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer[ConfigT, EncodedT, MediaT]:
@@ -255,7 +255,7 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
                 reset()
 
     def compile_modules(self) -> None:
-        """Compile the parts that do the work; the first calls are slow. A family names them."""
+        """Compile the hot modules, which each family lists. The first calls are slow."""
         raise ArgumentError(f"{self.family} has nothing to compile")
 
     def compute_fingerprint(self) -> str:
@@ -302,7 +302,7 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         return Tokens.from_codes(codes, frame=spec.frame, tokenizer=spec.name, fingerprint=spec.fingerprint, meta=meta)
 
     def wrap(self, values: Sequence[Tensor], meta: Sequence[Meta]) -> EncodedT:
-        """What `encode` returns: of ids ``[length]``, codes ``[frames, places]`` of several codebooks, or latents."""
+        """Make the result of `encode`: of ids ``[length]``, codes ``[frames, places]`` of several codebooks, or latents."""
         spec = self.spec
         if spec.ids_per_frame > 1:
             return self.tokens_of_codes(values, meta)  # type: ignore[return-value]  # as below

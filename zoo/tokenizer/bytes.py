@@ -53,7 +53,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
         return prepared
 
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
-        """What `prepare` gave to ids."""
+        """Encode what `prepare` gave, to ids."""
         ids = []
         with progress_bar("encode", len(items), progress, unit="file") as advance:
             for item in items:
@@ -87,7 +87,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
         """The bytes of a file's ids."""
 
     def check(self, tokens: Any) -> Tokens:
-        """As all tokenizers do, except that items may be empty."""
+        """Check as all tokenizers do, except that items may be empty."""
         if not isinstance(tokens, Tokens):
             tokens = self.tokens(_bare_sequences(tokens))
         filled = tokens.lengths.nonzero().flatten().tolist()

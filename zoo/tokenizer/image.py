@@ -121,7 +121,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
     def encode_prepared(
         self, items: Sequence[Prepared], *, encoder_precision: str = "fp32", progress: bool = False
     ) -> EncodedT:
-        """What `prepare` gave to tokens or latents; arguments and errors as for `encode`."""
+        """Encode what `prepare` gave, to tokens or latents; arguments and errors as for `encode`."""
         dtype = precision_named(encoder_precision)
         return self.encode_batches(items, partial(self.encode_images, dtype=dtype), progress)
 

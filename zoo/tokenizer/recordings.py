@@ -70,7 +70,7 @@ class RecordingInFile(Mapping[str, Tensor]):
 
 
 class ForwardReader:
-    """A prepared recording of which parts are taken from front to back, so that no more than a part is held of a long one.
+    """A prepared recording whose parts are taken from front to back, so that no more than a part is held of a long one.
 
     Args:
         item: of `AudioTokenizer.prepare`.

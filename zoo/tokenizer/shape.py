@@ -71,7 +71,7 @@ class ShapeTokenizer(Tokenizer[ConfigT, Tokens, Any]):
         return prepared
 
     def encode_prepared(self, items: Sequence[Prepared], *, encoder_precision: str = "fp32", progress: bool = False) -> Tokens:
-        """What `prepare` gave to tokens. Shapes with the same number of points go together, so that nothing is padded."""
+        """Encode what `prepare` gave. Shapes with the same number of points go together, so that nothing is padded."""
         self.require("encoder", "encoding")
         dtype = precision_named(encoder_precision)
         found: dict[int, Tensor] = {}

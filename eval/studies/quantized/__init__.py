@@ -1,4 +1,4 @@
-"""What quantized models are measured on: a module for each kind of media, with a ``SUBJECT``."""
+"""Measures of quantized models: a module for each kind of media, with a ``SUBJECT``."""
 
 from zoo.moved import names_of
 

@@ -1,4 +1,4 @@
-"""What quantized models are measured on: what they make of the ids of held-out files, beside float32 and the originals."""
+"""Measures of quantized models: their output for the ids of held-out files, beside float32 and the originals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Subject(ABC):
 
     @abstractmethod
     def output(self, model: Any, tokens: Tokens) -> list[Float[Tensor, "*shape"]]:
-        """What a model makes of tokens, one tensor for each item; the same noise every time where there is any."""
+        """Output of a model for tokens, one tensor for each item; the same noise every time where there is any."""
 
     @abstractmethod
     def compare(self, found: Sequence[Float[Tensor, "*shape"]]) -> dict[str, float | None]:

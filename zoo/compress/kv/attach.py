@@ -1,4 +1,4 @@
-"""How a policy gets into a model, and out of it.
+"""Attach a policy to a model, and take it off.
 
 The attention modules of the language model are given another attention function, which calls the model's own wherever a policy
 changes nothing. No weight and no module is replaced.

@@ -97,7 +97,7 @@ class PolicyLayer(DynamicLayer):
         self._of_batch(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row so many times."""
+        """Repeat every row ``repeats`` times."""
         self._of_batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -151,7 +151,7 @@ class Step(NamedTuple):
         """Check that nobody else has cut the cache since the last call.
 
         Raises:
-            InputError: there are not so many entries beside the new ones.
+            InputError: there are fewer entries beside the new ones.
         """
         found = self.key.shape[2] - self.query.shape[2]
         if found != entries:
@@ -182,7 +182,7 @@ class Step(NamedTuple):
 
     @property
     def real(self) -> Bool[Tensor, "batch length"]:
-        """Which entries anybody may read: padding is what nobody may."""
+        """Mask of the entries that may be read; padding may not."""
         batch, _, length, _ = self.key.shape
         if self.mask is None:
             return torch.ones(batch, length, dtype=torch.bool, device=self.key.device)
@@ -190,5 +190,5 @@ class Step(NamedTuple):
 
     @property
     def last_row(self) -> Bool[Tensor, "#batch #heads length"] | None:
-        """Which entries the last query may read; ``None`` for all."""
+        """Mask of the entries that the last query may read; ``None`` for all."""
         return None if self.mask is None else self.mask[:, :, -1]

@@ -33,7 +33,7 @@ Budget = int | float
 
 
 class Policy(ABC):
-    """What to do with a cache. Subclasses are frozen dataclasses of settings."""
+    """A way to keep a cache small. Subclasses are frozen dataclasses of settings."""
 
     @abstractmethod
     def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
@@ -61,7 +61,7 @@ class H2O(Policy):
     Attributes:
         heavy: entries kept for the attention they received, a number or a share of the prompt.
         recent: entries kept because they are the last.
-        merge: average values of evicted entries into their likest kept ones instead of losing them (kvpress' rule).
+        merge: average evicted values into the most similar kept entries instead of losing them (kvpress' rule).
 
     Raises:
         InputError: a budget is below 0, a share above 1, or nothing is kept.

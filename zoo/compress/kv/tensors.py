@@ -1,6 +1,6 @@
-"""What the policies compute, on tensors.
+"""Arithmetic of the policies, on tensors.
 
-Queries have ``heads`` heads, keys and values ``kv_heads``, of which head h reads number h // (heads / kv_heads).
+Queries have ``heads`` heads, keys and values ``kv_heads``; head h reads number h // (heads / kv_heads).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def attention_mass(
 
 
 def causal_rows(queries: int, length: int, rows: slice, device: torch.device) -> Bool[Tensor, "rows length"]:
-    """Which of ``length`` keys some of the last ``queries`` tokens read in causal order."""
+    """Mask of the ``length`` keys that some of the last ``queries`` tokens read in causal order."""
     own = torch.arange(length - queries, length, device=device)[rows]
     return own[:, None] >= torch.arange(length, device=device)
 

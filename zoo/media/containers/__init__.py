@@ -1,4 +1,4 @@
-"""What lies in audio files: recognised by content, and measured instead of believed."""
+"""Contents of audio files: recognised by content, and measured instead of believed."""
 
 from __future__ import annotations
 

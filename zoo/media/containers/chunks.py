@@ -54,7 +54,7 @@ def is_placeholder(length: int, bits: int = 32) -> bool:
 
 
 def bytes_of_samples(claim: int, available: int, align: int, name: str, bits: int = 32) -> int:
-    """How many bytes of samples there are, from what the header claims and from what lies behind it.
+    """Number of bytes of samples, from what the header claims and from what lies behind it.
 
     Args:
         claim: the length in the header.
@@ -165,7 +165,7 @@ def _riff_data(
 
 
 def _riff_header(order: str, format: _Format, fact: bytes, length: int) -> bytes:
-    """A WAV header for so many bytes of samples; RF64 where 32 bits are too few."""
+    """A WAV header for ``length`` bytes of samples; RF64 where 32 bits are too few."""
     chunks = _chunk(b"fmt ", format.content, order)
     if fact:
         chunks += _chunk(b"fact", fact, order)

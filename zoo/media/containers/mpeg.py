@@ -260,14 +260,14 @@ def _xing_frame(word: bytes, header: _Header, count: int, gapless: bytes) -> byt
 
 
 def _empty_tags(size: int) -> list[Piece]:
-    """ID3v2 tags of at least so many bytes in all; a decoder reads each into memory, so none is large."""
+    """ID3v2 tags of at least ``size`` bytes in all; a decoder reads each into memory, so none is large."""
     body = 1 << 20
     tag = b"ID3\x04\x00\x00" + bytes(body >> shift & 0x7F for shift in (21, 14, 7, 0))
     return [tag, body] * -(-size // body)
 
 
 def find_mpeg(handle: BufferedIOBase, start: int, end: int) -> int | None:
-    """Where the first MPEG frame lies, which may be behind a piece of another one."""
+    """Find the first MPEG frame, which may be behind a piece of another one."""
     scanner = _Scanner(handle, start, end, "")
     first = scanner.frame(start)
     if first is not None and scanner.confirmed(start, 1):

@@ -104,7 +104,7 @@ def spliced(base: io.BufferedIOBase, pieces: Sequence[Piece]) -> io.BufferedIOBa
 
 
 def read_at(handle: io.BufferedIOBase, start: int, count: int) -> bytes:
-    """Up to ``count`` bytes from ``start``, either of which may be what a damaged header claims."""
+    """Up to ``count`` bytes from ``start``; both may be what a damaged header claims."""
     size = handle.seek(0, os.SEEK_END)
     if start >= size:
         return b""
@@ -135,7 +135,7 @@ def id3v2_length(head: bytes) -> int:
 
 
 def without_tags(handle: io.BufferedIOBase, size: int) -> tuple[int, int]:
-    """Where the content begins and ends once ID3v2, ID3v1, APE and Lyrics3 tags around it are left out."""
+    """Start and end of the content without the ID3v2, ID3v1, APE and Lyrics3 tags around it."""
     start, end = 0, size
     while length := id3v2_length(read_at(handle, start, 10)):
         start = min(size, start + length)

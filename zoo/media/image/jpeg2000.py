@@ -25,7 +25,7 @@ _OTHER_COLOURS = {12: "CMYK", 14: "CIELab", 18: "sYCC"}
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its samples.
+    """Facts about the samples, from a file's header.
 
     Attributes:
         depths: bits of each component.

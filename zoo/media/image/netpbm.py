@@ -24,7 +24,7 @@ _PLAIN_BYTES = 2
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its samples.
+    """Facts about the samples, from a file's header.
 
     Attributes:
         channels: 1 or 3.

@@ -28,7 +28,7 @@ _LARGEST_RATIO = 1032
 
 @dataclass(frozen=True)
 class Header:
-    """What a PNG file says of its samples.
+    """Facts about the samples, from a PNG file's header.
 
     Attributes:
         width, height: pixels.

@@ -65,7 +65,7 @@ def load(source: Any, max_pixels: int, range: Range | None) -> Image.Image | Ten
             content = _file_of(source)
             if content is not None:
                 return _read_file(content, "the PIL image", max_pixels, range)
-            # Nobody chose the first frame of an image that was only opened.
+            # An image that was only opened is still at frame 0, so the caller has not picked one.
             if source.tell() == 0:
                 _check_single(source, "the PIL image")
             check_pixels(*source.size, max_pixels, "the PIL image")

@@ -94,7 +94,7 @@ def pillow_reads(page: TiffPage) -> bool:
 
 
 def check_loaded(image: Image.Image, name: str) -> None:
-    """Refuse a PIL image that was decoded from a TIFF file with wrong levels, as far as its tags tell.
+    """Refuse a PIL image decoded from a TIFF file with wrong levels, judged by its tags.
 
     Raises:
         InputError: its depth, sign or photometric interpretation is one that Pillow does not scale.
@@ -191,7 +191,7 @@ def _check_kind(page: TiffPage, name: str, range: Range | None) -> int:
 
 
 def _check_segments(page: TiffPage, name: str) -> None:
-    """Refuse a page of which strips or tiles are missing, in whose place there would be black."""
+    """Refuse a page with missing strips or tiles, which would be black."""
     counts, offsets = page.databytecounts, page.dataoffsets
     segments = math.prod(page.chunked)
     size = page.parent.filehandle.size

@@ -1,1 +1,1 @@
-"""What every room asks of a kind of media, one module each: see `zoo.modality`."""
+"""Answers of each kind of media to what every room asks, one module each: see `zoo.modality`."""

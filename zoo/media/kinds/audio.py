@@ -1,4 +1,4 @@
-"""What every room asks of audio: see `zoo.modality`."""
+"""Answers of audio to what every room asks: see `zoo.modality`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every room asks of files: see `zoo.modality`."""
+"""Answers of files to what every room asks: see `zoo.modality`."""
 
 from __future__ import annotations
 

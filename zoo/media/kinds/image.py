@@ -1,4 +1,4 @@
-"""What every room asks of images: see `zoo.modality`."""
+"""Answers of images to what every room asks: see `zoo.modality`."""
 
 from __future__ import annotations
 

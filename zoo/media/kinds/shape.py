@@ -1,4 +1,4 @@
-"""What every room asks of shapes: see `zoo.modality`."""
+"""Answers of shapes to what every room asks: see `zoo.modality`."""
 
 from __future__ import annotations
 

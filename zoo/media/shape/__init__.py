@@ -88,8 +88,8 @@ def prepare_shape(
     A cloud is thinned at random if it has more points than wanted, and otherwise used whole; normals that it lacks are
     estimated, with a warning.
 
-    A shape's place is taken off in double precision: far from the origin it gives the points that it gives there, as far as
-    its coordinates hold the digits. Of glTF, skins, morph targets and animations are passed over, and lines in every format.
+    A shape's place is taken off in double precision: far from the origin it gives the same points, to the digits that its
+    coordinates hold. Of glTF, skins, morph targets and animations are passed over, and lines in every format.
     Draco and meshopt take the ``gltf`` and the ``meshopt`` extra.
 
     Args:

@@ -1,4 +1,4 @@
-"""What readers of files give: vertices, triangles, and normals of points."""
+"""Geometry that readers of files give: vertices, triangles, and normals of points."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _NEIGHBOURS = 16
 
 
 def estimate_normals(points: Vectors) -> Vectors:
-    """Normals of a surface that only points are known of, pointing outwards as far as that can be told.
+    """Estimate outward normals for a point cloud; orientation is a best guess.
 
     A normal is the direction in which the 16 nearest neighbours spread least. From the point farthest from the centroid, whose
     normal looks away from it, orientation is passed on along the tree of neighbours whose normals differ least (Hoppe et al.

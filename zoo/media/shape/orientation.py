@@ -1,4 +1,4 @@
-"""Which side of a closed surface is out."""
+"""Orientation of closed surfaces: which side is out."""
 
 from __future__ import annotations
 
