@@ -141,7 +141,7 @@ def tokens(
     verify: Annotated[
         bool, typer.Option("--verify", help="prove that every item that was listed is there once, and sound")
     ] = False,
-    recompute: Annotated[int | None, typer.Option(min=1, help="encode so many items again, and compare their ids")] = None,
+    recompute: Annotated[int | None, typer.Option(min=1, help="encode N items again, and compare their ids")] = None,
     places: Places = None,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
