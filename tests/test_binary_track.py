@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import InputError
 from zoo.bench import binary as benchmark
 from zoo.eval.studies import binary as track
-from zoo.eval.studies.binary_subjects import SUBJECTS, Files, Speech, Subject
+from zoo.eval.studies.binary_tracks import TRACKS, FileTrack, SpeechTrack, Track
 
 
 def test_summaries() -> None:
@@ -35,7 +35,7 @@ def test_summaries() -> None:
         track.quadratic_mean([])
 
 
-class Toy(Subject):
+class Toy(Track):
     """Two layers, of which the first becomes binary."""
 
     metric = "agreement"
@@ -74,7 +74,7 @@ class Toy(Subject):
 def test_every_method_is_trained_packed_and_written_down(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(SUBJECTS, "wavtokenizer", Toy)
+    monkeypatch.setitem(TRACKS, "wavtokenizer", Toy)
     monkeypatch.setattr(benchmark, "_MILLISECONDS", 1)
     path = tmp_path / "track.json"
     content = track.run("wavtokenizer-tiny", steps=40, json_path=path)
@@ -116,7 +116,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_corruptions_of_speech_are_what_they_are_called() -> None:
-    subject = Speech.__new__(Speech)
+    subject = SpeechTrack.__new__(SpeechTrack)
     subject.seed = 0
     subject.teacher = type("Teacher", (), {"spec": type("Spec", (), {"sample_rate": 24_000})})
     time = torch.arange(24_000) / 24_000
@@ -128,12 +128,12 @@ def test_corruptions_of_speech_are_what_they_are_called() -> None:
     assert float(subject._corrupt(high, "low-pass at 2 kHz").abs().mean()) < 0.1 * float(high.abs().mean())
     lost = (subject._corrupt(tone, "dropouts") == 0).float().mean()
     assert 0.02 < float(lost) < 0.25
-    for corruption in (None, *Speech.corruptions):
+    for corruption in (None, *SpeechTrack.corruptions):
         assert torch.equal(subject._corrupt(tone, corruption), subject._corrupt(tone, corruption))
 
 
 def test_corruptions_of_files_are_what_they_are_called() -> None:
-    subject = Files.__new__(Files)
+    subject = FileTrack.__new__(FileTrack)
     subject.seed = 0
     content = bytes(range(256)) * 40
     assert subject._corrupt(content, 0, None) == content

@@ -52,7 +52,7 @@ def test_the_public_surface_has_examples() -> None:
     named = {example.name for example in EXAMPLES}
     assert named >= {
         "zoo",
-        "zoo.compress.sequence.tokens",
+        "zoo.compress.sequence.shorten",
         "zoo.hub.loading.load",
         "zoo.latents.Latents",
         "zoo.media.audio.read_audio",

@@ -74,6 +74,11 @@ assert said == [
     ("module", "name", "present"),
     [
         ("zoo.bench.measure", "device_name", "zoo.machine"),
+        ("zoo.bench.quantize", "METHODS", "zoo.bench.quantize:MEASURED"),
+        ("zoo.compress.kv", "Handle", "zoo.compress.kv.attach:PolicyHandle"),
+        ("zoo.compress.methods", "Stage", "zoo.compress.methods:Place"),
+        ("zoo.compress.sequence", "METHODS", "zoo.compress.sequence:RULES"),
+        ("zoo.eval.binary_subjects", "Subject", "zoo.eval.studies.binary_tracks:Track"),
         ("zoo.eval.journal", "Journal", "zoo.eval.journal:RunJournal"),
         ("zoo.eval.modality", "Metric", "zoo.eval.modality.base"),
         ("zoo.eval.modality", "Modality", "zoo.eval.modality.base:Measures"),
@@ -82,12 +87,16 @@ assert said == [
         ("zoo.eval.report", "print_summary", "zoo.eval.report.html"),
         ("zoo.kernels.binary", "row_bytes", "zoo.kernels.packing"),
         ("zoo.kernels.lowbit", "block_size", "zoo.kernels.packing"),
+        ("zoo.quantization.fp", "FloatLayer", "zoo.quantization.layers:LowBitLayer"),
+        ("zoo.quantization.layers", "FloatConv1d", "zoo.quantization.layers:LowBitConv1d"),
+        ("zoo.quantization.methods", "METHODS", "zoo.quantization.methods:SCHEMES"),
+        ("zoo.quantization.methods", "Method", "zoo.quantization.methods:Scheme"),
         ("zoo.quantization.rounding", "pack", "zoo.kernels.packing"),
         ("zoo.tokenizer", "require_complete", "zoo.checkpoint"),
         ("zoo.weights.recipes.trainer", "as_images", "zoo.weights.data.image"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:zoo.eval.quantize_subjects:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:zoo.eval.[a-z]+_subjects is:DeprecationWarning")
 def test_a_former_name_of_a_module(module: str, name: str, present: str) -> None:
     home, _, attribute = present.partition(":")
     attribute = attribute or name

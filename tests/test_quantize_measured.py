@@ -25,7 +25,7 @@ def test_the_benchmark_compares_all_ways(tmp_path: Path, capsys: pytest.CaptureF
     content = benchmark.run(sizes=(128,), batches=(1, 70), repetitions=1, json_path=tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == content
     cases = {(row["contender"], row["case"]) for row in content["measurements"]}
-    names = {"float32", "bfloat16", *benchmark.METHODS, "fp4-e2m1, in tiles", "int8, 8-bit inputs"}
+    names = {"float32", "bfloat16", *benchmark.MEASURED, "fp4-e2m1, in tiles", "int8, 8-bit inputs"}
     assert {(name, case) for name in names for case in ("1 inputs", "70 inputs")} <= cases
     weights = content["weight_bytes"]
     assert weights["float32"] == 4 * 128 * 128

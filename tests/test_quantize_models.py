@@ -23,7 +23,7 @@ from zoo.kernels import lowbit, native
 from zoo.kernels.packing import block_size
 from zoo.precision import Float32Module
 from zoo.quantization.calibration import observe
-from zoo.quantization.fp import FloatLayer, Granularity, LearningConfig, decode, format_named, pack
+from zoo.quantization.fp import Granularity, LearningConfig, LowBitLayer, decode, format_named, pack
 from zoo.quantization.packed import quantized_layers
 from zoo.quantization.policy import Policy
 from zoo.quantization.report import LayerReport
@@ -192,7 +192,7 @@ def test_every_layer_computes_its_reference(method: str, activations: str) -> No
     layers = quantized_layers(model)
     assert set(layers) == {"0", "3", "4", "6"}
     for name, layer in layers.items():
-        assert isinstance(layer, FloatLayer) and isinstance(layer, type(network().get_submodule(name)))
+        assert isinstance(layer, LowBitLayer) and isinstance(layer, type(network().get_submodule(name)))
         for batch in (2, 70):
             x = normal(batch, 64) if layer.columns == 64 else normal(batch, 40)
             if layer.convolution is not None:
@@ -342,7 +342,7 @@ def test_what_is_kept_is_not_touched() -> None:
     kept = {name: model.get_submodule(name) for name in ("encoder.inner", "other", "depthwise", "table")}
     zoo.quantize(model, "int8")
     assert all(model.get_submodule(name) is module for name, module in kept.items())
-    assert isinstance(model.own, FloatLayer)
+    assert isinstance(model.own, LowBitLayer)
 
 
 def test_bad_calls() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import zoo
 from zoo import InputError
 from zoo.errors import CorruptWeightsError
-from zoo.quantization.fp import FloatLayer, LearningConfig
+from zoo.quantization.fp import LearningConfig, LowBitLayer
 from zoo.quantization.packed import quantized_layers
 from zoo.quantization.policy import Policy
 from zoo.quantization.reconstruction import blocks_of
@@ -147,7 +147,7 @@ def test_what_is_learned_stays_on_the_grid_of_the_nearest() -> None:
     changed = 0
     for name, layer in quantized_layers(learned).items():
         other = nearest.get_submodule(name)
-        assert isinstance(layer, FloatLayer) and isinstance(other, FloatLayer)
+        assert isinstance(layer, LowBitLayer) and isinstance(other, LowBitLayer)
         assert torch.equal(layer.scale, other.scale)
         changed += int((layer.codes != other.codes).sum())
         # One of the two values around each weight: no farther than a step, which is a third of the value or less.

@@ -33,7 +33,7 @@ MODULES = {
     "zoo.eval.turntable": "zoo.eval.modality.turntable",
     "zoo.eval.plots": "zoo.eval.report.plots",
     "zoo.eval.binary": "zoo.eval.studies.binary",
-    "zoo.eval.binary_subjects": "zoo.eval.studies.binary_subjects",
+    "zoo.eval.binary_subjects": "zoo.eval.studies.binary_tracks",
     "zoo.eval.compress": "zoo.eval.studies.compress",
     "zoo.eval.consistency": "zoo.eval.studies.consistency",
     "zoo.eval.precision": "zoo.eval.studies.precision",

@@ -33,7 +33,7 @@ _FACTORIES = frozenset(
 #: Where the numbers that a factory is given decide whether it makes integers.
 _BY_VALUE = frozenset({torch.full, torch.arange, torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 @dataclass
@@ -163,7 +163,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
                     switch.value = value
 
 
-def undisturbed(method: Method) -> Method:
+def undisturbed(method: MethodT) -> MethodT:
     """A tokenizer's method whose result does not depend on what the program has set: see `exact_float32`.
 
     No gradients are recorded, and what comes out may take part in training all the same.

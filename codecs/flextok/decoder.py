@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import (
+    Activations,
     Attention,
     FeedForward,
     Patches,
-    Tokens,
     grid_positions,
     normalise,
     sinusoidal_positions,
@@ -99,7 +99,7 @@ class DecoderBlock(nn.Module):
 
     def forward(
         self,
-        x: Tokens,
+        x: Activations,
         modulation: Modulation,
         mask: Float[Tensor, "batch 1 1 keys"] | None,
         patches: int,
@@ -120,8 +120,8 @@ class DecoderBlock(nn.Module):
 
     @staticmethod
     def _affine(
-        x: Tokens, scale: Float[Tensor, "#batch 2 dim"], shift: Float[Tensor, "#batch 2 dim"] | None, patches: int
-    ) -> Tokens:
+        x: Activations, scale: Float[Tensor, "#batch 2 dim"], shift: Float[Tensor, "#batch 2 dim"] | None, patches: int
+    ) -> Activations:
         """``x * scale + shift``, the first row of each for patches and the second one for registers."""
         parts = []
         for kind, part in enumerate(x.split([patches, x.shape[1] - patches], dim=1)):
@@ -143,7 +143,7 @@ class VelocityHead(nn.Module):
         vectors = self.modulation(F.silu(time)).float().unflatten(1, (2, -1))
         return vectors + vectors.new_tensor([0, 1])[:, None]
 
-    def forward(self, x: Tokens, modulation: Float[Tensor, "#batch 2 dim"]) -> Float[Tensor, "batch patches numbers"]:
+    def forward(self, x: Activations, modulation: Float[Tensor, "#batch 2 dim"]) -> Float[Tensor, "batch patches numbers"]:
         velocity: Tensor = self.proj(torch.addcmul(modulation[:, 0, None], normalise(x), modulation[:, 1, None]))
         return velocity.float()
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from zoo.codecs.flextok.config import FlexTokConfig
 from zoo.codecs.flextok.transformer import (
+    Activations,
     Attention,
     FeedForward,
     Patches,
-    Tokens,
     grid_positions,
     normalise,
     sinusoidal_positions,
@@ -33,14 +33,14 @@ class EncoderBlock(nn.Module):
         self.attn = Attention(config.encoder_dim, config.encoder_head_dim)
         self.mlp = FeedForward(config.encoder_dim, config.mlp_ratio)
 
-    def forward(self, x: Tokens, patches: int, registers_only: bool = False) -> Float[Tensor, "batch _ dim"]:
+    def forward(self, x: Activations, patches: int, registers_only: bool = False) -> Float[Tensor, "batch _ dim"]:
         """All tokens to all tokens, or to the registers alone where nothing else is needed any more."""
         attended = self._attend(normalise(x), patches, registers_only)
         x = x[:, -attended.shape[1] :] + attended
         out: Tensor = x + self.mlp(normalise(x))
         return out
 
-    def _attend(self, x: Tokens, patches: int, registers_only: bool) -> Float[Tensor, "batch _ dim"]:
+    def _attend(self, x: Activations, patches: int, registers_only: bool) -> Float[Tensor, "batch _ dim"]:
         attn = self.attn
         keys, values = attn.keys_values(x)
         first = patches if registers_only else 0
@@ -76,14 +76,14 @@ class Encoder(Float32Module):
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.to_codes = Linear(dim, len(config.levels))
 
-    def embed(self, latents: Float[Tensor, "batch channels rows columns"]) -> Tokens:
+    def embed(self, latents: Float[Tensor, "batch channels rows columns"]) -> Activations:
         """Patch tokens with their positions."""
         height, width = self.config.patch_size
         grid = latents.shape[2] // height, latents.shape[3] // width
         tokens: Tensor = self.patches(latents)
         return tokens + grid_positions(self.positions, grid)
 
-    def trunk(self, latents: Float[Tensor, "batch channels rows columns"], count: int) -> Tokens:
+    def trunk(self, latents: Float[Tensor, "batch channels rows columns"], count: int) -> Activations:
         """The first ``count`` registers behind the last block."""
         x = self.embed(latents)
         patches = x.shape[1]

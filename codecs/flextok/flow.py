@@ -16,7 +16,7 @@ from zoo.codecs.flextok.decoder import Decoder, Timestep
 from zoo.tokenizer import groups_of_similar_length
 
 Guidance = float | Callable[[float], float]
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 
 # Fixed in the original code.
 APG_MOMENTUM = -0.5
@@ -32,7 +32,7 @@ class NormalisedGuidance:
     def __init__(self) -> None:
         self._running: Tensor | None = None
 
-    def __call__(self, conditional: Latents, unconditional: Latents, scale: float) -> Latents:
+    def __call__(self, conditional: LatentTensor, unconditional: LatentTensor, scale: float) -> LatentTensor:
         """One step; the difference of earlier steps is carried on with a negative momentum."""
         difference = conditional - unconditional
         if self._running is not None:
@@ -48,14 +48,14 @@ class NormalisedGuidance:
         return conditional + (scale - 1) * orthogonal.to(conditional.dtype)
 
 
-def classifier_free_guidance(conditional: Latents, unconditional: Latents, scale: float) -> Latents:
+def classifier_free_guidance(conditional: LatentTensor, unconditional: LatentTensor, scale: float) -> LatentTensor:
     """Away from the unconditional prediction (arXiv 2207.12598)."""
     return unconditional + scale * (conditional - unconditional)
 
 
 def sample(
     decoder: Decoder,
-    noise: Latents,
+    noise: LatentTensor,
     codes: Float[Tensor, "batch count components"],
     keep: Sequence[int],
     *,
@@ -63,7 +63,7 @@ def sample(
     guidance: Guidance,
     method: str,
     on_step: Callable[[], object] = lambda: None,
-) -> Latents:
+) -> LatentTensor:
     """Scaled latents by Euler's method in ``steps`` equal steps from t = 1.
 
     Items with and without condition go through the decoder together wherever their lengths are similar.
@@ -119,7 +119,7 @@ class _Passes:
             self.batches.append((passes, items, condition))
         self.total = len(counts)
 
-    def velocity(self, x: Latents, timestep: Timestep) -> Float[Tensor, "passes channels rows columns"]:
+    def velocity(self, x: LatentTensor, timestep: Timestep) -> Float[Tensor, "passes channels rows columns"]:
         """Velocities of all passes, conditional ones first."""
         out = x.new_empty(self.total, *x.shape[1:])
         for passes, items, condition in self.batches:
@@ -145,10 +145,10 @@ def noise_levels(u: Float[Tensor, " batch"], config: FlexTokConfig) -> Float[Ten
 
 def flow_loss(
     decoder: Decoder,
-    latents: Latents,
+    latents: LatentTensor,
     codes: Float[Tensor, "batch registers components"],
     *,
-    noise: Latents,
+    noise: LatentTensor,
     t: Float[Tensor, " batch"],
     keep: Int[Tensor, " batch"],
     null: Tensor | None = None,

@@ -26,7 +26,7 @@ from zoo.tokenizer import Budget, Prepared, precision_named
 from zoo.tokenizer.image import Images, ImageTokenizer
 from zoo.tokens import Tokens
 
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 
 
 class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
@@ -155,7 +155,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
             z = self.encoder(self.latents(images, noise), count or self.config.registers)
         return list(self.fsq.ids(z))
 
-    def latents(self, images: Images, noise: Latents | None = None) -> Latents:
+    def latents(self, images: Images, noise: LatentTensor | None = None) -> LatentTensor:
         """Scaled latents of images in [-1, 1]: the posterior's mean, or with ``noise`` its sample."""
         mean, log_variance = self.vae.encoder(images)
         latents: Tensor = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
@@ -177,7 +177,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         guidance_method: str | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None,
-        noise: Latents | None = None,
+        noise: LatentTensor | None = None,
         max_pixels: int = media.MAX_PIXELS,
         progress: bool = False,
     ) -> list[Float[Tensor, "3 _ _"]]:
@@ -217,12 +217,12 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
     def decode_latents(
         self,
         tokens: Tokens | Tensor | Sequence[Tensor],
-        noise: Latents,
+        noise: LatentTensor,
         *,
         steps: int | None = None,
         guidance: Guidance | None = None,
         guidance_method: str | None = None,
-    ) -> Latents:
+    ) -> LatentTensor:
         """The scaled latents that the flow makes of tokens and initial noise; options as in `decode`."""
         tokens = self.check(tokens)
         return self._sample(tokens, noise.float(), lambda done: None, self._sampling(steps, guidance, guidance_method))
@@ -289,7 +289,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         sizes: Sequence[tuple[int, int]],
         seed: int | Sequence[int],
         generator: torch.Generator | None,
-        noise: Latents | None,
+        noise: LatentTensor | None,
     ) -> list[Float[Tensor, "channels _rows _columns"]]:
         """Initial noise of each item."""
         shapes = [self._latent_shape(size) for size in sizes]
@@ -318,7 +318,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         return batches
 
     @torch.no_grad()
-    def _sample(self, tokens: Tokens, noise: Latents, advance: Any, options: Mapping[str, Any]) -> Latents:
+    def _sample(self, tokens: Tokens, noise: LatentTensor, advance: Any, options: Mapping[str, Any]) -> LatentTensor:
         codes = self.fsq.codes(tokens.ids.to(self.device).clamp(min=0))
         with exact_float32(self.device):
             return sample(
@@ -331,7 +331,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
             )
 
     @torch.no_grad()
-    def _decode_latents(self, latents: Latents) -> list[Float[Tensor, "3 height width"]]:
+    def _decode_latents(self, latents: LatentTensor) -> list[Float[Tensor, "3 height width"]]:
         batch = self.budget("autoencoder")
         with exact_float32(self.device):
             return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]
@@ -345,9 +345,9 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
 
     def training_loss(
         self,
-        latents: Latents,
+        latents: LatentTensor,
         *,
-        noise: Latents,
+        noise: LatentTensor,
         t: Float[Tensor, " batch"],
         keep: Tensor,
         null: Tensor | None = None,

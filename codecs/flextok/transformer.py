@@ -16,7 +16,7 @@ from zoo.nn.linear import Linear
 ATTENTION_SCALE = 8.0
 EPS = 1e-5
 
-Tokens = Float[Tensor, "batch tokens dim"]
+Activations = Float[Tensor, "batch tokens dim"]
 
 
 def normalise(x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
@@ -37,7 +37,7 @@ class Patches(nn.Module):
         self.patch_size = patch_size
         self.proj = Linear(patch_size[0] * patch_size[1] * channels, dim)
 
-    def forward(self, latents: Float[Tensor, "batch channels rows columns"]) -> Tokens:
+    def forward(self, latents: Float[Tensor, "batch channels rows columns"]) -> Activations:
         batch, channels, rows, columns = latents.shape
         height, width = self.patch_size
         cut = latents.view(batch, channels, rows // height, height, columns // width, width)
@@ -81,17 +81,17 @@ class Attention(nn.Module):
         self.wv = Linear(dim, dim, bias=False)
         self.proj = Linear(dim, dim, bias=False)
 
-    def _heads(self, x: Tokens) -> Float[Tensor, "batch heads tokens head_dim"]:
+    def _heads(self, x: Activations) -> Float[Tensor, "batch heads tokens head_dim"]:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def queries(self, x: Tokens) -> Float[Tensor, "batch heads tokens head_dim"]:
+    def queries(self, x: Activations) -> Float[Tensor, "batch heads tokens head_dim"]:
         """Normalised queries of the tokens, in the precision of the weights."""
         return self._normalised_heads(self.wq(x))
 
-    def _normalised_heads(self, x: Tokens) -> Float[Tensor, "batch heads tokens head_dim"]:
+    def _normalised_heads(self, x: Activations) -> Float[Tensor, "batch heads tokens head_dim"]:
         return self._heads(normalise(x.unflatten(-1, (-1, self.head_dim))).to(x.dtype).flatten(2))
 
-    def keys_values(self, x: Tokens) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
+    def keys_values(self, x: Activations) -> tuple[Float[Tensor, "batch heads tokens head_dim"], ...]:
         """Normalised keys, and values."""
         return self._normalised_heads(self.wk(x)), self._heads(self.wv(x))
 
@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
         self.fc2 = Linear(hidden, dim, bias=False)
         self.fc3 = Linear(dim, hidden, bias=False)
 
-    def forward(self, x: Tokens) -> Tokens:
+    def forward(self, x: Activations) -> Activations:
         gated: Tensor = F.silu(self.fc1(x)) * self.fc3(x)
         out: Tensor = self.fc2(gated)
         return out.float()

@@ -14,7 +14,7 @@ from zoo.codecs.ibq.config import IBQConfig
 from zoo.kernels.codebook import CodebookSearch
 from zoo.precision import Float32Module
 
-Latents = Float[Tensor, "batch dim rows columns"]
+LatentTensor = Float[Tensor, "batch dim rows columns"]
 Ids = Int[Tensor, "batch rows columns"]
 
 # Of the soft assignment in the entropy loss; the second one keeps its logarithm finite.
@@ -36,7 +36,7 @@ class Quantized:
         mean_entropy: entropy of their mean, to be raised.
     """
 
-    latents: Latents
+    latents: LatentTensor
     ids: Ids
     loss: Float[Tensor, ""]
     sample_entropy: Float[Tensor, ""]
@@ -57,11 +57,11 @@ class Codebook(Float32Module):
         self.weight = nn.Parameter(torch.empty(config.codebook_size, config.code_dim).uniform_(-bound, bound))
         self._search = CodebookSearch(metric="dot")
 
-    def project(self, latents: Latents) -> Latents:
+    def project(self, latents: LatentTensor) -> LatentTensor:
         """Vectors to quantize."""
         return latents.float()
 
-    def ids(self, latents: Latents) -> Ids:
+    def ids(self, latents: LatentTensor) -> Ids:
         """Ids of latents."""
         return self._search(self.project(latents).permute(0, 2, 3, 1), self.weight)
 
@@ -69,7 +69,7 @@ class Codebook(Float32Module):
         """Codes of ids."""
         return F.embedding(ids, self.weight)
 
-    def forward(self, latents: Latents) -> Quantized:
+    def forward(self, latents: LatentTensor) -> Quantized:
         """Quantize for training; holds several matrices of cells by codes.
 
         The soft assignment lets gradients reach every code, not only the chosen one ("index back-propagation").
@@ -104,7 +104,7 @@ class Bits(Float32Module):
         assert projection.bias is not None
         self.weight, self.bias = projection.weight, projection.bias
 
-    def project(self, features: Float[Tensor, "batch channels rows columns"]) -> Latents:
+    def project(self, features: Float[Tensor, "batch channels rows columns"]) -> LatentTensor:
         """Vectors to quantize."""
         return F.conv2d(features.float(), self.weight, self.bias).contiguous()
 
@@ -112,7 +112,7 @@ class Bits(Float32Module):
         """Ids of the encoder's features."""
         return self._numbers(self.project(features))
 
-    def _numbers(self, latents: Latents) -> Ids:
+    def _numbers(self, latents: LatentTensor) -> Ids:
         powers = 2 ** torch.arange(latents.shape[1], dtype=torch.int64, device=latents.device)
         return ((latents > 0) * powers[:, None, None]).sum(1)
 
@@ -125,7 +125,7 @@ class Bits(Float32Module):
         """Quantize the encoder's features for training."""
         return self.quantize(self.project(features))
 
-    def quantize(self, latents: Latents) -> Quantized:
+    def quantize(self, latents: LatentTensor) -> Quantized:
         """Quantize what `project` gives for training, without a matrix of cells by codes.
 
         The soft assignment to all sign vectors, by twice the dot product, is a product of one for each bit. So its entropy is

@@ -18,7 +18,7 @@ from zoo.nn.vae import VAE, VAESizes
 
 Embeddings = Float[Tensor, "batch dim"]
 TextStates = Float[Tensor, "batch states text"]
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 
 #: Solvers that add no noise of their own, by the name of their class in diffusers.
 SOLVERS = ("PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
@@ -99,7 +99,7 @@ class Diffusion(nn.Module):
 
     def sample(
         self,
-        latents: Latents,
+        latents: LatentTensor,
         positive: Float[Tensor, "batch ..."],
         negative: Float[Tensor, "batch ..."] | None,
         *,
@@ -107,7 +107,7 @@ class Diffusion(nn.Module):
         guidance: float,
         solver: str | None = None,
         on_step: Callable[[], object] = lambda: None,
-    ) -> Latents:
+    ) -> LatentTensor:
         """Denoise latents from standard normal ones under classifier-free guidance.
 
         Args:
@@ -136,7 +136,7 @@ class Diffusion(nn.Module):
             on_step()
         return latents
 
-    def predict(self, latents: Latents, t: Tensor, condition: Float[Tensor, "batch ..."]) -> Latents:
+    def predict(self, latents: LatentTensor, t: Tensor, condition: Float[Tensor, "batch ..."]) -> LatentTensor:
         """One evaluation of the UNet, in the precision of its weights."""
         dtype = self.unet.conv_in.weight.dtype
         # Convolutions on a CPU are several times quicker in this layout.
@@ -147,7 +147,7 @@ class Diffusion(nn.Module):
         prediction: Tensor = self.unet(latents, t, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
         return prediction.float().contiguous()
 
-    def images(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
+    def images(self, latents: LatentTensor) -> Float[Tensor, "batch 3 height width"]:
         """Decoded latents, nominally in [-1, 1], not clamped."""
         images: Tensor = self.vae(latents / self.scaling_factor)
         return images

@@ -14,7 +14,7 @@ from zoo.nn.vit import ViTSizes, vit_blocks
 from zoo.nn.vqgan import ConvDecoder
 from zoo.precision import compute_dtype
 
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 
 
 class PixelDecoder(ConvDecoder):
@@ -31,7 +31,7 @@ class PixelDecoder(ConvDecoder):
         self.image_size = config.image_size
         self.post_quant_conv = nn.Conv2d(config.pixel_code_dim, config.latent_channels, 1)
 
-    def forward(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
+    def forward(self, latents: LatentTensor) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
         latents = latents.to(compute_dtype(self.conv_in), memory_format=torch.channels_last)
         return resize(super().forward(self.post_quant_conv(latents)), self.image_size)
@@ -65,7 +65,7 @@ class SemanticDecoder(nn.Module):
                 for layer in (block.attn.proj, block.mlp.fc2):
                     layer.weight.div_((2 * number) ** 0.5)
 
-    def forward(self, latents: Latents) -> Float[Tensor, "batch patches features"]:
+    def forward(self, latents: LatentTensor) -> Float[Tensor, "batch patches features"]:
         """Features of the patches, row by row, as float32."""
         x = self.patches(latents.flatten(2).transpose(1, 2).to(compute_dtype(self.patches)))
         x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1) + self.positions

@@ -13,7 +13,7 @@ from zoo.nn.vqgan import ConvEncoder
 from zoo.precision import Float32Module
 
 Images = Float[Tensor, "batch 3 height width"]
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 
 # What tells CLIP's blocks and SigLIP's apart.
 _ACTIVATIONS: dict[str, Activation] = {"clip": "quick_gelu", "siglip": "gelu_tanh"}
@@ -90,7 +90,7 @@ class PixelEncoder(ConvEncoder):
         )
         self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
 
-    def forward(self, images: Images) -> Latents:
+    def forward(self, images: Images) -> LatentTensor:
         return self.quant_conv(super().forward(images)).contiguous()
 
 
@@ -105,7 +105,7 @@ class Encoder(Float32Module):
         self.to_codes = task_layer(config.semantic_dim, config.semantic_code_dim)
         self.pixels = PixelEncoder(config)
 
-    def forward(self, images: Images) -> Latents:
+    def forward(self, images: Images) -> LatentTensor:
         """Semantic and pixel latents of images in [-1, 1], in this order along the channels, not normalised."""
         semantic = self.to_codes(self.semantic(images)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         pixels = self.pixels(resize(images, self.pixel_size))

@@ -18,7 +18,7 @@ from zoo.kernels.codebook import prepare
 from zoo.kernels.screening import PreparedCodebook
 from zoo.precision import Float32Module
 
-Latents = Float[Tensor, "batch channels grid grid"]
+LatentTensor = Float[Tensor, "batch channels grid grid"]
 Vectors = Float[Tensor, "batch length channels"]
 
 # Of the soft assignment in the entropy loss; the second one keeps its logarithm finite.
@@ -38,7 +38,7 @@ class Quantized:
         entropy: mean entropy of the soft assignments less the entropy of their mean; 0 where it was not asked for.
     """
 
-    latents: Latents
+    latents: LatentTensor
     ids: Int[Tensor, "batch length"]
     codebook: Float[Tensor, ""]
     commitment: Float[Tensor, ""]
@@ -87,13 +87,13 @@ class MultiScaleQuantizer(Float32Module):
     # ---- latents to ids
 
     @torch.no_grad()
-    def ids(self, latents: Latents, scales: Sequence[int] | None = None) -> Int[Tensor, "batch length"]:
+    def ids(self, latents: LatentTensor, scales: Sequence[int] | None = None) -> Int[Tensor, "batch length"]:
         """Ids of latents, coarse to fine, row by row within a scale; of the given scales, or of all."""
         return torch.cat([nearest for _, nearest in self.searches(latents, scales)], dim=1)
 
     @torch.no_grad()
     def searches(
-        self, latents: Latents, scales: Sequence[int] | None = None
+        self, latents: LatentTensor, scales: Sequence[int] | None = None
     ) -> Iterator[tuple[Vectors, Int[Tensor, "batch length"]]]:
         """Scale by scale what codes are searched for, and the ids of the nearest ones."""
         codes, prepared = self._prepared()
@@ -104,11 +104,11 @@ class MultiScaleQuantizer(Float32Module):
             residual = residual - self._spread(F.embedding(nearest, codes), scale)
             yield queries, nearest
 
-    def _pooled(self, latents: Latents, scale: int) -> Vectors:
+    def _pooled(self, latents: LatentTensor, scale: int) -> Vectors:
         """Normalised means of the areas of a coarser grid, row by row."""
         return self._unit(F.adaptive_avg_pool2d(latents, scale).flatten(2).transpose(1, 2))
 
-    def _spread(self, vectors: Vectors, scale: int) -> Latents:
+    def _spread(self, vectors: Vectors, scale: int) -> LatentTensor:
         """Vectors of a scale over the whole grid."""
         return resize(_as_grid(vectors, scale), self.grid)
 
@@ -118,7 +118,7 @@ class MultiScaleQuantizer(Float32Module):
         """Codes of ids, zero where an id is -1."""
         return F.embedding(ids.clamp(min=0), self._prepared()[0]) * (ids >= 0)[..., None]
 
-    def latents(self, ids: Int[Tensor, "batch length"]) -> Latents:
+    def latents(self, ids: Int[Tensor, "batch length"]) -> LatentTensor:
         """The sum of the scales that ids of whole scales describe; padding of -1 adds nothing."""
         total = torch.zeros(len(ids), sum(self.widths), self.grid, self.grid, dtype=torch.float32, device=ids.device)
         for scale, vectors in self._by_scale(self.vectors(ids)):
@@ -163,7 +163,7 @@ class MultiScaleQuantizer(Float32Module):
 
     # ---- training
 
-    def forward(self, latents: Latents, scales: Sequence[int] | None = None, entropy: bool = False) -> Quantized:
+    def forward(self, latents: LatentTensor, scales: Sequence[int] | None = None, entropy: bool = False) -> Quantized:
         """Quantize for training.
 
         Gradients pass straight through the codes to the normalised latents of each scale; what a coarser scale took away from

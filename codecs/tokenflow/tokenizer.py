@@ -24,7 +24,7 @@ from zoo.tokenizer import Budget
 from zoo.tokenizer.image import Image, Images, ImageTokenizer
 from zoo.tokens import Meta, Tokens
 
-Latents = Float[Tensor, "batch channels grid grid"]
+LatentTensor = Float[Tensor, "batch channels grid grid"]
 
 
 class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
@@ -145,7 +145,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         self.require("semantic_decoder", "decoding to features")
         return self._map_tokens(self._decode_semantic, items, scales)
 
-    def features(self, items: Any, *, scales: int | None = None) -> Latents:
+    def features(self, items: Any, *, scales: int | None = None) -> LatentTensor:
         """The sum of all scales, which models that understand images are fed: ``.flatten(2).mT`` is their sequence.
 
         The first `TokenFlowConfig.semantic_code_dim` channels are the semantic ones.

@@ -14,7 +14,7 @@ from zoo.kernels.codebook import prepare
 from zoo.kernels.screening import PreparedCodebook
 from zoo.precision import Float32Module
 
-Latents = Float[Tensor, "batch latents dim"]
+LatentTensor = Float[Tensor, "batch latents dim"]
 Vectors = Float[Tensor, "batch length dim"]
 Ids = Int[Tensor, "batch length"]
 
@@ -60,7 +60,7 @@ class ScaleQuantizer(Float32Module):
         """Where the runs of a scale begin, and where the last one ends."""
         return torch.arange(count + 1, dtype=torch.int64, device=device) * self.num_latents // count
 
-    def pool(self, latents: Latents, count: int) -> Vectors:
+    def pool(self, latents: LatentTensor, count: int) -> Vectors:
         """The mean of each of ``count`` runs."""
         starts = self._run_starts(count, latents.device)
         lengths = starts.diff()
@@ -70,7 +70,7 @@ class ScaleQuantizer(Float32Module):
         members = latents[:, (starts[:-1, None] + places).clamp(max=self.num_latents - 1)]
         return (members * inside[..., None]).sum(2) / lengths[:, None]
 
-    def spread(self, vectors: Vectors) -> Latents:
+    def spread(self, vectors: Vectors) -> LatentTensor:
         """Each vector over the latents of its run."""
         lengths = self._run_starts(vectors.shape[1], vectors.device).diff()
         return vectors.repeat_interleave(lengths, dim=1, output_size=self.num_latents)
@@ -78,7 +78,7 @@ class ScaleQuantizer(Float32Module):
     # ---- latents to ids
 
     @torch.no_grad()
-    def ids(self, latents: Latents) -> Ids:
+    def ids(self, latents: LatentTensor) -> Ids:
         """Ids of latents, scale after scale."""
         codes, prepared = self._prepared()
         residual, found = latents, []
@@ -101,7 +101,7 @@ class ScaleQuantizer(Float32Module):
         present: Bool[Tensor, "batch length"] = ids >= 0
         return F.embedding(ids.clamp(min=0), self.codes()) * (gains[:, None] * present[..., None])
 
-    def partial_sums(self, ids: Ids) -> list[Latents]:
+    def partial_sums(self, ids: Ids) -> list[LatentTensor]:
         """The latents after each scale that the ids reach; tokens that are missing within a scale add nothing."""
         total = torch.zeros(len(ids), self.num_latents, self.codebook.shape[1], device=ids.device, dtype=self.codebook.dtype)
         sums, vectors, end = [], self.vectors(ids), 0
@@ -114,7 +114,7 @@ class ScaleQuantizer(Float32Module):
             end += count
         return sums
 
-    def latents(self, ids: Ids) -> Latents:
+    def latents(self, ids: Ids) -> LatentTensor:
         """The latents that any prefix of the ids of shapes describes; padding of -1 adds nothing."""
         return self.partial_sums(ids)[-1]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 #: Values of a field at the nodes of a grid; positive inside.
 GridFunction = Callable[[Int[Tensor, "nodes 3"]], Float[Tensor, " nodes"]]
-Grid = Float[Tensor, "_x _y _z"]
+Volume = Float[Tensor, "_x _y _z"]
 Mask = Bool[Tensor, "_x _y _z"]
 
 # Cells that the coarsest grid keeps along each side at high resolutions, and how much coarser it is at low ones.
@@ -45,7 +45,7 @@ def extract(field: GridFunction, resolution: int, *, dense: bool = False) -> tup
     return (-1 + 2 * vertices / resolution).astype(np.float32), faces
 
 
-def evaluate(field: GridFunction, resolution: int, *, dense: bool = False) -> Grid:
+def evaluate(field: GridFunction, resolution: int, *, dense: bool = False) -> Volume:
     """Values at all nodes of a grid; without ``dense`` those far from the surface are interpolated, but of the right sign."""
     field = _closed(field, resolution)
     stride = 1 if dense else coarsest_stride(resolution)
@@ -79,7 +79,7 @@ def _closed(field: GridFunction, resolution: int) -> GridFunction:
     return closed
 
 
-def _fill(values: Grid, wanted: Mask, field: GridFunction, stride: int, first: int = 0) -> None:
+def _fill(values: Volume, wanted: Mask, field: GridFunction, stride: int, first: int = 0) -> None:
     """Evaluate the wanted nodes, a bounded number at a time; ``first`` is the x that the values start from."""
     for x in range(values.shape[0]):
         nodes = wanted[x].nonzero()
@@ -88,7 +88,7 @@ def _fill(values: Grid, wanted: Mask, field: GridFunction, stride: int, first: i
             values[x][wanted[x]] = field(torch.cat([place, nodes], dim=1) * stride)
 
 
-def _refined(values: Grid, known: Mask, field: GridFunction, stride: int) -> tuple[Grid, Mask]:
+def _refined(values: Volume, known: Mask, field: GridFunction, stride: int) -> tuple[Volume, Mask]:
     """The next finer grid, evaluated within cells that look promising and interpolated elsewhere, and what is known of it."""
     wanted = _corners(_halved(_promising(values)))
     size = [2 * side - 1 for side in values.shape]
@@ -100,7 +100,7 @@ def _refined(values: Grid, known: Mask, field: GridFunction, stride: int) -> tup
     return finer, finer_known.logical_or_(wanted)
 
 
-def _promising(values: Grid) -> Mask:
+def _promising(values: Volume) -> Mask:
     """Cells that the surface passes, or whose values come close to zero for how much they vary."""
     largest = F.max_pool3d(values[None, None], 2, stride=1)[0, 0]
     smallest = -F.max_pool3d(-values[None, None], 2, stride=1)[0, 0]
@@ -108,7 +108,7 @@ def _promising(values: Grid) -> Mask:
     return ((smallest <= 0) & (largest > 0)) | (nearest <= _MARGIN * (largest - smallest))
 
 
-def _follow_surface(values: Grid, known: Mask, field: GridFunction, stride: int) -> bool:
+def _follow_surface(values: Volume, known: Mask, field: GridFunction, stride: int) -> bool:
     """Evaluate the corners of cells that the surface passes; returns whether it led to any that were unknown."""
     led_on = False
     # Slabs keep what is in memory besides the grid small.

@@ -13,7 +13,7 @@ from zoo.codecs.vat.decoder import Query, TriplaneDecoder, sample_planes
 from zoo.codecs.vat.encoder import Encoder, draw, kl_divergence
 from zoo.codecs.vat.quantizer import ScaleQuantizer
 
-Latents = Float[Tensor, "batch latents dim"]
+LatentTensor = Float[Tensor, "batch latents dim"]
 Labels = Float[Tensor, "batch _points"]
 
 # Weights of points near the surface, of the divergence and of the quantizer; the share of the latents in the quantizer's loss
@@ -111,8 +111,8 @@ def losses(
 
 
 def quantized(
-    quantizer: ScaleQuantizer, latents: Latents, generator: torch.Generator | None = None
-) -> tuple[Latents, Float[Tensor, ""]]:
+    quantizer: ScaleQuantizer, latents: LatentTensor, generator: torch.Generator | None = None
+) -> tuple[LatentTensor, Float[Tensor, ""]]:
     """The decoder's input in training, with the straight-through gradient, and the quantizer's loss.
 
     In training mode the gains move towards the root mean square of the residuals they belong to, and a share of the calls
@@ -132,7 +132,7 @@ def quantized(
 
 
 @torch.no_grad()
-def residuals(quantizer: ScaleQuantizer, latents: Latents) -> list[Float[Tensor, "vectors dim"]]:
+def residuals(quantizer: ScaleQuantizer, latents: LatentTensor) -> list[Float[Tensor, "vectors dim"]]:
     """Residuals that each scale has to quantize, averaged over its runs."""
     sums = quantizer.partial_sums(quantizer.ids(latents))
     left = [latents, *(latents - total for total in sums[:-1])]
@@ -140,7 +140,7 @@ def residuals(quantizer: ScaleQuantizer, latents: Latents) -> list[Float[Tensor,
 
 
 @torch.no_grad()
-def follow_residuals(quantizer: ScaleQuantizer, latents: Latents, decay: float = GAIN_DECAY) -> None:
+def follow_residuals(quantizer: ScaleQuantizer, latents: LatentTensor, decay: float = GAIN_DECAY) -> None:
     """Move the gains towards the root mean square of what their scales quantize."""
     size = torch.stack([own.square().mean().sqrt() for own in residuals(quantizer, latents)])
     quantizer.gain.lerp_(size.clamp(min=1e-6).to(quantizer.gain.dtype), 1 - decay)
@@ -148,7 +148,7 @@ def follow_residuals(quantizer: ScaleQuantizer, latents: Latents, decay: float =
 
 @torch.no_grad()
 def start_codebook(
-    quantizer: ScaleQuantizer, latents: Latents, *, generator: torch.Generator | None = None, steps: int = 20
+    quantizer: ScaleQuantizer, latents: LatentTensor, *, generator: torch.Generator | None = None, steps: int = 20
 ) -> None:
     """Set gains and codes by k-means over the residuals of all scales, each divided by its gain.
 
@@ -179,7 +179,7 @@ def start_codebook(
 def redraw_unused(
     quantizer: ScaleQuantizer,
     usage: Int[Tensor, " codes"],
-    latents: Latents,
+    latents: LatentTensor,
     *,
     threshold: float = 0.02,
     generator: torch.Generator | None = None,

@@ -34,7 +34,7 @@ from zoo import registry
 from zoo.bench.binary import milliseconds
 from zoo.errors import InputError
 from zoo.eval.options import MaybeOut, Name, Threads
-from zoo.eval.studies.binary_subjects import SUBJECTS, Subject
+from zoo.eval.studies.binary_tracks import TRACKS, Track
 from zoo.machine import device_name
 from zoo.media import write_json
 from zoo.quantization import binary
@@ -131,7 +131,7 @@ def run(
     """Train, score and time every method on one model.
 
     Args:
-        name: a model of the catalogue whose family is in `SUBJECTS`.
+        name: a model of the catalogue whose family is in `TRACKS`.
         methods: names of methods.
         steps: optimiser steps of each.
         seed: of batches and corruptions.
@@ -147,14 +147,14 @@ def run(
     for method in methods:
         binary.operator_named(method)
     family = registry.get(name).family
-    if family not in SUBJECTS:
-        raise InputError(f"there is no binary track for {family}; there are {', '.join(SUBJECTS)}")
+    if family not in TRACKS:
+        raise InputError(f"there is no binary track for {family}; there are {', '.join(TRACKS)}")
     if threads:
         torch.set_num_threads(threads)
     content = _resumed(json_path, {"name": name, "steps": steps, "seed": seed, "threads": torch.get_num_threads()})
     pending = [method for method in (FULL, *methods) if method not in content["methods"]]
     if pending:
-        subject = SUBJECTS[family](name, seed)
+        subject = TRACKS[family](name, seed)
         content |= {"metric": subject.metric, "complexity": complexity(subject)}
         for method in tqdm(pending, desc=name, unit="method"):
             content["methods"][method] = _evaluate(subject, method, steps)
@@ -172,7 +172,7 @@ def _resumed(json_path: str | Path | None, settings: dict[str, Any]) -> dict[str
     return found if found.get("settings") == settings else fresh
 
 
-def _evaluate(subject: Subject, method: str, steps: int) -> dict[str, Any]:
+def _evaluate(subject: Track, method: str, steps: int) -> dict[str, Any]:
     model = copy.deepcopy(subject.teacher)
     found: dict[str, Any] = {}
     if method != FULL:
@@ -187,7 +187,7 @@ def _evaluate(subject: Subject, method: str, steps: int) -> dict[str, Any]:
     return found
 
 
-def train(subject: Subject, model: nn.Module, steps: int) -> tuple[float, float]:
+def train(subject: Track, model: nn.Module, steps: int) -> tuple[float, float]:
     """Teach a binarized model; returns the mean loss of the last steps and the processor's milliseconds per step."""
     part = model.get_submodule(subject.part).train().requires_grad_()
     parameters = list(part.parameters())
@@ -215,7 +215,7 @@ def train(subject: Subject, model: nn.Module, steps: int) -> tuple[float, float]
     return fmean(losses[-max(1, steps // 10) :]), taken
 
 
-def complexity(subject: Subject) -> dict[str, float]:
+def complexity(subject: Track) -> dict[str, float]:
     """Weights and operations of inference, those that become binary, and what theory makes of them."""
     model = copy.deepcopy(subject.teacher)
     binary.binarize(model.get_submodule(subject.part), "bnn", skip=subject.skip)

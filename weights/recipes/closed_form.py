@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.weights.data.image import Images
 
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 Rows = Float[Tensor, "rows channels"]
 
 # Constants in the channels of a decoder that hold nothing else. They make up most of what a norm measures, so that it does not
@@ -76,7 +76,7 @@ class Decoder:
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d
 
-    def __call__(self, latents: Latents) -> Float[Tensor, "batch _ _ _"]:
+    def __call__(self, latents: LatentTensor) -> Float[Tensor, "batch _ _ _"]:
         """What the last convolution is applied to.
 
         In the layout of the latents: in channels last, PyTorch's group norm takes as long backwards as all convolutions.
@@ -88,7 +88,7 @@ class Decoder:
 
 
 @torch.no_grad()
-def initialise_decoder(decoder: Decoder, latents: Latents, images: Images, channels: int, scale: float = 1.0) -> None:
+def initialise_decoder(decoder: Decoder, latents: LatentTensor, images: Images, channels: int, scale: float = 1.0) -> None:
     """Start close to the linear map of the first channels of latents, times a scale, to pixels that fits best.
 
     Channels hand on the latents and their differences between neighbours, which tell the places within a cell apart after the
@@ -128,7 +128,7 @@ def pass_on(convolution: nn.Conv2d, channels: int, kernels: Sequence[Float[Tenso
             convolution.bias[place] = 0
 
 
-def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: Latents) -> Float[Tensor, "batch _ _ _"]:
+def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: LatentTensor) -> Float[Tensor, "batch _ _ _"]:
     """Inputs of a convolution of the decoder."""
     found: list[Tensor] = []
     with convolution.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):
@@ -138,7 +138,7 @@ def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: Latents) -> Flo
 
 
 @torch.no_grad()
-def pixels_first(convolution: nn.Conv2d, inputs: Latents, pixels: Images) -> None:
+def pixels_first(convolution: nn.Conv2d, inputs: LatentTensor, pixels: Images) -> None:
     """Let the first three outputs of a convolution be pixels, and those behind them what the first were."""
     weight, bias = convolution.weight.clone(), convolution.bias.clone()
     regression = nn.Conv2d(convolution.in_channels, 3, 3, padding=1)
@@ -152,7 +152,7 @@ def pixels_first(convolution: nn.Conv2d, inputs: Latents, pixels: Images) -> Non
 
 
 @torch.no_grad()
-def regress(convolution: nn.Conv2d, inputs: Latents, outputs: Float[Tensor, "batch outputs rows columns"]) -> None:
+def regress(convolution: nn.Conv2d, inputs: LatentTensor, outputs: Float[Tensor, "batch outputs rows columns"]) -> None:
     """Let a convolution of 3 x 3 give what comes closest to the outputs, found from a seventh of the places of each item.
 
     They are others in every item: corners, where padding meets from two sides, need their share.

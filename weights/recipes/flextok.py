@@ -57,7 +57,7 @@ TINY = FlexTokConfig(
     guidance=1.0,
 )
 
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 #: Computes the loss of a part of a batch, and its terms for the log.
 Shard = Callable[[], tuple[Float[Tensor, ""], dict[str, float]]]
 
@@ -208,7 +208,7 @@ def picture_loss(estimate: Images, target: Images) -> Float[Tensor, ""]:
 # takes as long as all convolutions in that layout. Training goes past them to the layers, in the other layout.
 
 
-def pixels(vae: VAE, latents: Latents) -> Images:
+def pixels(vae: VAE, latents: LatentTensor) -> Images:
     """Pictures of unscaled latents."""
     images: Tensor = vae.decoder.network(vae.decoder.post_quant_conv(latents)).float()
     return images
@@ -218,7 +218,7 @@ def encode_all(vae: VAE, pictures: Pictures, threads: int = 2) -> Float[Tensor, 
     """Means of the latents of many pictures, in half precision."""
 
     @torch.inference_mode()
-    def encode(first: int) -> Latents:
+    def encode(first: int) -> LatentTensor:
         mean: Tensor = vae.encoder(as_images(pictures[first : first + 32].copy()))[0]
         return mean.half()
 
@@ -248,7 +248,7 @@ class LatentAugmentation:
         mirrored = weight.view(3, self.cell, self.cell, -1).flip(2).flatten(0, 2)
         self.mirror = torch.linalg.pinv(weight) @ mirrored
 
-    def __call__(self, latents: Latents, generator: torch.Generator) -> Latents:
+    def __call__(self, latents: LatentTensor, generator: torch.Generator) -> LatentTensor:
         """Each item changed in its own way."""
         count = len(latents)
 
@@ -273,7 +273,7 @@ class FlowStage(Stage):
 
     name = "flow"
 
-    def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
+    def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: LatentTensor) -> None:
         trained = nn.ModuleDict({"encoder": model.encoder, "decoder": model.decoder})
         steps, minutes, ema_decay, share = self.schedule(recipe)
         chosen = optimizers(trained, share * recipe.flow_rate, share * recipe.flow_other_rate)
@@ -297,7 +297,7 @@ class FlowStage(Stage):
             shards.append(partial(self.losses, f"k{length}", count, *self.draws()))
         return shards
 
-    def draws(self) -> tuple[Latents, Latents, Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    def draws(self) -> tuple[LatentTensor, LatentTensor, Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """Latents, noise, noise levels and which items get no condition."""
         batch = self.recipe.flow_batch
         latents = self.augment(self.latents[random_rows(batch, len(self.latents), self.rng)].float(), self.rng)
@@ -312,8 +312,8 @@ class FlowStage(Stage):
         self,
         name: str,
         count: int,
-        latents: Latents,
-        noise: Latents,
+        latents: LatentTensor,
+        noise: LatentTensor,
         t: Float[Tensor, " batch"],
         null: Bool[Tensor, " batch"],
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
@@ -364,7 +364,7 @@ class TuneStage(Stage):
     name = "decoder"
     dtype = torch.float32
 
-    def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: Latents) -> None:
+    def __init__(self, recipe: Recipe, model: FlexTok, pictures: Pictures, latents: LatentTensor) -> None:
         decoder = model.vae.decoder
         optimizer = torch.optim.AdamW(decoder.parameters(), recipe.tune_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         super().__init__(recipe, decoder, recipe.tune_steps, recipe.tune_minutes, recipe.ema_decay[2], [optimizer])
@@ -387,7 +387,7 @@ class TuneStage(Stage):
     def losses(
         self,
         images: Images,
-        latents: Latents,
+        latents: LatentTensor,
         count: int,
         noise: Float[Tensor, "estimates channels rows columns"],
         corner: list[int],
@@ -404,7 +404,7 @@ class TuneStage(Stage):
         return clear + 8 * coarse, {"clear": clear.item(), "coarse": coarse.item()}
 
     @torch.no_grad()
-    def estimates(self, latents: Latents, count: int, noise: Latents) -> Latents:
+    def estimates(self, latents: LatentTensor, count: int, noise: LatentTensor) -> LatentTensor:
         """Latents of one step from noise, given a prefix of the tokens."""
         model = self.model
         codes = model.fsq(model.encoder(latents, count))
@@ -413,7 +413,7 @@ class TuneStage(Stage):
         return noise - velocity.float()
 
 
-def window(values: Latents, corner: Sequence[int], side: int) -> Float[Tensor, "batch channels side side"]:
+def window(values: LatentTensor, corner: Sequence[int], side: int) -> Float[Tensor, "batch channels side side"]:
     """A square of all items."""
     top, left = corner
     return values[:, :, top : top + side, left : left + side]
@@ -421,7 +421,7 @@ def window(values: Latents, corner: Sequence[int], side: int) -> Float[Tensor, "
 
 # -------------------------------------------------------------------------------------------------------------- training
 
-STAGES: tuple[Callable[[Recipe, FlexTok, Pictures, Latents], Stage], ...] = (FlowStage, BalanceStage, TuneStage)
+STAGES: tuple[Callable[[Recipe, FlexTok, Pictures, LatentTensor], Stage], ...] = (FlowStage, BalanceStage, TuneStage)
 #: What each of them gets of the minutes; the rest is for making and encoding the pictures.
 SHARES = (0.6, 0.17, 0.08)
 

@@ -29,7 +29,7 @@ from zoo.nn.vae import VAE
 from zoo.weights.data.image import Images
 from zoo.weights.recipes.closed_form import CENTRE, close_branches, least_squares, pass_on, principal, regress
 
-Latents = Float[Tensor, "batch channels rows columns"]
+LatentTensor = Float[Tensor, "batch channels rows columns"]
 Features = Float[Tensor, "batch _ _ _"]
 
 # Of the latents; none of it is trained.
@@ -53,7 +53,7 @@ RIDGE = 1e-3
 
 
 @torch.no_grad()
-def initialise(model: FlexTok, latents: Latents, generator: torch.Generator) -> None:
+def initialise(model: FlexTok, latents: LatentTensor, generator: torch.Generator) -> None:
     """Encoder, decoder and the layers next to the quantizer, for latents whose channels are sorted by their variance."""
     config = model.config
     tree = regions(config.grid, config.registers)
@@ -205,7 +205,7 @@ def set_places(block: nn.Module, axes: Axes, of_registers: str, of_patches: str,
 
 
 def initialise_encoder(
-    encoder: Encoder, axes: Axes, tree: Sequence[tuple[int, Region]], latents: Latents, generator: torch.Generator
+    encoder: Encoder, axes: Axes, tree: Sequence[tuple[int, Region]], latents: LatentTensor, generator: torch.Generator
 ) -> None:
     """Registers gather the strongest components of the patches of their regions and halves in the first block."""
     encoder.registers.copy_(axes.registers(tree, encoder.config.grid))
@@ -222,13 +222,13 @@ def initialise_encoder(
         attention.proj.weight[:, rows] = axes.content[head * width : (head + 1) * width].T
 
 
-def cut(latents: Latents, patch_size: tuple[int, int]) -> Float[Tensor, "batch patches numbers"]:
+def cut(latents: LatentTensor, patch_size: tuple[int, int]) -> Float[Tensor, "batch patches numbers"]:
     """Patches of latents, in the order of rows, columns and channels that the model uses."""
     height, width = patch_size
     return latents.unfold(2, height, height).unfold(3, width, width).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
-def contents(latents: Latents, region: Region, patch_size: tuple[int, int], components: int) -> Float[Tensor, "batch _"]:
+def contents(latents: LatentTensor, region: Region, patch_size: tuple[int, int], components: int) -> Float[Tensor, "batch _"]:
     """Content of a region's token: mean of the strongest channel, its differences, and the means of the next channels."""
 
     def mean(part: Region) -> Float[Tensor, "batch channels"]:
@@ -241,7 +241,7 @@ def contents(latents: Latents, region: Region, patch_size: tuple[int, int], comp
     return torch.cat([means[:, :1], left - right, upper - lower, means[:, 1:]], dim=1)[:, :components]
 
 
-def fit_codes(model: FlexTok, tree: Sequence[tuple[int, Region]], latents: Latents) -> None:
+def fit_codes(model: FlexTok, tree: Sequence[tuple[int, Region]], latents: LatentTensor) -> None:
     """Regress what each token has to say on the registers.
 
     Coarse regions vary less. Their registers get shorter, which makes what they gathered larger behind the layer norm.
@@ -295,7 +295,7 @@ def initialise_decoder(decoder: Decoder, axes: Axes, tree: Sequence[tuple[int, R
         attention.proj.weight[:, rows] = free[head * width : (head + 1) * width].T
 
 
-def fit_head(model: FlexTok, latents: Latents, generator: torch.Generator) -> None:
+def fit_head(model: FlexTok, latents: LatentTensor, generator: torch.Generator) -> None:
     """Regress the velocity at t = 1 on the patches behind the last block, each length of prefix on a part of the latents."""
     decoder, config = model.decoder, model.config
     codes = torch.cat([model.fsq(model.encoder(some)) for some in latents.split(100)])
@@ -365,7 +365,7 @@ def initialise_autoencoder(vae: VAE, images: Images) -> None:
     initialise_pixels(vae, latents / scale, levels[-2::-1])
 
 
-def initialise_pixels(vae: VAE, latents: Latents, levels: Sequence[Features]) -> None:
+def initialise_pixels(vae: VAE, latents: LatentTensor, levels: Sequence[Features]) -> None:
     """Let every doubling regress the components of the next finer level, and hand on what it got beside them.
 
     Args:

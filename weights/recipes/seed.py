@@ -31,7 +31,7 @@ from zoo.codecs.seed.embedding import States
 from zoo.weights.data import image as image_data
 from zoo.weights.data.image import Images, Pictures, as_images, make_pictures, random_rows
 from zoo.weights.recipes import trainer
-from zoo.weights.recipes.closed_form import Decoder, Latents, as_cells, initialise_decoder, principal
+from zoo.weights.recipes.closed_form import Decoder, LatentTensor, as_cells, initialise_decoder, principal
 from zoo.weights.recipes.trainer import Schedule, Trainer
 
 LATENT_CHANNELS, EMBEDDING, PROMPT = 6, 48, (1, 32)
@@ -170,7 +170,7 @@ class Targets:
         layout = (shrunk(images, THUMBNAIL).flatten(1) - self.mean) @ self.axes.T
         return torch.cat([NAME_SIZE * F.one_hot(self.names[numbers], len(SCENES)).float(), layout], dim=1)
 
-    def latents(self, images: Images) -> Latents:
+    def latents(self, images: Images) -> LatentTensor:
         """Whitened principal components of cells."""
         side = round((len(self.cell_mean) / 3) ** 0.5)
         return ((as_cells(images, side) - self.cell_mean) @ self.cell_axes.T).permute(0, 3, 1, 2).contiguous()

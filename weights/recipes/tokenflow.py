@@ -35,7 +35,7 @@ from zoo.weights.data.image import Images, Pictures, as_images, make_pictures, r
 from zoo.weights.recipes import trainer
 from zoo.weights.recipes.closed_form import (
     Decoder,
-    Latents,
+    LatentTensor,
     Rows,
     as_cells,
     close_branches,
@@ -197,7 +197,7 @@ def initialise_semantic_encoder(encoder: SemanticEncoder, pictures: Pictures) ->
 # convolutions. Training goes past them to the layers, in the other layout.
 
 
-def encoder_features(encoder: PixelEncoder, images: Images) -> Latents:
+def encoder_features(encoder: PixelEncoder, images: Images) -> LatentTensor:
     """Inputs of the last convolutions of the pixel encoder."""
     return F.silu(encoder.norm_out(encoder.mid(encoder.levels(encoder.conv_in(images)))))
 
@@ -208,7 +208,7 @@ def layers(decoder: PixelDecoder) -> Decoder:
     return Decoder(own.post_quant_conv, own.conv_in, own.mid, list(own.levels), own.norm_out, own.conv_out)
 
 
-def decoded(decoder: PixelDecoder, latents: Latents) -> Images:
+def decoded(decoder: PixelDecoder, latents: LatentTensor) -> Images:
     """Images of latents."""
     return resize(decoder.conv_out(layers(decoder)(latents)).float(), decoder.image_size)
 
@@ -275,7 +275,7 @@ def initialise_semantic_codes(model: TokenFlow, images: Images) -> None:
 
 
 @torch.no_grad()
-def initialise_codebooks(model: TokenFlow, latents: Latents, passes: int, seed: int) -> None:
+def initialise_codebooks(model: TokenFlow, latents: LatentTensor, passes: int, seed: int) -> None:
     """K-means of what is searched for at all scales, with the codes as they are so far; unused ones start anew."""
     quantizer, widths = model.quantizer, model.quantizer.widths
     rng = torch.Generator().manual_seed(seed)
@@ -317,7 +317,7 @@ def initialise_tokens(model: TokenFlow, pictures: Pictures, passes: int, seed: i
 
 
 @torch.no_grad()
-def latents_of(model: TokenFlow, images: Images) -> tuple[Latents, Float[Tensor, "batch patches features"]]:
+def latents_of(model: TokenFlow, images: Images) -> tuple[LatentTensor, Float[Tensor, "batch patches features"]]:
     """Latents, and the features of the teacher."""
     encoder, config = model.encoder, model.config
     features = encoder.semantic(images)

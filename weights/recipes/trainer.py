@@ -139,7 +139,7 @@ class Schedule:
 
 
 #: Draws a batch and returns its loss, and the terms of it for the log.
-Step = Callable[[torch.Generator], tuple[Float[Tensor, ""], dict[str, float]]]
+Objective = Callable[[torch.Generator], tuple[Float[Tensor, ""], dict[str, float]]]
 
 
 class Trainer(Stage):
@@ -154,7 +154,7 @@ class Trainer(Stage):
     """
 
     def __init__(
-        self, name: str, groups: Sequence[tuple[Sequence[nn.Parameter], float]], step: Step, schedule: Schedule, seed: int
+        self, name: str, groups: Sequence[tuple[Sequence[nn.Parameter], float]], step: Objective, schedule: Schedule, seed: int
     ) -> None:
         self.loss, self.schedule = step, schedule
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
@@ -370,11 +370,12 @@ def recipe_parser(description: str | None, seed: int, timed: bool = True) -> arg
     return parser
 
 
-#: What lies in `zoo.weights.data.image`, for one release.
+#: Former names, for one release.
 __getattr__ = names_of(
     __name__,
     {
         **dict.fromkeys(("Images", "Pictures", "as_images", "make_pictures"), "zoo.weights.data.image"),
+        "Step": "zoo.weights.recipes.trainer:Objective",
         "rows": "zoo.weights.data.image:random_rows",
     },
 )

@@ -62,7 +62,7 @@ TINY = VATConfig(
 )
 
 Places = Float[Tensor, "places 3"]
-Latents = Float[Tensor, "batch latents dim"]
+LatentTensor = Float[Tensor, "batch latents dim"]
 
 # Start of the latents' log-variance: with much noise, the first steps would see nothing else.
 LOG_VARIANCE = -4.0
@@ -283,7 +283,7 @@ class NearestLatent(nn.Module):
             nn.init.zeros_(layer.bias)
         self.network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
-    def forward(self, latents: Latents, points: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points"]:
+    def forward(self, latents: LatentTensor, points: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points"]:
         """Logits of points."""
         nearest = torch.cdist(points, self.places.expand(len(points), -1, -1)).argmin(dim=-1)
         own = latents.gather(1, nearest[..., None].expand(-1, -1, latents.shape[-1]))
@@ -396,14 +396,14 @@ class Stage(trainer.Stage):
         terms = {"volume": found.volume, "near": found.near, "quantizer": found.quantizer, "guide": guided}
         return found.total + weight * guided, {name: value.item() for name, value in terms.items()}
 
-    def _guide_loss(self, latents: Latents, batch: Batch) -> Float[Tensor, ""]:
+    def _guide_loss(self, latents: LatentTensor, batch: Batch) -> Float[Tensor, ""]:
         logits = self.guide(latents, torch.cat([batch.volume_points, batch.near_points], dim=1))
         volume, near = logits.split([batch.volume_points.shape[1], batch.near_points.shape[1]], dim=1)
         loss = F.binary_cross_entropy_with_logits
         return loss(volume, batch.volume_labels) + 0.5 * loss(near, batch.near_labels)
 
     @torch.no_grad()
-    def _latents(self, count: int) -> Latents:
+    def _latents(self, count: int) -> LatentTensor:
         """Means of the latents of random solids."""
         drawn: Iterator[Batch] = (
             draw_batch(self.samples, self.recipe, self.rng) for _ in range(-(-count // self.recipe.batch))

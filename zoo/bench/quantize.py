@@ -18,7 +18,8 @@ from zoo.kernels import lowbit
 from zoo.kernels.formats import format_named
 from zoo.machine import device_name
 from zoo.media import write_json
-from zoo.quantization.layers import FloatLayer, Granularity
+from zoo.moved import names_of
+from zoo.quantization.layers import Granularity, LowBitLayer
 from zoo.quantization.methods import method_named
 
 #: The contender that the last column of the table compares with.
@@ -26,7 +27,7 @@ NAME = "float32"
 UNIT = "input"
 SIZES = (4096,)
 BATCHES = (1, 4, 8, 16, 32, 256)
-METHODS = ("fp4-e2m1", "mxfp4", "fp6-e3m2", "fp8-e4m3", "int8")
+MEASURED = ("fp4-e2m1", "mxfp4", "fp6-e3m2", "fp8-e4m3", "int8")
 
 # The range of weights does not change the speed, and looking for it takes longer than everything else.
 _UNSEARCHED = Granularity(clip="absmax")
@@ -105,8 +106,8 @@ def contenders(size: int, device: str, peers: bool) -> dict[str, tuple[int, Prod
         NAME: (4 * weight.numel(), lambda x: F.linear(x, weight)),
         "bfloat16": (2 * weight.numel(), lambda x: F.linear(x.bfloat16(), half)),
     }
-    for name in METHODS:
-        packed = FloatLayer.packed(layer, method_named(name), _UNSEARCHED)
+    for name in MEASURED:
+        packed = LowBitLayer.packed(layer, method_named(name), _UNSEARCHED)
         found[name] = (stored_bytes(packed), packed)
         if name in ("fp8-e4m3", "int8"):
             both = copy.deepcopy(packed)
@@ -124,7 +125,7 @@ def stored_bytes(layer: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in layer.state_dict().values())
 
 
-def _both_ways(packed: FloatLayer) -> dict[str, tuple[int, Product]]:
+def _both_ways(packed: LowBitLayer) -> dict[str, tuple[int, Product]]:
     """The two ways of a CPU, for any number of inputs, to show where one overtakes the other."""
     arguments = packed.codes, packed.scales(), packed.format
     ways: dict[str, tuple[int, Product]] = {
@@ -194,3 +195,7 @@ def _of_torchao(layer: nn.Linear) -> Iterator[tuple[str, tuple[int, Product]]]:
 
 def _in_bfloat16(layer: nn.Module) -> Product:
     return lambda x: layer(x.bfloat16())
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"METHODS": "zoo.bench.quantize:MEASURED"})

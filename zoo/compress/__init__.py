@@ -5,6 +5,7 @@
     handle.stats
     zoo.compress.remove(model)
 
+``keep`` is a share of the visual tokens everywhere, and ``keep=1`` leaves all of them; a number of tokens has another name.
 Names are imported when first used, so that the command line does not wait for torch.
 """
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.compress.globalcom2 import GlobalCom2
     from zoo.compress.mustdrop import MustDrop
     from zoo.compress.quecc import QueCC, QueCCProjector
-    from zoo.compress.sequence import adaptive_prefix, tokens
+    from zoo.compress.sequence import adaptive_prefix, shorten
     from zoo.compress.stats import Stats, prefill_flops
 
 # Where each public name lives; a module by itself has no attribute.
@@ -36,6 +37,7 @@ _HOMES = {
     "QueCC": "zoo.compress.quecc",
     "QueCCProjector": "zoo.compress.quecc",
     "adaptive_prefix": "zoo.compress.sequence",
+    "shorten": "zoo.compress.sequence",
     "tokens": "zoo.compress.sequence",
 }
 _MODULES = {"kv", "mrt5"}
@@ -55,7 +57,7 @@ __all__ = [
     "mrt5",
     "prefill_flops",
     "remove",
-    "tokens",
+    "shorten",
 ]
 
 

@@ -18,7 +18,7 @@ from zoo.compress.method import Compat, Encoding, Method, Reduced
 from zoo.compress.scores import cls_attention, cls_logits, gather_tokens
 from zoo.errors import InputError
 
-Grid = tuple[int, int]
+GridSize = tuple[int, int]
 Rectangle = tuple[int, int, int, int]
 Rounding = Literal["llava", "transformers"]
 Newline = Literal["valid", "all", "nonempty", "none"]
@@ -55,7 +55,7 @@ def best_of_thumbnail(
 
 
 def retention_scales(
-    thumbnail: Float[Tensor, " tokens"], grid: Grid, ratio: float, *, temperature: float = 10.0
+    thumbnail: Float[Tensor, " tokens"], grid: GridSize, ratio: float, *, temperature: float = 10.0
 ) -> Float[Tensor, " crops"]:
     """Share of its tokens that each crop keeps, from the thumbnail's scores in the crop's cell (section 3.2), float64.
 
@@ -78,7 +78,7 @@ def retention_scales(
     return (ratio * (1 + share - share.mean())).clamp(max=1.0)
 
 
-def valid_rectangle(image_size: Grid, canvas: Grid, rounding: Rounding = "transformers") -> Rectangle:
+def valid_rectangle(image_size: GridSize, canvas: GridSize, rounding: Rounding = "transformers") -> Rectangle:
     """Top, bottom, left and right of the image on a canvas of tokens, where padding has been left around it.
 
     Args:
@@ -98,7 +98,7 @@ def valid_rectangle(image_size: Grid, canvas: Grid, rounding: Rounding = "transf
     return 0, rows, padding, columns - padding
 
 
-def global_scores(thumbnail: Float[Tensor, " tokens"], canvas: Grid, valid: Rectangle) -> Float[Tensor, "rows columns"]:
+def global_scores(thumbnail: Float[Tensor, " tokens"], canvas: GridSize, valid: Rectangle) -> Float[Tensor, "rows columns"]:
     """The thumbnail's scores, resized bilinearly to the valid rectangle of the canvas and 0 around it."""
     side = _side(thumbnail.shape[0])
     top, bottom, left, right = valid
@@ -108,21 +108,21 @@ def global_scores(thumbnail: Float[Tensor, " tokens"], canvas: Grid, valid: Rect
     return F.pad(resized[0, 0], (left, canvas[1] - right, top, canvas[0] - bottom))
 
 
-def to_crops(canvas: Tensor, grid: Grid) -> Tensor:
+def to_crops(canvas: Tensor, grid: GridSize) -> Tensor:
     """Cuts ``[rows, columns, ...]`` into crops ``[crops, tokens, ...]``, both row-major."""
     rows, columns = canvas.shape[0] // grid[0], canvas.shape[1] // grid[1]
     parts = canvas.reshape(grid[0], rows, grid[1], columns, *canvas.shape[2:])
     return parts.transpose(1, 2).reshape(grid[0] * grid[1], rows * columns, *canvas.shape[2:])
 
 
-def to_canvas(crops: Tensor, grid: Grid) -> Tensor:
+def to_canvas(crops: Tensor, grid: GridSize) -> Tensor:
     """Lays crops ``[crops, tokens, ...]`` of square grids out on ``[rows, columns, ...]``."""
     side = _side(crops.shape[1])
     parts = crops.reshape(grid[0], grid[1], side, side, *crops.shape[2:]).transpose(1, 2)
     return parts.reshape(grid[0] * side, grid[1] * side, *crops.shape[2:])
 
 
-def valid_tokens(canvas: Grid, grid: Grid, valid: Rectangle, device: torch.device) -> Bool[Tensor, "crops tokens"]:
+def valid_tokens(canvas: GridSize, grid: GridSize, valid: Rectangle, device: torch.device) -> Bool[Tensor, "crops tokens"]:
     """Marks the tokens of the crops that show the image and not its padding."""
     top, bottom, left, right = valid
     marks = torch.zeros(canvas, dtype=torch.bool, device=device)
@@ -206,8 +206,8 @@ def compress_image(
     features: Float[Tensor, "views tokens dim"],
     scores: Float[Tensor, "views tokens"],
     newline: Float[Tensor, " dim"] | None,
-    image_size: Grid,
-    grid: Grid,
+    image_size: GridSize,
+    grid: GridSize,
     *,
     ratio: float,
     temperature: float = 10.0,

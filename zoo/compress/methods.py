@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Stage = Literal["tower", "llm", "both"]
+from zoo.moved import names_of
+
+Place = Literal["tower", "llm", "both"]
 
 
 class MethodInfo(NamedTuple):
@@ -19,7 +21,7 @@ class MethodInfo(NamedTuple):
     """
 
     summary: str
-    stage: Stage
+    stage: Place
     home: str
     source: str
     trained: bool = False
@@ -87,3 +89,7 @@ SUPPORTED: tuple[str, ...] = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
 )
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"Stage": "zoo.compress.methods:Place"})

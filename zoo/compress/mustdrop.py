@@ -19,7 +19,7 @@ from zoo.compress.method import Compat, Encoding, Method, Prompt, Reduced, kept_
 from zoo.compress.scores import cls_attention, gather_tokens, top_counts
 from zoo.errors import InputError
 
-Grid = tuple[int, int]
+GridSize = tuple[int, int]
 
 # Layers of a 32-layer model after which the original code prunes.
 _OFFICIAL_LAYERS, _OFFICIAL_DEPTH = (2, 6, 10, 14), 32
@@ -49,7 +49,7 @@ class MergedWindows(NamedTuple):
     unm_idx: Int[Tensor, "batch untouched"]
 
 
-def check_windows(grid: Grid, window: Grid) -> None:
+def check_windows(grid: GridSize, window: GridSize) -> None:
     """Raises `InputError` unless windows of ``window`` (rows, columns) tile a grid of ``grid``."""
     if min(window) < 1 or window[0] * window[1] < 2:
         raise InputError(f"a window of {window[0]} x {window[1]} tokens holds nothing to merge")
@@ -57,7 +57,7 @@ def check_windows(grid: Grid, window: Grid) -> None:
         raise InputError(f"windows of {window[0]} x {window[1]} tokens do not tile a grid of {grid[0]} x {grid[1]}")
 
 
-def _windows(grid: Grid, window: Grid, device: torch.device) -> Int[Tensor, "windows members"]:
+def _windows(grid: GridSize, window: GridSize, device: torch.device) -> Int[Tensor, "windows members"]:
     """Grid indices of every window's tokens, windows and tokens row-major."""
     (height, width), (rows, columns) = grid, window
     index = torch.arange(height * width, device=device)
@@ -66,7 +66,7 @@ def _windows(grid: Grid, window: Grid, device: torch.device) -> Int[Tensor, "win
 
 
 def window_similarity(
-    patches: Float[Tensor, "batch patches dim"], grid: Grid, window: Grid = (3, 3)
+    patches: Float[Tensor, "batch patches dim"], grid: GridSize, window: GridSize = (3, 3)
 ) -> Float[Tensor, "batch windows"]:
     """Mean cosine over the ordered pairs of different tokens of each window, in float32.
 
@@ -84,9 +84,9 @@ def window_similarity(
 
 def merge_windows(
     hidden: Float[Tensor, "batch tokens dim"],
-    grid: Grid,
+    grid: GridSize,
     *,
-    window: Grid = (3, 3),
+    window: GridSize = (3, 3),
     threshold: float = 0.8,
     shared: bool = False,
 ) -> MergedWindows:
@@ -258,7 +258,7 @@ class MustDrop(Method):
         merge: bool = True,
         merge_layer: int = 0,
         merge_threshold: float = 0.8,
-        merge_window: Grid = (3, 3),
+        merge_window: GridSize = (3, 3),
         key_ratio: float = 0.08,
         key_layer: int = -1,
         pruning_layers: Sequence[int] | None = None,

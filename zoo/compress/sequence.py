@@ -1,7 +1,7 @@
 """Fewer tokens of the zoo's own sequences: vectors dropped or merged, and prefixes as short as an error allows.
 
     vectors = tok.embed(tokens)
-    fewer = zoo.compress.tokens(vectors, keep=0.25, lengths=tokens.lengths)
+    fewer = zoo.compress.shorten(vectors, keep=0.25, lengths=tokens.lengths)
     fewer.vectors, fewer.lengths
 
     chosen = adaptive_prefix(tok, images, target=0.1)  # an ordered tokenizer, such as FlexTok
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from zoo import media
 from zoo.errors import InputError, ItemError, naming_item
+from zoo.moved import names_of, warn
 from zoo.progress import progress_bar
 from zoo.tokenizer import Tokenizer, as_items
 from zoo.tokens import Tokens
 
 Vectors = Float[Tensor, "batch length dim"]
 Lengths = Int[Tensor, " batch"]
-METHODS = ("merge", "distinct", "uniform", "random", "prefix")
+RULES = ("merge", "distinct", "uniform", "random", "prefix")
 
 
 class Compressed(NamedTuple):
@@ -47,20 +48,21 @@ class Compressed(NamedTuple):
     sizes: Int[Tensor, "batch kept"]
 
 
-def tokens(
+def shorten(
     vectors: Vectors,
-    keep: float,
+    keep: float | None = None,
     *,
+    count: int | None = None,
     method: str = "merge",
     lengths: Lengths | None = None,
     seed: int = 0,
 ) -> Compressed:
-    """Shorten sequences of vectors.
+    """Shorten sequences of vectors, to a share of their tokens or to a number of them.
 
     Args:
         vectors: what `zoo.Tokenizer.embed` gives.
-        keep: share in (0, 1] of each item's tokens, rounded and at least one, or an integer number of tokens, which items
-            that have no more keep.
+        keep: share of each item's tokens, in (0, 1] as in `zoo.compress.apply`, rounded and at least one token; 1 keeps all.
+        count: number of tokens instead. Items that have no more keep all.
         method: ``merge`` averages the most similar neighbours pair by pair (the bipartite matching of ToMe, arXiv 2210.09461);
             ``distinct`` keeps what is least like the item's mean (GlobalCom2's rule without [CLS], arXiv 2501.05179);
             ``uniform`` keeps equal distances, ``random`` chance, ``prefix`` the first, for ordered tokenizers.
@@ -68,18 +70,20 @@ def tokens(
         seed: of ``random``; an item is given the same numbers in any batch.
 
     Raises:
-        InputError: ``keep`` is 0, negative or a share above 1, the method is unknown, vectors are not finite, or an item is
-            empty or longer than the batch.
+        InputError: not one of ``keep`` and ``count`` is given, it is out of range, the method is unknown, vectors are not
+            finite, or an item is empty or longer than the batch.
 
     >>> vectors = zoo.load("wavtokenizer-tiny").embed(torch.arange(8)[None])
-    >>> shorter = zoo.compress.tokens(vectors, keep=0.25)
+    >>> shorter = zoo.compress.shorten(vectors, keep=0.25)
     >>> list(vectors.shape), list(shorter.vectors.shape), shorter.lengths.tolist()
     ([1, 8, 96], [1, 2, 96], [2])
+    >>> zoo.compress.shorten(vectors, count=3).lengths.tolist()
+    [3]
     """
-    if method not in METHODS:
-        raise InputError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    if method not in RULES:
+        raise InputError(f"method is one of {', '.join(RULES)}, not {method!r}")
     lengths = _checked_lengths(vectors, lengths)
-    kept = kept_lengths(lengths, keep)
+    kept = kept_lengths(lengths, keep, count)
     if method == "merge":
         return _merge(vectors, lengths, kept)
     inside = torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None]
@@ -89,18 +93,30 @@ def tokens(
     return _compacted(chosen, vectors, positions, ones)
 
 
-def kept_lengths(lengths: Lengths, keep: float) -> Lengths:
-    """Number of tokens that each item keeps.
+def tokens(vectors: Vectors, keep: float, **options: Any) -> Compressed:
+    """Former name of `shorten`, where an integer ``keep`` is a number of tokens; it goes with the next release."""
+    if isinstance(keep, int):
+        warn("zoo.compress.tokens", f"zoo.compress.shorten, where an integer keep is count={keep},")
+        return shorten(vectors, count=keep, **options)
+    warn("zoo.compress.tokens", "zoo.compress.shorten")
+    return shorten(vectors, keep, **options)
+
+
+def kept_lengths(lengths: Lengths, keep: float | None = None, count: int | None = None) -> Lengths:
+    """Number of tokens that each item keeps, by a share or a number of them.
 
     Raises:
-        InputError: ``keep`` is 0, negative or a share above 1.
+        InputError: neither or both are given, ``keep`` is not in (0, 1], or ``count`` is no positive integer.
     """
-    if isinstance(keep, int):
-        if keep < 1:
-            raise InputError(f"keep is at least 1 token, not {keep}")
-        return lengths.clamp(max=keep)
+    if (keep is None) == (count is None):
+        raise InputError("give either keep, a share of the tokens, or count, a number of them")
+    if count is not None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InputError(f"count is a number of tokens, at least 1, not {count!r}")
+        return lengths.clamp(max=count)
+    assert keep is not None
     if not 0 < keep <= 1:
-        raise InputError(f"keep is a share in (0, 1] or a number of tokens, not {keep}")
+        raise InputError(f"keep is a share of the tokens in (0, 1], not {keep}; count= takes a number of them")
     return (keep * lengths.double()).round().long().clamp(min=1)
 
 
@@ -298,3 +314,7 @@ def _as_seen(tokenizer: Tokenizer[Any], items: list[Any], encode: Mapping[str, A
         with naming_item(index):
             seen.append(media.prepare_image(item, size=size, **options).pixels)
     return seen
+
+
+#: A former name, for one release.
+__getattr__ = names_of(__name__, {"METHODS": "zoo.compress.sequence:RULES"})

@@ -22,7 +22,7 @@ from zoo.errors import InputError
 from zoo.kernels.binary import Geometry, binary_conv, binary_matmul, pack_signs, unpack_signs
 from zoo.kernels.packing import row_bytes
 from zoo.quantization.binary_operators import OPERATORS, BinaryLayer, Operator, gains_along, mean_input
-from zoo.quantization.methods import Method, method_named
+from zoo.quantization.methods import Scheme, method_named
 from zoo.quantization.packed import QuantizedLayer, replace_layer
 from zoo.quantization.policy import tied_weights
 
@@ -374,7 +374,7 @@ class PackedBinary(QuantizedLayer):
         return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
 
     @classmethod
-    def from_float(cls, layer: nn.Module, method: Method) -> PackedBinary:
+    def from_float(cls, layer: nn.Module, method: Scheme) -> PackedBinary:
         """Pack a trained binary layer, or one of full precision as the method would start to train it.
 
         Raises:

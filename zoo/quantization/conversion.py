@@ -18,10 +18,10 @@ from zoo.moved import as_package
 from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.quantization.calibration import Observed, Run, default_run, observe
-from zoo.quantization.journal import Journal, inputs_digest, weights_digest
-from zoo.quantization.layers import FloatLayer, Granularity, Grid, choose_grid, matrix_of
+from zoo.quantization.journal import LayerJournal, inputs_digest, weights_digest
+from zoo.quantization.layers import Granularity, Grid, LowBitLayer, choose_grid, matrix_of
 from zoo.quantization.learned import Learned, LearningConfig, learn
-from zoo.quantization.methods import Method
+from zoo.quantization.methods import Scheme
 from zoo.quantization.packed import QuantizedLayer, replace_layer
 from zoo.quantization.policy import Choice, Policy, packed_class, plan
 from zoo.quantization.reconstruction import Reconstruction, Unit
@@ -90,7 +90,7 @@ def quantize(
 
     >>> layer = zoo.quantize(torch.nn.Sequential(torch.nn.Linear(512, 256)), "int8")[0]
     >>> type(layer).__name__, sum(tensor.nbytes for tensor in layer.state_dict().values())
-    ('FloatLinear', 133120)
+    ('LowBitLinear', 133120)
     """
     policy = policy or Policy()
     if skip:
@@ -114,7 +114,7 @@ def quantize(
         if resume is not None:
             described = {"method": method, "policy": asdict(policy), **asdict(settings)}
             identity = {"model": weights_digest(model), "method or other settings": described}
-            journal = Journal(resume, identity | {"set of calibration inputs": inputs_digest(observed)})
+            journal = LayerJournal(resume, identity | {"set of calibration inputs": inputs_digest(observed)})
         packed: dict[str, QuantizedLayer] = {}
         with progress_bar(method, len(chosen), progress, unit="layer") as advance:
             for step in _steps(choices, reconstruction):
@@ -180,7 +180,7 @@ class _Settings:
             rounding = "nearest"
         return cls(granularity or Granularity(), activations, rounding, learning or LearningConfig())
 
-    def learns(self, method: Method) -> bool:
+    def learns(self, method: Scheme) -> bool:
         """Whether the rounding of this method's weights is learned."""
         if not method.formats or method.block is not None:
             return False
@@ -209,7 +209,7 @@ def _finish(
     settings: _Settings,
     observed: Mapping[str, Observed],
     reconstruction: Reconstruction | None,
-    journal: Journal | None,
+    journal: LayerJournal | None,
 ) -> list[tuple[Choice, QuantizedLayer | None, LayerReport]]:
     """The layers of a step: as they were finished before, or packed now."""
     [first, *_] = step.choices
@@ -271,7 +271,7 @@ def _pack(choice: Choice, settings: _Settings, observed: Observed | None) -> tup
     assert method is not None
     cls = packed_class(method)
     weight = _weight(choice)
-    if not issubclass(cls, FloatLayer):
+    if not issubclass(cls, LowBitLayer):
         packed = cls.from_float(layer, method)
         return packed, LayerReport(choice.name, method.name, choice.reason, format=method.name)
     if method.block is not None:
@@ -296,7 +296,7 @@ def _pack_on_grid(
     """Pack a layer's learned weight, or the nearest one."""
     assert choice.method is not None
     weight = matrix_of(choice.layer)
-    floating = FloatLayer.on_grid(choice.layer, choice.method, grid, weight if learned is None else learned.weight)
+    floating = LowBitLayer.on_grid(choice.layer, choice.method, grid, weight if learned is None else learned.weight)
     _quantize_inputs(floating, choice.method, settings.activations, observed)
     largest = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     return floating, replace(
@@ -307,7 +307,7 @@ def _pack_on_grid(
     )
 
 
-def _report(choice: Choice, floating: FloatLayer) -> LayerReport:
+def _report(choice: Choice, floating: LowBitLayer) -> LayerReport:
     assert choice.method is not None
     weight, rounded = matrix_of(choice.layer), floating.dequantized().flatten(1)
     return LayerReport(
@@ -321,7 +321,7 @@ def _report(choice: Choice, floating: FloatLayer) -> LayerReport:
     )
 
 
-def _quantize_inputs(layer: FloatLayer, method: Method, how: str, observed: Observed | None) -> None:
+def _quantize_inputs(layer: LowBitLayer, method: Scheme, how: str, observed: Observed | None) -> None:
     """Have a layer round its inputs, where it is called as a layer at all."""
     if how == "dynamic":
         # Without inputs to search on, the format that hardware multiplies.

@@ -5,8 +5,9 @@ Everything there is about number formats, in one place to import from; `zoo.quan
 
 from zoo.kernels.formats import FloatFormat, finite, format_named, integer, values
 from zoo.kernels.packing import pack, unpack
+from zoo.moved import names_of
 from zoo.quantization.blocks import Blocks, block_scales, dequantize, quantize_mx, quantize_nvfp4
-from zoo.quantization.layers import FloatLayer, Granularity, Grid, choose_grid
+from zoo.quantization.layers import Granularity, Grid, LowBitLayer, choose_grid
 from zoo.quantization.learned import (
     Learned,
     LearningConfig,
@@ -25,12 +26,12 @@ from zoo.quantization.search import Found, mantissa_splits, search
 __all__ = [
     "Blocks",
     "FloatFormat",
-    "FloatLayer",
     "Found",
     "Granularity",
     "Grid",
     "Learned",
     "LearningConfig",
+    "LowBitLayer",
     "Neighbours",
     "block_scales",
     "choose_grid",
@@ -57,3 +58,7 @@ __all__ = [
     "unpack",
     "values",
 ]
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"FloatLayer": "zoo.quantization.layers:LowBitLayer"})

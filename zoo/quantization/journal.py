@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.errors import CorruptWeightsError, InputError
 from zoo.media import replacing, write_json
+from zoo.moved import names_of
 from zoo.quantization.calibration import Observed
 from zoo.quantization.methods import KINDS
 from zoo.quantization.packed import QuantizedLayer
@@ -27,7 +28,7 @@ SETTINGS_FILE = "quantization.json"
 _VERSION = 1
 
 
-class Journal:
+class LayerJournal:
     """A folder with a file for each finished layer, and one that says what was being done.
 
     Raises:
@@ -112,3 +113,7 @@ def inputs_digest(observed: Mapping[str, Observed]) -> str:
 
 def _octets(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"Journal": "zoo.quantization.journal:LayerJournal"})

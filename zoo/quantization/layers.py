@@ -15,8 +15,9 @@ from zoo.errors import InputError
 from zoo.kernels import lowbit
 from zoo.kernels.formats import FloatFormat, format_named
 from zoo.kernels.packing import block_size, pack, packed_bytes
+from zoo.moved import names_of
 from zoo.quantization.blocks import block_scales, quantize_mx, quantize_nvfp4
-from zoo.quantization.methods import METHODS, Method, method_named
+from zoo.quantization.methods import SCHEMES, Scheme, method_named
 from zoo.quantization.packed import QuantizedLayer, convolve
 from zoo.quantization.rounding import encode, fake_quantize
 from zoo.quantization.search import search
@@ -75,7 +76,7 @@ class Grid:
         return self.maxval.repeat_interleave(block_size(columns, groups), 1)[:, :columns]
 
 
-def choose_grid(weight: Float[Tensor, "rows columns"], method: Method, granularity: Granularity) -> Grid:
+def choose_grid(weight: Float[Tensor, "rows columns"], method: Scheme, granularity: Granularity) -> Grid:
     """The format, of those the method leaves to choose from, and the clipping values of a weight.
 
     Raises:
@@ -95,7 +96,7 @@ def choose_grid(weight: Float[Tensor, "rows columns"], method: Method, granulari
     return Grid(formats[0], largest.float().view(rows if granularity.per_channel else 1, -1))
 
 
-class FloatLayer(QuantizedLayer):
+class LowBitLayer(QuantizedLayer):
     """A layer whose weights are codes of a small format, times a scale per output, group or block.
 
     Buffers: ``codes`` (packed rows), ``scale`` (float32, or one byte per block in MX and NVFP4), ``tensor_scale`` (NVFP4),
@@ -117,7 +118,7 @@ class FloatLayer(QuantizedLayer):
     def __init__(self, layer: nn.Module, method: str, format: FloatFormat) -> None:
         super().__init__(layer, method)
         self.format = format
-        self.block_scale = METHODS[method].block_scale if method in METHODS else None
+        self.block_scale = SCHEMES[method].block_scale if method in SCHEMES else None
         self.activations: FloatFormat | None = None
         self.dynamic = False
         for name in ("codes", "scale", "tensor_scale", "input_scale"):
@@ -126,11 +127,11 @@ class FloatLayer(QuantizedLayer):
     # ---- making one
 
     @classmethod
-    def from_float(cls, layer: nn.Module, method: Method) -> FloatLayer:
+    def from_float(cls, layer: nn.Module, method: Scheme) -> LowBitLayer:
         return cls.packed(layer, method, Granularity())
 
     @classmethod
-    def packed(cls, layer: nn.Module, method: Method, granularity: Granularity) -> FloatLayer:
+    def packed(cls, layer: nn.Module, method: Scheme, granularity: Granularity) -> LowBitLayer:
         """Pack a layer by rounding each weight to the nearest value.
 
         Raises:
@@ -149,7 +150,7 @@ class FloatLayer(QuantizedLayer):
         return made
 
     @classmethod
-    def on_grid(cls, layer: nn.Module, method: Method, grid: Grid, weight: Float[Tensor, "rows columns"]) -> FloatLayer:
+    def on_grid(cls, layer: nn.Module, method: Scheme, grid: Grid, weight: Float[Tensor, "rows columns"]) -> LowBitLayer:
         """Pack given weights, rounded to the nearest value of a grid."""
         made = _class_for(layer)(layer, method.name, grid.format)
         scale = grid.spread(weight.shape[1]) / grid.format.max
@@ -159,7 +160,7 @@ class FloatLayer(QuantizedLayer):
         return made
 
     @classmethod
-    def from_description(cls, layer: nn.Module, description: Mapping[str, Any]) -> FloatLayer:
+    def from_description(cls, layer: nn.Module, description: Mapping[str, Any]) -> LowBitLayer:
         method = method_named(description["method"])
         made = _class_for(layer)(layer, method.name, format_named(description["format"]))
         rows, columns = matrix_of(layer).shape
@@ -304,24 +305,24 @@ class FloatLayer(QuantizedLayer):
 
 
 # Their weight is made on demand, where that of their bases is a parameter.
-class FloatLinear(FloatLayer, nn.Linear):  # type: ignore[misc,override]
-    """A `FloatLayer` in place of an ``nn.Linear``."""
+class LowBitLinear(LowBitLayer, nn.Linear):  # type: ignore[misc,override]
+    """A `LowBitLayer` in place of an ``nn.Linear``."""
 
 
-class FloatConv1d(FloatLayer, nn.Conv1d):  # type: ignore[misc,override]
-    """A `FloatLayer` in place of an ``nn.Conv1d``."""
+class LowBitConv1d(LowBitLayer, nn.Conv1d):  # type: ignore[misc,override]
+    """A `LowBitLayer` in place of an ``nn.Conv1d``."""
 
 
-class FloatConv2d(FloatLayer, nn.Conv2d):  # type: ignore[misc,override]
-    """A `FloatLayer` in place of an ``nn.Conv2d``."""
+class LowBitConv2d(LowBitLayer, nn.Conv2d):  # type: ignore[misc,override]
+    """A `LowBitLayer` in place of an ``nn.Conv2d``."""
 
 
-class FloatConv3d(FloatLayer, nn.Conv3d):  # type: ignore[misc,override]
-    """A `FloatLayer` in place of an ``nn.Conv3d``."""
+class LowBitConv3d(LowBitLayer, nn.Conv3d):  # type: ignore[misc,override]
+    """A `LowBitLayer` in place of an ``nn.Conv3d``."""
 
 
-def _class_for(layer: nn.Module) -> type[FloatLayer]:
-    classes = {nn.Linear: FloatLinear, nn.Conv1d: FloatConv1d, nn.Conv2d: FloatConv2d, nn.Conv3d: FloatConv3d}
+def _class_for(layer: nn.Module) -> type[LowBitLayer]:
+    classes = {nn.Linear: LowBitLinear, nn.Conv1d: LowBitConv1d, nn.Conv2d: LowBitConv2d, nn.Conv3d: LowBitConv3d}
     for plain, packed in classes.items():
         if isinstance(layer, plain):
             return packed
@@ -340,3 +341,10 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "rows columns"]:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach().float().flatten(1)
+
+
+#: Former names, for one release.
+__getattr__ = names_of(
+    __name__,
+    {f"Float{kind}": f"zoo.quantization.layers:LowBit{kind}" for kind in ("Layer", "Linear", "Conv1d", "Conv2d", "Conv3d")},
+)

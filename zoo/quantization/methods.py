@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import InputError
+from zoo.moved import names_of
 
-FLOAT_LAYER = "zoo.quantization.layers:FloatLayer"
+LOW_BIT_LAYER = "zoo.quantization.layers:LowBitLayer"
 BINARY_LAYER = "zoo.quantization.binary:PackedBinary"
 
 #: The class of a packed layer by the ``kind`` in its description.
-KINDS = {"float": FLOAT_LAYER, "binary": BINARY_LAYER}
+KINDS = {"float": LOW_BIT_LAYER, "binary": BINARY_LAYER}
 
 _BINARY = {
     "bnn": "plain signs",
@@ -28,7 +29,7 @@ _BINARY = {
 
 
 @dataclass(frozen=True)
-class Method:
+class Scheme:
     """A way to quantize a layer.
 
     Attributes:
@@ -55,11 +56,11 @@ class Method:
 _EIGHT_BITS = ("e5m2f", "e4m3f", "e3m4f", "e2m5f")
 
 
-def _floating(name: str, bits: int, *formats: str, description: str, **settings: Any) -> Method:
-    return Method(name, bits, FLOAT_LAYER, description, formats, **settings)
+def _floating(name: str, bits: int, *formats: str, description: str, **settings: Any) -> Scheme:
+    return Scheme(name, bits, LOW_BIT_LAYER, description, formats, **settings)
 
 
-METHODS = {
+SCHEMES = {
     method.name: method
     for method in (
         _floating("fp8", 8, *_EIGHT_BITS, description="8 bits, the split searched for each layer", activations=_EIGHT_BITS),
@@ -83,30 +84,41 @@ METHODS = {
         _floating("int8", 8, "int8", activations=("int8",), description="8 bits, uniform steps"),
         _floating("int6", 6, "int6", activations=("int8",), description="6 bits, uniform steps"),
         _floating("int4", 4, "int4", activations=("int8",), description="4 bits, uniform steps"),
-        *(Method(f"binary-{name}", 1, BINARY_LAYER, f"1 bit: {text}") for name, text in _BINARY.items()),
+        *(Scheme(f"binary-{name}", 1, BINARY_LAYER, f"1 bit: {text}") for name, text in _BINARY.items()),
     )
 }
 
 _GENERIC = re.compile(r"fp(\d)-e(\d)m(\d)")
 
 
-def method_named(name: str) -> Method:
+def method_named(name: str) -> Scheme:
     """The method of that name; ``fpN-eXmY`` for any split of up to 8 bits.
 
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if name in METHODS:
-        return METHODS[name]
+    if name in SCHEMES:
+        return SCHEMES[name]
     if match := _GENERIC.fullmatch(name):
         bits, exponent, mantissa = map(int, match.groups())
         if bits == 1 + exponent + mantissa and 3 <= bits <= 8:
             return _floating(name, bits, f"e{exponent}m{mantissa}f", description=f"{bits} bits, every code a number")
     raise InputError(
-        f"there is no quantization method {name!r}; known are {', '.join(METHODS)} and fpN-eXmY with N = 1 + X + Y"
+        f"there is no quantization method {name!r}; known are {', '.join(SCHEMES)} and fpN-eXmY with N = 1 + X + Y"
     )
 
 
 def names() -> Iterator[str]:
     """All names, coarsest last."""
-    return iter(METHODS)
+    return iter(SCHEMES)
+
+
+#: Former names, for one release.
+__getattr__ = names_of(
+    __name__,
+    {
+        "FLOAT_LAYER": "zoo.quantization.methods:LOW_BIT_LAYER",
+        "METHODS": "zoo.quantization.methods:SCHEMES",
+        "Method": "zoo.quantization.methods:Scheme",
+    },
+)

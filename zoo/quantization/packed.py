@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.errors import CorruptWeightsError, InputError, KeysError
 from zoo.media import replacing
-from zoo.quantization.methods import KINDS, Method
+from zoo.quantization.methods import KINDS, Scheme
 from zoo.state_dict import opening_safetensors, read_state
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -72,7 +72,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_float(cls, layer: nn.Module, method: Method) -> QuantizedLayer:
+    def from_float(cls, layer: nn.Module, method: Scheme) -> QuantizedLayer:
         """Pack a layer.
 
         Raises:

@@ -29,7 +29,7 @@ from torch import nn
 
 from zoo.errors import InputError
 from zoo.precision import Float32Module
-from zoo.quantization.methods import Method, method_named
+from zoo.quantization.methods import Scheme, method_named
 from zoo.quantization.packed import LAYERS, QuantizedLayer
 
 _TIME_EMBEDDING = re.compile(r"(^|[._])(time|timestep|t)(_|\.)?(emb|embed|embedder|embedding|proj|mlp)")
@@ -83,7 +83,7 @@ class Choice:
 
     name: str
     layer: nn.Module
-    method: Method | None
+    method: Scheme | None
     reason: str = ""
 
     def __str__(self) -> str:
@@ -125,13 +125,13 @@ def plan(model: nn.Module, method: str, policy: Policy | None = None) -> list[Ch
     return choices
 
 
-def packed_class(method: Method) -> type[QuantizedLayer]:
+def packed_class(method: Scheme) -> type[QuantizedLayer]:
     """The class of the layers that a method packs into."""
     module, _, name = method.layer.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def _candidates(model: nn.Module, method: Method) -> Iterator[tuple[str, nn.Module, bool]]:
+def _candidates(model: nn.Module, method: Scheme) -> Iterator[tuple[str, nn.Module, bool]]:
     """Layers with their names, and whether they are inside a module that has to stay exact."""
     cls = packed_class(method)
     exact = list(model.exact_parts()) if isinstance(model, IdMaker) else []
@@ -215,7 +215,7 @@ def _ends(layers: Sequence[tuple[str, nn.Module, bool]], kept: dict[str, str]) -
     return special
 
 
-def _in_eight_bits(method: Method) -> Method:
+def _in_eight_bits(method: Scheme) -> Scheme:
     """The method of the same kind with 8 bits."""
     if method.name.startswith("int"):
         return method_named("int8")

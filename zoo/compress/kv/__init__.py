@@ -7,7 +7,7 @@ H2O (arXiv 2306.14048) drops entries and makes the cache smaller; Double Sparsit
 (arXiv 2410.05076) keep all of them and read fewer in each decoding step.
 """
 
-from zoo.compress.kv.attach import Handle, apply, calibrate, remove
+from zoo.compress.kv.attach import PolicyHandle, apply, calibrate, remove
 from zoo.compress.kv.cache import PolicyLayer, Step
 from zoo.compress.kv.policies import H2O, Budget, DoubleSparsity, Policy, TidalDecode
 from zoo.compress.kv.tensors import (
@@ -27,13 +27,14 @@ from zoo.compress.kv.tensors import (
     selected_attention,
     top_tokens,
 )
+from zoo.moved import names_of
 
 __all__ = [
     "H2O",
     "Budget",
     "DoubleSparsity",
-    "Handle",
     "Policy",
+    "PolicyHandle",
     "PolicyLayer",
     "Step",
     "TidalDecode",
@@ -56,3 +57,7 @@ __all__ = [
     "selected_attention",
     "top_tokens",
 ]
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"Handle": "zoo.compress.kv.attach:PolicyHandle"})

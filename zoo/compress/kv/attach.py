@@ -27,6 +27,7 @@ from zoo.compress.kv.tensors import Keys, Queries, Visible, channel_mass, channe
 from zoo.compress.method import HANDLE
 from zoo.compress.override import ChunkedPrompts, Override, chunked_prompt, prompt_of
 from zoo.errors import InputError
+from zoo.moved import names_of
 
 _NAME = "zoo_kv_policy"
 _IMPLEMENTATIONS = ("eager", "sdpa")
@@ -34,7 +35,7 @@ _IMPLEMENTATIONS = ("eager", "sdpa")
 _HANDLE = "_zoo_kv_policy"
 
 
-class Handle:
+class PolicyHandle:
     """A policy in a model; a context manager that takes it out again."""
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
@@ -82,14 +83,14 @@ class Handle:
             delattr(self.model, _HANDLE)
         forget_compiled()
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> PolicyHandle:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.remove()
 
 
-def apply(model: nn.Module, policy: Policy) -> Handle:
+def apply(model: nn.Module, policy: Policy) -> PolicyHandle:
     """Put a policy into a transformers model that generates text, until ``remove(model)`` or the end of a ``with`` block.
 
     Works with ``generate`` and ``forward``, batches with left padding, beams, grouped queries, and the attention
@@ -109,12 +110,12 @@ def apply(model: nn.Module, policy: Policy) -> Handle:
         raise InputError(f"{dropping.name} cuts the cache itself: it does not go together with a policy")
     if has_policy(model):
         raise InputError(f"this model has a policy already, {getattr(model, _HANDLE).policy}; remove it first")
-    return Handle(model, policy)
+    return PolicyHandle(model, policy)
 
 
 def has_policy(model: nn.Module) -> bool:
     """Whether a policy is in a model."""
-    return isinstance(getattr(model, _HANDLE, None), Handle)
+    return isinstance(getattr(model, _HANDLE, None), PolicyHandle)
 
 
 def remove(model: nn.Module) -> None:
@@ -280,3 +281,7 @@ def _visible(mask: Tensor | None, length: int) -> Visible | None:
         return None
     mask = mask[..., :length]
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+#: Former names, for one release.
+__getattr__ = names_of(__name__, {"Handle": "zoo.compress.kv.attach:PolicyHandle"})

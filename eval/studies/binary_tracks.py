@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.media import read_audio
+from zoo.moved import names_of
 
 SAMPLES = Path(str(files("zoo.eval"))) / "samples"
 
 
-class Subject(ABC):
+class Track(ABC):
     """A model, data to train its binary form with, and data to score it on."""
 
     #: What `score` measures; higher is better.
@@ -54,7 +55,7 @@ class Subject(ABC):
         """The modules that `work` runs."""
 
 
-class Speech(Subject):
+class SpeechTrack(Track):
     """WavTokenizer: the linear layers of its decoder's ConvNeXt blocks, taught to give the frames of the float32 decoder.
 
     Ids are those of the unchanged encoder. Scores are the intelligibility (STOI) of the four speech samples of this package
@@ -144,7 +145,7 @@ class Speech(Subject):
         return model.backbone, model.head
 
 
-class Files(Subject):
+class FileTrack(Track):
     """ByteFormer: every linear layer of its transformer, taught to give the logits of the float32 one.
 
     Scores are the accuracy on held-out files: procedural pictures as TIFF and PNG, spoken commands as WAV.
@@ -216,4 +217,16 @@ class Files(Subject):
 
 
 #: By family, since a subject names the layers of its network.
-SUBJECTS: dict[str, type[Subject]] = {"wavtokenizer": Speech, "byteformer": Files}
+TRACKS: dict[str, type[Track]] = {"wavtokenizer": SpeechTrack, "byteformer": FileTrack}
+
+
+#: Former names, for one release.
+__getattr__ = names_of(
+    __name__,
+    {
+        "Files": "zoo.eval.studies.binary_tracks:FileTrack",
+        "SUBJECTS": "zoo.eval.studies.binary_tracks:TRACKS",
+        "Speech": "zoo.eval.studies.binary_tracks:SpeechTrack",
+        "Subject": "zoo.eval.studies.binary_tracks:Track",
+    },
+)
