@@ -49,7 +49,7 @@ FLOORS = {
     "media": Floor(("zoo.media",), ("ground",)),
     "catalogue": Floor(("zoo.registry",), ("ground",)),
     "kernels": Floor(("zoo.kernels",), ("ground", "media")),
-    "layers": Floor(("zoo.nn",), ("ground", "kernels")),
+    "layers": Floor(("zoo.nn", "zoo.quantizers"), ("ground", "kernels")),
     "tokens": Floor(("zoo.tokens", "zoo.latents", "zoo.zt"), ("ground", "media", "kernels")),
     "quantize": Floor(("zoo.quantization",), ("ground", "media", "kernels")),
     "saving": Floor(("zoo.saving",), ("ground", "media", "catalogue", "quantize")),

@@ -78,7 +78,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("compress", "engine", "quantization")
+_PACKAGES = ("compress", "engine", "quantization", "quantizers")
 
 __all__ = [
     "ArgumentError",
