@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.media import replacing
+from zoo.media import append_bytes, replacing, write_bytes
 from zoo.moved import names_of
 
 Features = Mapping[str, NDArray[np.float32]]
@@ -36,7 +36,7 @@ class RunJournal:
         self.rows = self._finished(header) if resume else {}
         if not self.rows:
             self.remove()
-            self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            write_bytes(self._path, _line(header))
 
     def _finished(self, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not self._path.exists():
@@ -51,15 +51,17 @@ class RunJournal:
         return {row["file"]: row for row in rows}
 
     def append(self, row: dict[str, Any], features: Features) -> None:
-        """Keep an item: ``features`` ``[variants, dim]`` first, then the row with their place, so that no row lacks them."""
+        """Keep an item: ``features`` ``[variants, dim]`` first, then the row with their place, so that no row lacks them.
+
+        Raises:
+            OutputError: the disk is full, say; what was kept before stays.
+        """
         places = {}
         for name, values in features.items():
-            with self._features_path(name).open("ab") as file:
-                places[name] = {"offset": file.tell(), "shape": list(values.shape)}
-                file.write(np.ascontiguousarray(values, np.float32).tobytes())
+            offset = append_bytes(self._features_path(name), np.ascontiguousarray(values, np.float32).tobytes())
+            places[name] = {"offset": offset, "shape": list(values.shape)}
         row["features"] = places
-        with self._path.open("a", encoding="utf-8") as file:
-            print(json.dumps(row), file=file)
+        append_bytes(self._path, _line(row))
         self.rows[row["file"]] = row
 
     def features(self, name: str, row: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -77,6 +79,10 @@ class RunJournal:
 
     def _features_path(self, name: str) -> Path:
         return self._folder / f"items.part.{name}.f32"
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(content)}\n".encode()
 
 
 #: A former name, for one release.

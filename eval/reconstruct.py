@@ -85,7 +85,6 @@ def run(
     paths = expand_paths(sources, plan.modality.EXTENSIONS, skipped)[:limit]
     out = Path(out)
     require_writable(out, folder=True)
-    out.mkdir(parents=True, exist_ok=True)
 
     header = {
         "fingerprint": loaded.fingerprint,

@@ -222,25 +222,3 @@ def test_folders_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.
     assert "secret (Permission denied)" in str(skipped)
     with pytest.raises(zoo.InputError, match="secret cannot be read"):
         media.expand_paths([tmp_path / "secret"], (".wav",))
-
-
-def test_a_batch_that_is_tried_again_reads_its_files_once(tmp_path: Path) -> None:
-    reads: list[str] = []
-
-    @media.remembered
-    def read(source: object, *, rate: int = 1) -> object:
-        reads.append(str(source))
-        if source == "bad":
-            raise zoo.InputError("bad")
-        return object()
-
-    first = read("a")
-    assert read("a") is not first
-    with media.remembering():
-        kept = read("a", rate=2)
-        assert read("a", rate=2) is kept and read("a", rate=3) is not kept
-        for _ in range(2):
-            with pytest.raises(zoo.InputError):
-                read("bad")
-    assert read("a", rate=2) is not kept
-    assert reads == ["a", "a", "a", "a", "bad", "bad", "a"]

@@ -13,7 +13,7 @@ import typer
 from zoo import __version__
 from zoo.cli import catalogue, dataset, measure, media, study
 from zoo.cli.console import described, note
-from zoo.errors import HubError, RegistryError, WeightsError, ZooError
+from zoo.errors import HubError, OutputError, RegistryError, WeightsError, ZooError
 
 app = typer.Typer(
     name="zoo",
@@ -25,7 +25,7 @@ app = typer.Typer(
     "cannot be written or something else, 130 interrupted (finished files stay).",
 )
 
-_EXIT_CODES: tuple[tuple[type[ZooError], int], ...] = ((RegistryError, 3), (HubError, 4), (WeightsError, 5))
+_EXIT_CODES: tuple[tuple[type[ZooError], int], ...] = ((RegistryError, 3), (OutputError, 6), (HubError, 4), (WeightsError, 5))
 _debug = False
 
 

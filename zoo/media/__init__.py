@@ -14,6 +14,7 @@ from zoo.media.audio import (
     write_audio,
 )
 from zoo.media.files import (
+    append_bytes,
     expand_paths,
     replacing,
     require_writable,
@@ -62,6 +63,7 @@ __all__ = [
     "Range",
     "Resampler",
     "Skipped",
+    "append_bytes",
     "audio_info",
     "contains",
     "expand_paths",

@@ -84,6 +84,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise output_error(path, error) from error
 
 
+def append_bytes(path: str | os.PathLike[str], content: bytes) -> int:
+    """Put bytes behind those of a file, all of them or none; returns where they begin.
+
+    Raises:
+        OutputError: there is no room, or the file cannot be written.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(start)
+                raise
+            return start
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 @contextmanager
 def _own_temporary(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` that no other writer has, and that is gone when the block ends.
