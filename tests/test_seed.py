@@ -22,7 +22,7 @@ import zoo
 from full_size import write_random_safetensors
 from zoo import registry
 from zoo.checkpoint import as_ours
-from zoo.codecs.seed import Seed, SeedConfig
+from zoo.codecs.seed import Seed, SeedConfig, training
 from zoo.codecs.seed.checkpoint import wanted
 from zoo.codecs.seed.diffusion import empty_prompt_states
 from zoo.codecs.seed.encoder import CLIP_MEAN, CLIP_STD
@@ -143,15 +143,15 @@ def test_golden_losses() -> None:
     known = recorded("v2_tiny_a")
     trained = zoo.load_upstream("seed", CASES / "v2_tiny_a" / "config.json", CASES / "v2_tiny_a" / "weights.safetensors")
     trained.requires_grad_(True)
-    losses = trained.training_losses(known["qformer_out"], known["clip_target"])
+    losses = training.losses(trained, known["qformer_out"], known["clip_target"])
     for ours, theirs in (
         ("quantizer", "loss_embed"),
         ("reconstruction", "loss_recon_s"),
         ("embedding", "loss_image_mse"),
-        ("total", "loss_total"),
     ):
-        assert losses[ours].item() == pytest.approx(known[theirs].item(), rel=1e-4)
-    losses["total"].backward()
+        assert losses[ours].item() == pytest.approx(training.WEIGHTS[ours] * known[theirs].item(), rel=1e-4)
+    assert losses.total.item() == pytest.approx(known["loss_total"].item(), rel=1e-4)
+    losses.total.backward()
     learning = {name for name, parameter in trained.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     for part in ("encoder.summary.to_codes", "codebook", "embedding.head", "embedding.mixer", "features_decoder"):
         assert any(name.startswith(part) for name in learning), part

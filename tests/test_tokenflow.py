@@ -250,24 +250,36 @@ def test_training_step() -> None:
     tokenizer, io = fresh(CLIP).train().requires_grad_(True), recorded(CLIP)
     teacher = torch.randn(io["sem_recon"].shape, generator=torch.Generator().manual_seed(0))
     discriminator = PatchDiscriminator(channels=8)
-    losses = tokenizer.training_losses(
+    losses = training.losses(
+        tokenizer,
         images(),
         teacher=teacher,
         perceptual=lambda left, right: (left - right).abs().mean(dim=(1, 2, 3)),
         discriminator=discriminator,
     )
-    assert difference(losses.images, io["pix_recon"]) < 1e-3
-    assert losses.pixels.item() == pytest.approx(F.mse_loss(io["pix_recon"], images()).item(), rel=1e-3)
-    assert losses.perceptual.item() == pytest.approx(F.l1_loss(io["pix_recon"], images()).item(), rel=1e-3)
+    assert difference(losses.outputs["images"], io["pix_recon"]) < 1e-3
+    assert losses["pixels"].item() == pytest.approx(F.mse_loss(io["pix_recon"], images()).item(), rel=1e-3)
+    assert losses["perceptual"].item() == pytest.approx(F.l1_loss(io["pix_recon"], images()).item(), rel=1e-3)
     cosine = F.cosine_similarity(io["sem_recon"], teacher, dim=-1).mean().item()
-    assert losses.semantic.item() == pytest.approx(1 - cosine, rel=1e-3)
-    assert losses.codebook.item() == pytest.approx(io["train_vq_loss"].item(), rel=1e-3)
-    assert losses.commitment.item() == pytest.approx(io["train_commit_loss"].item(), rel=1e-3)
-    assert losses.entropy.item() == pytest.approx(io["train_entropy_loss"].item(), rel=1e-3)
-    assert losses.adversarial.item() == pytest.approx(-0.5 * discriminator(losses.images).mean().item(), rel=1e-3)
+    assert losses["semantic"].item() == pytest.approx(1 - cosine, rel=1e-3)
+    assert losses["codebook"].item() == pytest.approx(io["train_vq_loss"].item(), rel=1e-3)
+    assert losses["commitment"].item() == pytest.approx(io["train_commit_loss"].item(), rel=1e-3)
+    assert losses["entropy"].item() == pytest.approx(io["train_entropy_loss"].item(), rel=1e-3)
+    assert losses["adversarial"].item() == pytest.approx(-0.5 * discriminator(losses.outputs["images"]).mean().item(), rel=1e-3)
     losses.total.backward()
     still = [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
+
+
+def test_the_former_way_to_the_losses() -> None:
+    tokenizer = fresh(CLIP)
+    with pytest.warns(DeprecationWarning, match="training_losses is zoo.codecs.tokenflow.training.losses now"):
+        former = tokenizer.training_losses(images())
+    found = training.losses(tokenizer, images())
+    assert former.pixels == former["pixels"] == found["pixels"] and former.images.shape == images().shape
+    with pytest.raises(AttributeError, match="no loss 'sound'"):
+        _ = former.sound
+    assert len(found) == 7 and found.total.item() == pytest.approx(sum(term.item() for term in found.values()), rel=1e-5)
 
 
 def test_ids_follow_the_codebook_as_it_learns() -> None:

@@ -4,7 +4,8 @@ An autoencoder's latents, cut into patches, and a set of register tokens go thro
 grid, are the tokens. Because they were trained with nested dropout, every prefix of them describes the whole image, coarse to
 fine. A rectified flow conditioned on the prefix makes latents again.
 
-Read in this order: `config`, `transformer`, `encoder`, `decoder`, `flow` (sampling and training), `tokenizer`, `checkpoint`.
+Read in this order: `config`, `transformer`, `encoder`, `decoder`, `flow` (sampling, loss), `tokenizer`, `training`,
+`checkpoint`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from zoo.codecs.flextok.decoder import Decoder
 from zoo.codecs.flextok.encoder import Encoder
 from zoo.codecs.flextok.flow import Guidance, flow_loss, prefix_ladder, sample, seeded_noise
 from zoo.errors import ArgumentError, InputError, ItemError, naming_item
+from zoo.moved import warn
 from zoo.nn import vae
 from zoo.nn.fsq import FSQ
 from zoo.precision import exact_float32
@@ -336,25 +337,17 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         with exact_float32(self.device):
             return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]
 
-    # ---- embed, training, speed
+    # ---- embed, speed
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
         """The quantizer's codes of the ids, in [-1, 1], zero where an item has ended."""
         ids = self.check(tokens).ids.to(self.device)
         return self.fsq.codes(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
-    def training_loss(
-        self,
-        latents: LatentTensor,
-        *,
-        noise: LatentTensor,
-        t: Float[Tensor, " batch"],
-        keep: Tensor,
-        null: Tensor | None = None,
-    ) -> Float[Tensor, " batch"]:
-        """The flow's loss of each item, differentiable through quantizer and encoder; see `flow.flow_loss`."""
-        codes = self.fsq(self.encoder(latents))
-        return flow_loss(self.decoder, latents, codes, noise=noise, t=t, keep=keep, null=null)
+    def training_loss(self, latents: LatentTensor, **options: Any) -> Float[Tensor, " batch"]:
+        """Former name of ``items`` of `zoo.codecs.flextok.training.losses`; it goes with the next release."""
+        warn("FlexTok.training_loss", "zoo.codecs.flextok.training.losses")
+        return flow_loss(self.decoder, latents, self.fsq(self.encoder(latents)), **options)
 
     def compile_modules(self) -> None:
         """Compile the blocks of the decoder and the autoencoder's decoder; the first calls are slow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,6 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.ibq import training
 from zoo.codecs.ibq.checkpoint import CHECKPOINT
 from zoo.codecs.ibq.config import IBQConfig
 from zoo.codecs.ibq.network import BitDecoder, BitEncoder, Decoder, Encoder
@@ -269,32 +268,7 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
         ids = self.check(tokens).ids.to(self.device)
         return self.quantizer.vectors(ids.clamp(min=0)) * (ids >= 0)[..., None]
 
-    # ---- training, speed
-
-    def training_losses(
-        self,
-        images: Images,
-        *,
-        perceptual: Callable[[Images, Images], Tensor] | None = None,
-        discriminator: Callable[[Images], Tensor] | None = None,
-        weights: training.Weights | None = None,
-    ) -> training.Losses:
-        """The generator's losses for a batch of images in [-1, 1], differentiable.
-
-        Args:
-            images: the batch, of whole cells.
-            perceptual: a distance of reconstruction and image, LPIPS in the papers.
-            discriminator: see `zoo.nn.patch_discriminator`, and `training.discriminator_step_loss` for its own step.
-            weights: of the terms; the published ones by default.
-
-        Raises:
-            WeightsError: a part was not loaded.
-        """
-        for part in ("encoder", "decoder"):
-            self.require(part, "training")
-        quantized = self.quantizer(self.encoder(images))
-        chosen = weights or training.WEIGHTS[self.config.quantization]
-        return training.losses(images, self.decoder(quantized.latents), quantized, chosen, perceptual, discriminator)
+    # ---- speed
 
     def compile_modules(self) -> None:
         """Compile the decoder; the first calls, and those at a new size, are slow."""

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.ibq.config import Quantization
-from zoo.codecs.ibq.quantizer import Quantized
+from zoo.codecs.ibq.tokenizer import IBQ
 from zoo.nn.patch_discriminator import Logits, discriminator_loss
+from zoo.nn.terms import Losses
 
 Images = Float[Tensor, "batch 3 height width"]
 
@@ -34,31 +35,6 @@ class Weights:
 
 #: IBQ's, and Open-MAGVIT2's. Emu3.5's were not published.
 WEIGHTS: dict[Quantization, Weights] = {"ibq": Weights(0.1, 1.0, 0.05), "lfq": Weights(0.1, 0.25, 0.1)}
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The terms of one step of the generator, each at its weight; 0 where a term was left out.
-
-    Attributes:
-        pixels: mean absolute difference of the images.
-        perceptual: LPIPS of the images.
-        adversarial: what the discriminator says about the reconstruction.
-        quantization, entropy: see `Quantized`.
-        images: the reconstruction, which the discriminator's own step needs.
-    """
-
-    pixels: Float[Tensor, ""]
-    perceptual: Float[Tensor, ""]
-    adversarial: Float[Tensor, ""]
-    quantization: Float[Tensor, ""]
-    entropy: Float[Tensor, ""]
-    images: Images
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """The sum, to be lowered."""
-        return torch.stack([self.pixels, self.perceptual, self.adversarial, self.quantization, self.entropy]).sum()
 
 
 def generator_loss(fake: Logits) -> Float[Tensor, ""]:
@@ -104,20 +80,41 @@ def discriminator_step_loss(real: Logits, fake: Logits, lecam: LeCAM | None = No
 
 
 def losses(
+    tokenizer: IBQ,
     images: Images,
-    reconstruction: Images,
-    quantized: Quantized,
-    weights: Weights,
+    *,
     perceptual: Callable[[Images, Images], Tensor] | None = None,
     discriminator: Callable[[Images], Tensor] | None = None,
+    weights: Weights | None = None,
 ) -> Losses:
-    """The generator's losses; see `IBQ.training_losses`."""
+    """The generator's losses for a batch of images in [-1, 1], differentiable.
+
+    Args:
+        tokenizer: the model.
+        images: the batch, of whole cells.
+        perceptual: a distance of reconstruction and image, LPIPS in the papers.
+        discriminator: see `zoo.nn.patch_discriminator`, and `discriminator_step_loss` for its own step.
+        weights: of the terms; the published ones by default.
+
+    Returns:
+        ``pixels``, mean absolute difference of the images; ``perceptual``; ``adversarial``; ``quantization`` and ``entropy``,
+        see `quantizer.Quantized`. Outputs: ``images``, the reconstruction, which the discriminator's own step needs.
+
+    Raises:
+        WeightsError: a part was not loaded.
+    """
+    for part in ("encoder", "decoder"):
+        tokenizer.require(part, "training")
+    weights = weights or WEIGHTS[tokenizer.config.quantization]
+    quantized = tokenizer.quantizer(tokenizer.encoder(images))
+    reconstruction = tokenizer.decoder(quantized.latents)
     nothing = images.new_zeros(())
-    return Losses(
-        pixels=F.l1_loss(reconstruction, images),
-        perceptual=nothing if perceptual is None else perceptual(reconstruction, images).mean(),
-        adversarial=nothing if discriminator is None else weights.adversarial * generator_loss(discriminator(reconstruction)),
-        quantization=weights.quantization * quantized.loss,
-        entropy=weights.entropy * quantized.entropy_loss,
-        images=reconstruction,
-    )
+    adversarial = nothing if discriminator is None else weights.adversarial * generator_loss(discriminator(reconstruction))
+    terms = {
+        "pixels": F.l1_loss(reconstruction, images),
+        "perceptual": nothing if perceptual is None else perceptual(reconstruction, images).mean(),
+        "adversarial": adversarial,
+        "quantization": weights.quantization * quantized.loss,
+        "entropy": weights.entropy * quantized.entropy_loss,
+    }
+    return Losses(terms, {"images": reconstruction})

@@ -5,7 +5,7 @@ before it. The nearest codes are the tokens. On the way back, a small transforme
 a diffusion model was trained to draw from. What comes back shows the same things, not the same pixels.
 
 Read in this order: `config`, `qformer`, `encoder`, `embedding` (codebook, and tokens to image embedding), `diffusion`,
-`tokenizer`, `checkpoint`.
+`tokenizer`, `training`, `checkpoint`.
 """
 
 from __future__ import annotations

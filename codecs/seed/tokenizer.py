@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,8 +27,6 @@ from zoo.tokens import Tokens
 AnyTokens = Tokens | Tensor | Sequence[Tensor]
 
 # Weights of the losses of the second stage (arXiv 2307.08041, section 3.1.2; the original's ``legacy`` quantizer).
-_CODEBOOK_WEIGHT = 0.25
-_LOSS_WEIGHTS = {"quantizer": 5.0, "reconstruction": 2.0, "embedding": 0.5}
 
 
 @dataclass(frozen=True)
@@ -363,29 +360,7 @@ class Seed(ImageTokenizer[SeedConfig, Tokens]):
         columns = [torch.stack(column) for column in zip(*drawn, strict=True)]
         return Noises(*(own if tensor is None else tensor.float() for tensor, own in zip(given, columns, strict=True)))
 
-    # ---- training, speed
-
-    def training_losses(self, states: States, target: Float[Tensor, "batch ..."]) -> dict[str, Float[Tensor, ""]]:
-        """Losses of the second stage of training, which learns codebook and embedding over a frozen encoder.
-
-        Args:
-            states: what `causal_embedding` gives.
-            target: image embeddings of a CLIP model for the same images.
-
-        Returns:
-            ``quantizer``, ``reconstruction`` and ``embedding``, and their weighted sum ``total``.
-        """
-        self.require("encoder", "training")
-        self.require("features", "training")
-        z = self.encoder.summary.to_codes(states)
-        codes = self.codebook(self.codebook.nearest(z))
-        wide = self.embedding.from_codes(z + (codes - z).detach())
-        losses = {
-            "quantizer": F.mse_loss(z, codes.detach()) + _CODEBOOK_WEIGHT * F.mse_loss(codes, z.detach()),
-            "reconstruction": 1 - F.cosine_similarity(self.features_decoder(wide), states, dim=-1).mean(),
-            "embedding": F.mse_loss(self.embedding.head(self.embedding.mixer(wide)), target),
-        }
-        return losses | {"total": sum((weight * losses[name] for name, weight in _LOSS_WEIGHTS.items()), z.new_zeros(()))}
+    # ---- speed
 
     def set_precision(self, precision: str) -> None:
         """Precision of the products that draw images, ``"fp32"`` or ``"bf16"``. Tokens and embeddings stay as they are."""

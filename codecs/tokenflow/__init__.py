@@ -4,7 +4,7 @@ A semantic encoder (CLIP or SigLIP) and a convolutional pixel encoder describe t
 index into two codebooks, a semantic and a pixel one, chosen by the sum of both distances, and residual quantization goes from a
 grid of 1 x 1 to the full one. A pixel decoder makes the image again, a semantic decoder the features of the teacher.
 
-Read in this order: `config`, `encoder`, `quantizer`, `decoder`, `training`, `tokenizer`, `checkpoint`.
+Read in this order: `config`, `encoder`, `quantizer`, `decoder`, `tokenizer`, `training`, `checkpoint`.
 """
 
 from __future__ import annotations

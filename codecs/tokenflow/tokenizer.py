@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.tokenflow import training
 from zoo.codecs.tokenflow.checkpoint import CHECKPOINT
-from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
+from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.decoder import PixelDecoder, SemanticDecoder
 from zoo.codecs.tokenflow.encoder import Encoder
 from zoo.codecs.tokenflow.quantizer import MultiScaleQuantizer
@@ -214,46 +213,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         features: Tensor = self.semantic_decoder(self.quantizer.latents(ids)[:, : self.config.semantic_code_dim])
         return features
 
-    # ---- training, speed
-
-    def training_losses(
-        self,
-        images: Images,
-        *,
-        teacher: Float[Tensor, "batch patches features"] | None = None,
-        perceptual: Callable[[Images, Images], Tensor] | None = None,
-        discriminator: Callable[[Images], Tensor] | None = None,
-        adversarial_weight: float = training.ADVERSARIAL_WEIGHT,
-        scales: tuple[int, ...] | None = None,
-    ) -> training.Losses:
-        """The generator's losses for a batch of images of the model's size in [-1, 1], differentiable.
-
-        Args:
-            images: the batch.
-            teacher: the teacher's features of the images, without which there is no semantic loss.
-            perceptual: a distance of reconstruction and image, LPIPS in the paper.
-            discriminator: see `zoo.nn.patch_discriminator`; upstream leaves it out during the first 20,000 steps.
-            adversarial_weight: of the discriminator's say.
-            scales: those to use, see `training.drop_scale`; all by default.
-
-        Raises:
-            WeightsError: a part that takes part was not loaded.
-        """
-        for part in ("encoder", "decoder") if teacher is None else PARTS:
-            self.require(part, "training")
-        return training.losses(
-            self.config,
-            self.encoder,
-            self.quantizer,
-            self.decoder,
-            images,
-            semantic_decoder=None if teacher is None else self.semantic_decoder,
-            teacher=teacher,
-            perceptual=perceptual,
-            discriminator=discriminator,
-            adversarial_weight=adversarial_weight,
-            scales=scales,
-        )
+    # ---- speed
 
     def compile_modules(self) -> None:
         """Compile both decoders; the first calls are slow."""

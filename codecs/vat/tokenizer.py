@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo import media
-from zoo.codecs.vat import training
 from zoo.codecs.vat.checkpoint import CHECKPOINT
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.decoder import Field, Planes, Query, TriplaneDecoder
@@ -232,7 +231,7 @@ class VAT(ShapeTokenizer[VATConfig]):
             planes: Tensor = self.decoder(self.quantizer.latents(ids.to(self.device)))
         return planes
 
-    # ---- embed, training, speed
+    # ---- embed, speed
 
     @torch.no_grad()
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
@@ -262,10 +261,6 @@ class VAT(ShapeTokenizer[VATConfig]):
         if len(lengths) > 1 or not lengths <= set(self.config.scale_ends):
             raise InputError(f"all items must end with the same scale, at one of {self.config.scale_ends}")
         return self.quantizer.next_scale_inputs(tokens.ids.to(self.device))
-
-    def training_losses(self, batch: training.Batch, **options: Any) -> training.Losses:
-        """The losses of a training step, differentiable; see `training.losses`."""
-        return training.losses(self.encoder, self.quantizer, self.decoder, self.query, batch, **options)
 
     def compile_modules(self) -> None:
         """Compile the blocks of the decoder and the upsampler; the first calls are slow."""

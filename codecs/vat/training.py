@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.codecs.vat.decoder import Query, TriplaneDecoder, sample_planes
-from zoo.codecs.vat.encoder import Encoder, draw, kl_divergence
+from zoo.codecs.vat.decoder import sample_planes
+from zoo.codecs.vat.encoder import draw, kl_divergence
 from zoo.codecs.vat.quantizer import ScaleQuantizer
+from zoo.codecs.vat.tokenizer import VAT
+from zoo.nn.terms import Losses
 
 LatentTensor = Float[Tensor, "batch latents dim"]
-Labels = Float[Tensor, "batch _points"]
 
 # Weights of points near the surface, of the divergence and of the quantizer; the share of the latents in the quantizer's loss
 # is that of arXiv 2404.02905.
@@ -45,69 +46,39 @@ class Batch:
     near_labels: Float[Tensor, "batch near"]
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The terms of one step, each at its weight; the quantizer's is 0 where latents stay continuous.
-
-    Attributes:
-        volume, near: binary cross-entropy of the occupancy.
-        divergence: of the latents' Gaussian.
-        quantizer: how far the sums after each scale are from the latents.
-        volume_logits, near_logits: the occupancy, to see how often it is right.
-    """
-
-    volume: Float[Tensor, ""]
-    near: Float[Tensor, ""]
-    divergence: Float[Tensor, ""]
-    quantizer: Float[Tensor, ""]
-    volume_logits: Labels
-    near_logits: Labels
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """The sum, to be lowered."""
-        return self.volume + self.near + self.divergence + self.quantizer
-
-
-def losses(
-    encoder: Encoder,
-    quantizer: ScaleQuantizer,
-    decoder: TriplaneDecoder,
-    query: Query,
-    batch: Batch,
-    *,
-    quantize: bool,
-    generator: torch.Generator | None = None,
-) -> Losses:
-    """The losses of a batch.
+def losses(tokenizer: VAT, batch: Batch, *, quantize: bool, generator: torch.Generator | None = None) -> Losses:
+    """The losses of a batch, differentiable.
 
     Training has two phases: latents stay continuous in the first, and in the second, after `start_codebook`, they are
     quantized and everything is tuned.
 
     Args:
-        encoder, decoder, query: the networks.
-        quantizer: in training mode its gains follow the residuals, and some steps drop scales.
+        tokenizer: the model. In training mode the gains of its quantizer follow the residuals, and some steps drop scales.
         batch: the shapes.
         quantize: the second phase.
         generator: of the noise and of the dropped scales.
+
+    Returns:
+        ``volume`` and ``near``, binary cross-entropy of the occupancy; ``divergence`` of the latents' Gaussian; ``quantizer``,
+        how far the sums after each scale are from the latents, 0 where latents stay continuous. Outputs: ``volume_logits``
+        and ``near_logits`` ``[batch, points]``, the occupancy.
     """
-    mean, log_variance = encoder(batch.points, batch.normals)
+    mean, log_variance = tokenizer.encoder(batch.points, batch.normals)
     noise = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
     latents = draw(mean, log_variance, noise.to(mean.device))
     quantizer_loss = latents.new_zeros(())
     if quantize:
-        latents, quantizer_loss = quantized(quantizer, latents, generator)
-    planes = decoder(latents)
-    logits = query(sample_planes(planes, torch.cat([batch.volume_points, batch.near_points], dim=1)))
+        latents, quantizer_loss = quantized(tokenizer.quantizer, latents, generator)
+    planes = tokenizer.decoder(latents)
+    logits = tokenizer.query(sample_planes(planes, torch.cat([batch.volume_points, batch.near_points], dim=1)))
     volume_logits, near_logits = logits.split([batch.volume_points.shape[1], batch.near_points.shape[1]], dim=1)
-    return Losses(
-        volume=F.binary_cross_entropy_with_logits(volume_logits, batch.volume_labels),
-        near=NEAR_WEIGHT * F.binary_cross_entropy_with_logits(near_logits, batch.near_labels),
-        divergence=KL_WEIGHT * kl_divergence(mean, log_variance).mean(),
-        quantizer=QUANTIZER_WEIGHT * quantizer_loss,
-        volume_logits=volume_logits,
-        near_logits=near_logits,
-    )
+    terms = {
+        "volume": F.binary_cross_entropy_with_logits(volume_logits, batch.volume_labels),
+        "near": NEAR_WEIGHT * F.binary_cross_entropy_with_logits(near_logits, batch.near_labels),
+        "divergence": KL_WEIGHT * kl_divergence(mean, log_variance).mean(),
+        "quantizer": QUANTIZER_WEIGHT * quantizer_loss,
+    }
+    return Losses(terms, {"volume_logits": volume_logits, "near_logits": near_logits})
 
 
 def quantized(

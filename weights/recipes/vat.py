@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from zoo.codecs.vat import VAT, VATConfig
 from zoo.codecs.vat.decoder import PLANE_AXES
-from zoo.codecs.vat.training import Batch, redraw_unused, start_codebook
+from zoo.codecs.vat.training import Batch, losses, redraw_unused, start_codebook
 from zoo.codecs.vat.transformer import Block
 from zoo.media import replacing
 from zoo.weights.data import shape as shape_data
@@ -389,11 +389,11 @@ class Stage(trainer.Stage):
         """The model's own losses and the guide's, which reads the latents that the decoder is fed."""
         fed: list[Tensor] = []
         hook = self.model.decoder.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
-        found = self.model.training_losses(batch, quantize=self.quantizing, generator=self.rng)
+        found = losses(self.model, batch, quantize=self.quantizing, generator=self.rng)
         hook.remove()
         weight = max(0.0, 1 - self.progress / self.recipe.guided)
         guided = self._guide_loss(fed[0], batch) if weight else found.total.new_zeros(())
-        terms = {"volume": found.volume, "near": found.near, "quantizer": found.quantizer, "guide": guided}
+        terms = {name: found[name] for name in ("volume", "near", "quantizer")} | {"guide": guided}
         return found.total + weight * guided, {name: value.item() for name, value in terms.items()}
 
     def _guide_loss(self, latents: LatentTensor, batch: Batch) -> Float[Tensor, ""]:

@@ -9,6 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal
 
@@ -24,6 +25,7 @@ from zoo.errors import listing as listing  # old home of the name; it goes with 
 from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
+from zoo.moved import warn
 from zoo.precision import Float32Module, exact_float32, undisturbed
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Frame, Spec
@@ -373,6 +375,12 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
             )
         latents.check(spec.dim, *self.latent_axes)
         return latents
+
+    def training_losses(self, *batch: Any, **options: Any) -> Any:
+        """Former way to ``losses(tokenizer, ...)`` in the family's module ``training``; it goes with the next release."""
+        home = f"{type(self).__module__.rpartition('.')[0]}.training"
+        warn(f"{type(self).__name__}.training_losses", f"{home}.losses")
+        return import_module(home).losses(self, *batch, **options)
 
     def _check(self, tokens: Any) -> EncodedT:
         """Old name of `check`."""
