@@ -72,6 +72,7 @@ def test_the_public_surface_has_examples() -> None:
         "zoo.tokens.Tokens.truncate",
         "zoo.vocabulary.Vocabulary",
         "zoo.vocabulary.Vocabulary.join",
+        "zoo.vocabulary.Vocabulary.preset",
         "zoo.vocabulary.Vocabulary.split",
         "zoo.vocabulary.Vocabulary.to_text",
     }

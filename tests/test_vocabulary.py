@@ -299,3 +299,113 @@ def test_long_numbers_are_no_codes(vocabulary: zoo.Vocabulary) -> None:
     for number in ("9" * 5_000, "٣" * 5, "-0001"):
         with pytest.raises(zoo.InputError, match="is no token"):
             vocabulary.from_text(f"<sound><sound_{number}></sound>")
+
+
+# ------------------------------------------------------------------------------------------- grids and published layouts
+
+LAYOUTS = Path(__file__).parent / "golden" / "ibq" / "emu35" / "layout.json"
+PICTURES = zoo.Spec("emu3.5", "ibq", "image", 131_072, 256, fingerprint="0123456789abcdef")
+
+
+def grid_tokens(codes: list[list[int]], fingerprint: str = "") -> zoo.Tokens:
+    ids = torch.tensor(codes).flatten()
+    return zoo.Tokens.from_sequences(
+        [ids], tokenizer="emu3.5", fingerprint=fingerprint, vocab_size=131_072, meta=({"rows": len(codes)},)
+    )
+
+
+@pytest.mark.parametrize(("preset", "key"), [("emu3.5", "emu35"), ("apertus-1.5", "apertus15")])
+def test_images_of_published_layouts(preset: str, key: str) -> None:
+    vocabulary = zoo.Vocabulary.preset(preset)
+    bound = zoo.Vocabulary.preset(preset, {"image": PICTURES})
+    for sequence in json.loads(LAYOUTS.read_text())[key]["sequences"]:
+        tokens = grid_tokens(sequence["codes"])
+        assert vocabulary.flatten(tokens)[0].tolist() == sequence["ids"]
+        assert bound.flatten(grid_tokens(sequence["codes"], PICTURES.fingerprint))[0].tolist() == sequence["ids"]
+        before, picture, after = vocabulary.split([7, *sequence["ids"], 8])
+        assert (before.ids, after.ids) == ((7,), (8,))
+        assert picture.tokens.equal(tokens) and picture.tokens.meta == ({"rows": sequence["grid"][0]},)
+        if sequence.get("text"):
+            assert vocabulary.to_text(tokens) == [sequence["text"]]
+        assert vocabulary.from_text(f"see {vocabulary.to_text(tokens)[0]}")[1].equal(tokens)
+    assert bound.split(sequence["ids"])[0].tokens.fingerprint == PICTURES.fingerprint
+
+
+def test_ids_of_published_layouts() -> None:
+    emu, apertus, cosy = (zoo.Vocabulary.preset(name) for name in ("emu3.5", "apertus-1.5", "cosyvoice2"))
+    assert emu.size == 282_926
+    strings = {
+        name: dict(zip(v[s].ids(), v[s].strings(), strict=True))
+        for name, v, s in (
+            ("emu", emu, "image"),
+            ("image", apertus, "image"),
+            ("audio", apertus, "audio"),
+            ("speech", cosy, "speech"),
+        )
+    }
+    assert strings["emu"][151_854] == "<|visual token 000000|>" and strings["emu"][282_925] == "<|visual token 131071|>"
+    assert strings["image"][131_272] == "<|visual token 0|>" and strings["image"][262_343] == "<|visual token 131071|>"
+    assert strings["audio"][262_344] == "<|audio token 0|>" and strings["audio"][266_439] == "<|audio token 4095|>"
+    assert strings["speech"][151_663] == "<|s_0|>" and strings["speech"][158_223] == "<|s_6560|>"
+    assert (cosy["speech"].begin, cosy["speech"].end, cosy.size) == (158_228, 158_224, 158_229)
+    assert [apertus["image"].grid.header(12, 9), apertus.size] == [[1049, 1050, 1042, 1057, 131_075], 266_440]
+
+
+def test_sound_and_speech_of_published_layouts() -> None:
+    sound = zoo.Tokens.from_sequences(
+        [torch.tensor([0, 4095])], tokenizer="wavtokenizer-large-unify-40", fingerprint="ab" * 8, vocab_size=4096
+    )
+    apertus = zoo.Vocabulary.preset("apertus-1.5")
+    assert apertus.flatten(sound)[0].tolist() == [131_080, 262_344, 266_439, 131_081]
+    assert apertus.to_text(sound) == ["<|audio_start|><|audio token 0|><|audio token 4095|><|audio_end|>"]
+    cosy = zoo.Vocabulary.preset("cosyvoice2")
+    words, speech = cosy.split([158_227, 5, 6, 158_228, 151_663 + 9, 151_663, 158_224])
+    assert words.ids == (158_227, 5, 6) and speech.tokens.tolist() == [[9, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({5: []}, "position 5: the grid has no header"),
+        ({2: 151_854}, "position 2: id 151854 stands in the header"),
+        ({9: 151_855}, "position 9: row 0 does not have 3 ids"),
+        ({7: 151_846}, "position 7: row 0 does not have 3 ids"),
+        ({12: 17}, "id 17 of text stands among the ids"),
+        ({13: [151_854, 151_853]}, "position 13: something stands behind the last of 2 rows"),
+        ({12: []}, "position 12: the grid of 2 x 3 is not complete"),
+        ({2: 9}, r"position 5: '\*\*3' is no header"),
+        ({2: 15}, r"position 5: '0\*3' is no header"),
+    ],
+)
+def test_broken_grids_are_refused_with_their_position(change: dict[int, int | list[int]], message: str) -> None:
+    """Two rows of three ids behind two ids of text: at 1 the marker, 2 to 4 the header, 5 its marker."""
+    vocabulary = zoo.Vocabulary.preset("emu3.5")
+    sound = [5, *vocabulary.flatten(grid_tokens([[0, 1, 2], [3, 4, 5]]))[0].tolist()]
+    assert len(sound) == 14
+    [(place, value)] = change.items()
+    broken = [*sound[:place], *(value if isinstance(value, list) else [value]), *sound[place + 1 :]]
+    with pytest.raises(zoo.InputError, match=message):
+        vocabulary.split(broken)
+
+
+def test_grids_need_their_rows(tmp_path: Path) -> None:
+    vocabulary = zoo.Vocabulary.preset("emu3.5")
+    bare = zoo.Tokens.from_sequences([[1, 2]], tokenizer="emu3.5", fingerprint="", vocab_size=131_072)
+    for tokens in (bare, grid_tokens([[1, 2], [3, 4]]).truncate(3)):
+        with pytest.raises(zoo.InputError, match="remember its rows"):
+            vocabulary.flatten(tokens)
+    assert zoo.Vocabulary.load(vocabulary.save(tmp_path / "layout.json")) == vocabulary
+    with pytest.raises(zoo.InputError, match="151846 is no id of text"):
+        vocabulary.join([[151_846]])
+    for text in ("<|image start|>2*2<|image token|><|visual token 000001|><|image end|>", "<|image start|>7<|image end|>"):
+        with pytest.raises(zoo.InputError, match="header"):
+            vocabulary.from_text(text)
+    with pytest.raises(zoo.InputError, match=r"layouts emu3\.5"):
+        zoo.Vocabulary.preset("gpt")
+    with pytest.raises(zoo.InputError, match="no section 'sound'"):
+        zoo.Vocabulary.preset("emu3.5", {"sound": PICTURES})
+    with pytest.raises(zoo.InputError, match="has 131072 ids, and seed-like 8192"):
+        zoo.Vocabulary.preset("emu3.5", {"image": IMAGE})
+    foreign = zoo.Tokens.from_sequences([[1]], tokenizer="another", fingerprint="ff" * 8, vocab_size=131_072)
+    with pytest.raises(zoo.MismatchError, match="no place"):
+        vocabulary.flatten(foreign)

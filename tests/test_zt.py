@@ -64,6 +64,7 @@ def second_reader(content: bytes) -> dict[str, Any]:
         {"samples": count, "sample_rate": rate},
         {"width": count, "height": count, "fit": fit},
         dict.fromkeys(("x", "y", "z", "scale"), number),
+        {"width": count, "height": count, "fit": fit, "rows": count},
     )
 
     def text() -> str:

@@ -48,6 +48,7 @@ META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("samples", "count"), ("sample_rate", "rate")),
     (("width", "count"), ("height", "count"), ("fit", "fit")),
     (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float")),
+    (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count")),
 )
 #: Values of a "fit"; a file holds the position. Append, never reorder.
 FITS = ("crop", "stretch", "pad", "none")

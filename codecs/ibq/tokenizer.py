@@ -31,8 +31,8 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
     """The image tokenizers of SEED-Voken (IBQ, Open-MAGVIT2) and of Emu3.5.
 
     An image gives one id for every 16 x 16 pixels in the usual case, row by row. Whole cells are taken as they are, other
-    sizes are padded, and the margin is cut off again where the original's size is asked for. Tokens remember the size of the
-    original, which tells the grid; of bare ids it is a square unless ``grid`` says otherwise. Every norm sees the whole image:
+    sizes are padded, and the margin is cut off again where the original's size is asked for. Tokens remember the rows of the
+    grid; of bare ids it is a square unless ``grid`` says otherwise. Every norm sees the whole image:
     images are batched where their sizes are equal. Encoding runs in float32 unless `encode` is asked for less.
     """
 
@@ -136,7 +136,7 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
         return prepared
 
     def _fitted(self, item: Prepared, fit: str | None, resize: str | None, area: int, max_pixels: int) -> Prepared:
-        """An image at the size that the network gets, with its rows of ids where the original's size does not tell them."""
+        """An image at the size that the network gets, which remembers how many rows of ids it makes."""
         pixels, meta = item.tensors["pixels"], dict(item.meta)
         own = (pixels.shape[1], pixels.shape[2])
         if resize is not None:
@@ -154,9 +154,7 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
                 f"an image of {size[1]} x {size[0]} pixels is too small: {self.name} takes {self._fewest_cells} or more cells "
                 f"of {self.config.factor} x {self.config.factor}"
             )
-        if resize is not None or size != self.config.padded_size(*own):
-            meta["rows"] = grid[0]
-        return Prepared({"pixels": pixels}, meta, math.prod(size))
+        return Prepared({"pixels": pixels}, meta | {"rows": grid[0]}, math.prod(size))
 
     @property
     def _fewest_cells(self) -> int:
@@ -222,10 +220,13 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
 
     def _restored(self, image: Image, meta: Meta, max_pixels: int) -> Image:
         """A decoded image in the size of its original."""
-        if "rows" in meta:
-            return media.restore_image(image, meta, max_pixels)
+        if not {"width", "height", "fit"} <= meta.keys():
+            return image
         height, width = meta["height"], meta["width"]
-        top, left = margins((height, width), (image.shape[1], image.shape[2]))
+        whole = self.config.padded_size(height, width)
+        if meta["fit"] != "none" or whole != (image.shape[1], image.shape[2]):
+            return media.restore_image(image, meta, max_pixels)
+        top, left = margins((height, width), whole)
         return image[:, top : top + height, left : left + width]
 
     def grids(self, tokens: Tokens, grid: Grid | None = None) -> list[Grid]:
@@ -251,8 +252,6 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
     def _grid_of(self, meta: Meta, length: int) -> Grid:
         if "rows" in meta:
             return meta["rows"], length // max(1, meta["rows"])
-        if "height" in meta and "width" in meta:
-            return self.config.grid_of(*self.config.padded_size(meta["height"], meta["width"]))
         side = math.isqrt(length)
         if side * side != length:
             raise InputError(f"{length} ids are no square: pass grid=(rows, columns)")

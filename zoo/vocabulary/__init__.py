@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,143 +17,18 @@ from torch import Tensor
 
 from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
 from zoo.media import replacing
-from zoo.spec import Frame, Spec
+from zoo.spec import Spec
 from zoo.tokens import Tokens
+from zoo.vocabulary.presets import PRESETS
+from zoo.vocabulary.sections import MOST_DIGITS, Grid, MisplacedError, Naming, Section
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-_CODE_FORMAT = re.compile(r"([^{}]*)\{(?::0(\d{1,2})d)?\}([^{}]*)")
-# Digits of the largest number that a code is padded to, or that a vocabulary has.
-_MOST_DIGITS = 99
+__all__ = ["Grid", "Naming", "Section", "Segment", "Vocabulary"]
+
 _MOST_SECTIONS = 256
 _LARGEST_SIZE = 1 << 48
-
-
-@dataclass(frozen=True)
-class Naming:
-    """Spelling of a tokenizer's tokens in text.
-
-    Attributes:
-        code: format of one token with its id, such as ``"<img_{:05d}>"``.
-        begin, end: markers around an item.
-    """
-
-    code: str
-    begin: str
-    end: str
-
-    def __post_init__(self) -> None:
-        if not _CODE_FORMAT.fullmatch(self.code):
-            raise InputError(f"the code {self.code!r} must hold one number, such as '<img_{{:05d}}>'")
-        if not self.begin or not self.end or self.begin == self.end:
-            raise InputError(f"begin and end must be two different strings, not {self.begin!r} and {self.end!r}")
-
-    @property
-    def around(self) -> tuple[str, str]:
-        """Text before and behind the number of a code."""
-        parts = _CODE_FORMAT.fullmatch(self.code)
-        assert parts is not None
-        return parts[1], parts[3]
-
-    @classmethod
-    def of(cls, name: str) -> Naming:
-        """SEED's way: ``<img_00000>`` between ``<img>`` and ``</img>``."""
-        return cls(f"<{name}_{{:05d}}>", f"<{name}>", f"</{name}>")
-
-
-@dataclass(frozen=True)
-class Section:
-    """Place of a tokenizer's ids in the vocabulary.
-
-    Attributes:
-        name: what it is called in the vocabulary.
-        tokenizer, fingerprint: the checkpoint that the ids belong to.
-        vocab_size: number of its ids.
-        offset: what is added to them.
-        begin, end: ids of the markers around an item.
-        naming: how they are written.
-        max_tokens: most tokens of an item, where there is a limit.
-        whole: whether an item must have that many, because no prefix of it decodes.
-        frame: codebooks of each step, where ids come from several.
-    """
-
-    name: str
-    tokenizer: str
-    fingerprint: str
-    vocab_size: int
-    offset: int
-    begin: int
-    end: int
-    naming: Naming
-    max_tokens: int | None = None
-    whole: bool = False
-    frame: Frame | None = None
-
-    def ids(self) -> Iterator[int]:
-        """All of its ids in the vocabulary, in increasing order of the tokenizer's own ids, and the markers."""
-        yield from range(self.offset, self.offset + self.vocab_size)
-        yield self.begin
-        yield self.end
-
-    def strings(self) -> Iterator[str]:
-        """Text for each of `ids`."""
-        yield from map(self.naming.code.format, range(self.vocab_size))
-        yield self.naming.begin
-        yield self.naming.end
-
-    def holds(self, own_id: int) -> bool:
-        """Whether an id of the vocabulary is one of the tokenizer's."""
-        return self.offset <= own_id < self.offset + self.vocab_size
-
-    def code_of(self, string: str) -> int | None:
-        """The tokenizer's id that a string stands for; ``None`` if it is none of its codes."""
-        before, behind = self.naming.around
-        match = re.fullmatch(rf"{re.escape(before)}([0-9]{{1,{_MOST_DIGITS}}}){re.escape(behind)}", string)
-        number = int(match[1]) if match else self.vocab_size
-        return number if number < self.vocab_size and self.naming.code.format(number) == string else None
-
-    def check_length(self, count: int) -> None:
-        """Refuse an item that does not decode.
-
-        Raises:
-            InputError: it has too few tokens, or too many.
-        """
-        most = self.max_tokens
-        least = most if self.whole and most is not None else 1
-        if count < least or (most is not None and count > most):
-            limit = "at least 1" if most is None else str(most) if least == most else f"1 to {most}"
-            raise InputError(f"an item of {self.name!r} has {count} tokens, not {limit}")
-        if self.frame is not None and count % self.frame.ids_per_frame:
-            raise InputError(
-                f"an item of {self.name!r} has {count} tokens, no whole number of frames of {self.frame.ids_per_frame}"
-            )
-
-    def tokens(self, own_ids: Sequence[int]) -> Tokens:
-        """One item's ids, the tokenizer's own, as tokens.
-
-        Raises:
-            InputError: as `check_length`.
-        """
-        self.check_length(len(own_ids))
-        ids = torch.tensor(own_ids, dtype=torch.int64)
-        if self.frame is not None:
-            self._check_places(ids)
-        return Tokens.from_sequences(
-            [ids], tokenizer=self.tokenizer, fingerprint=self.fingerprint, vocab_size=self.vocab_size, frame=self.frame
-        )
-
-    def _check_places(self, ids: Int[Tensor, " length"]) -> None:
-        assert self.frame is not None
-        frames = ids.reshape(-1, self.frame.ids_per_frame)
-        codes = frames - torch.tensor(self.frame.offsets)
-        if len(wrong := ((codes < 0) | (codes >= torch.tensor(self.frame.placed_sizes))).nonzero()):
-            step, place = wrong[0].tolist()
-            position = step * self.frame.ids_per_frame + place
-            raise InputError(
-                f"token {int(ids[position])} at position {position} of an item of {self.name!r} does not belong to codebook "
-                f"{self.frame.order[place]}"
-            )
 
 
 @dataclass(frozen=True)
@@ -264,6 +139,37 @@ class Vocabulary:
             sections.append(_section(name, spec, codes[0], begin, end, strings))
         return cls(_text_size(text), tuple(sections))
 
+    @classmethod
+    def preset(cls, name: str, tokenizers: Mapping[str, Tokenizer[Any] | Spec] | None = None) -> Vocabulary:
+        """The id layout of a published language model.
+
+        Args:
+            name: ``"emu3.5"``, ``"apertus-1.5"`` or ``"cosyvoice2"``; `zoo.vocabulary.presets` has their sources.
+            tokenizers: what is loaded for some of the sections, by their names. Without it tokens are told by the names of the
+                catalogue, and tokens that come out do not name a checkpoint.
+
+        Raises:
+            InputError: there is no such layout or section, or a tokenizer has another number of ids.
+
+        >>> vocabulary = Vocabulary.preset("emu3.5")
+        >>> words, picture = vocabulary.split([5, 151852, 17, 9, 16, 151851, 151854, 151846, 151855, 151853])
+        >>> picture.name, picture.tokens.tolist(), picture.tokens.meta
+        ('image', [[0, 1]], ({'rows': 2},))
+        """
+        if name not in PRESETS:
+            raise InputError(f"there are the layouts {', '.join(PRESETS)}, not {name!r}")
+        size, sections = PRESETS[name]
+        given = {key: _spec_of(tokenizer) for key, tokenizer in (tokenizers or {}).items()}
+        if strange := sorted(given.keys() - {section.name for section in sections}):
+            raise InputError(f"{name} has no section {strange[0]!r}")
+        bound = []
+        for section in sections:
+            spec = given.get(section.name)
+            if spec is not None and spec.vocab_size != section.vocab_size:
+                raise InputError(f"{section.name!r} of {name} has {section.vocab_size} ids, and {spec.name} {spec.vocab_size}")
+            bound.append(section if spec is None else replace(section, tokenizer=spec.name, fingerprint=spec.fingerprint))
+        return cls(size, tuple(bound))
+
     def extend(self, text: Any) -> int:
         """Add the strings of all sections to a text tokenizer (of transformers or tokenizers); returns how many were new.
 
@@ -275,7 +181,7 @@ class Vocabulary:
         from tokenizers import AddedToken
 
         known = text.get_vocab()
-        special = {string for section in self.sections for string in (section.naming.begin, section.naming.end)}
+        special = {string for section in self.sections for string in section.markers.values()}
         layout: dict[int, str] = {}
         for section in self.sections:
             layout |= zip(section.ids(), section.strings(), strict=True)
@@ -309,24 +215,23 @@ class Vocabulary:
             MismatchError: they are of a checkpoint that the vocabulary does not know.
         """
         for section in self.sections:
-            if (section.fingerprint, section.vocab_size) == (tokens.fingerprint, tokens.vocab_size):
+            unknown = not section.fingerprint and section.tokenizer == tokens.tokenizer
+            if section.vocab_size == tokens.vocab_size and (section.fingerprint == tokens.fingerprint or unknown):
                 return section
         known = ", ".join(f"{section.name!r} ({section.tokenizer})" for section in self.sections) or "text only"
         raise MismatchError(f"tokens of {tokens.tokenizer} have no place in this vocabulary, which knows {known}")
 
     def flatten(self, tokens: Tokens) -> list[Int[Tensor, " _"]]:
-        """For each item the ids in the vocabulary, between its markers.
+        """For each item the ids in the vocabulary, between its markers; of a grid with its header and between its rows.
 
         Raises:
             MismatchError: as `section_of`.
-            InputError: an item has too few tokens, or too many.
+            InputError: an item has too few tokens, or too many, or one of a grid does not remember its rows.
         """
         section = self.section_of(tokens)
         sequences = []
-        for ids in tokens.unpadded():
-            section.check_length(len(ids))
-            markers = ids.new_tensor([section.begin, section.end])
-            sequences.append(torch.cat([markers[:1], ids + section.offset, markers[1:]]))
+        for index, ids in enumerate(tokens.unpadded()):
+            sequences.append(section.write(ids, section.rows_of(tokens, index) if section.grid else None))
         return sequences
 
     def join(self, segments: Sequence[str | Sequence[int] | Tokens], text: Any = None) -> Int[Tensor, " length"]:
@@ -360,7 +265,7 @@ class Vocabulary:
         return torch.cat([*pieces, torch.empty(0, dtype=torch.int64)])
 
     def _is_text(self, number: int) -> bool:
-        taken = any(section.holds(number) or number in (section.begin, section.end) for section in self.sections)
+        taken = any(section.holds(number) or number in section.markers for section in self.sections)
         return 0 <= number < self.size and not taken
 
     # ---- sequences to tokens
@@ -390,10 +295,12 @@ class Vocabulary:
                 elif inside is not None and number == inside.end:
                     segments.append(self._item(inside, run))
                     inside, run = None, []
-                elif inside.holds(number) if inside else self._is_text(number):
+                elif _belongs(number, inside) if inside else self._is_text(number):
                     run.append(number)
                 else:
                     raise InputError(self._complaint(number, inside))
+            except MisplacedError as error:
+                raise InputError(f"position {position - len(run) + error.place}: {error.reason}") from error
             except InputError as error:
                 raise InputError(f"position {position}: {error.reason}") from error
         if inside is not None:
@@ -402,14 +309,19 @@ class Vocabulary:
 
     @staticmethod
     def _item(section: Section, run: list[int]) -> Segment:
-        return Segment(tuple(run), section.name, section.tokens([number - section.offset for number in run]))
+        rows = None
+        if section.grid is not None:
+            run, rows = section.grid.read(run)
+            if strange := [number for number in run if not section.holds(number)]:
+                raise InputError(f"id {strange[0]} of text stands among the ids of {section.name!r}")
+        return Segment(tuple(run), section.name, section.tokens([number - section.offset for number in run], rows))
 
     def _complaint(self, number: int, inside: Section | None) -> str:
         if not 0 <= number < self.size:
             return f"id {number} is outside the vocabulary, 0 to {self.size - 1}"
         if inside is not None:
             return f"id {number} stands within an item of {inside.name!r}"
-        owner = next(s.name for s in self.sections if s.holds(number) or number in (s.begin, s.end))
+        owner = next(s.name for s in self.sections if s.holds(number) or number in s.markers)
         return f"id {number} of {owner!r} stands outside of any item"
 
     # ---- text
@@ -427,9 +339,8 @@ class Vocabulary:
         """
         section = self.section_of(tokens)
         written = []
-        for ids in tokens.tolist():
-            section.check_length(len(ids))
-            written.append("".join([section.naming.begin, *map(section.naming.code.format, ids), section.naming.end]))
+        for index, ids in enumerate(tokens.tolist()):
+            written.append(section.write_text(ids, section.rows_of(tokens, index) if section.grid else None))
         return written
 
     def from_text(self, text: str) -> list[str | Tokens]:
@@ -446,7 +357,7 @@ class Vocabulary:
             if not end:
                 raise InputError(f"{match[0]} has no {section.naming.end}")
             found += [text[: match.start()]] if match.start() else []
-            found.append(section.tokens(_read_codes(section, content)))
+            found.append(section.read_text(content))
             text = rest
         return found + ([text] if text else [])
 
@@ -455,8 +366,11 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the layout as JSON."""
         with replacing(path) as temporary:
-            # What readers before frames do not know is left out where there is none.
-            plain = {number: {"frame"} for number, section in enumerate(self.sections) if section.frame is None}
+            # What readers before frames and grids do not know is left out where there is none.
+            plain = {
+                number: {field for field in ("frame", "grid") if getattr(section, field) is None}
+                for number, section in enumerate(self.sections)
+            }
             temporary.write_bytes(TypeAdapter(Vocabulary).dump_json(self, indent=1, exclude={"sections": plain}) + b"\n")
         return Path(path)
 
@@ -472,6 +386,12 @@ class Vocabulary:
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc'])) or 'vocabulary'}: {e['msg']}" for e in error.errors()]
             raise FormatError(f"{os.fspath(path)}: {'; '.join(problems)}") from error
+
+
+def _belongs(number: int, section: Section) -> bool:
+    """Whether an id may stand between the markers of an item, at one place or another."""
+    grid = section.grid
+    return section.holds(number) or (grid is not None and number in (grid.marker, grid.row_end, grid.times, *grid.digits))
 
 
 def _spec_of(tokenizer: Tokenizer[Any] | Spec) -> Spec:
@@ -494,7 +414,7 @@ def _text_size(text: Any) -> int:
 def _id_ranges(section: Section) -> list[tuple[int, int]]:
     """First and last ids of what a section takes."""
     codes = (section.offset, section.offset + section.vocab_size - 1)
-    return [codes, (section.begin, section.begin), (section.end, section.end)]
+    return [codes, *((marker, marker) for marker in section.markers)]
 
 
 def _shared_id(sections: Sequence[Section]) -> tuple[int, str, str] | None:
@@ -510,7 +430,7 @@ def _shared_string(sections: Sequence[Section]) -> tuple[str, str, str] | None:
     """A string that is taken twice, and by whom, found without writing all of them out."""
     owners: dict[str, str] = {}
     for section in sections:
-        for marker in (section.naming.begin, section.naming.end):
+        for marker in section.markers.values():
             if marker in owners:
                 return marker, owners[marker], section.name
             owners[marker] = section.name
@@ -536,23 +456,7 @@ def _shared_code(one: Section, other: Section) -> str | None:
         return None
     if not (end.endswith(behind) and end.endswith(other_behind)):
         return None
-    between = ["", *(first + "0" * zeros for zeros in range(_MOST_DIGITS) for first in ("0", "1"))]
+    between = ["", *(first + "0" * zeros for zeros in range(MOST_DIGITS) for first in ("0", "1"))]
     candidates = [start + digits + end for digits in between]
     candidates += [start + end[shared:] for shared in range(1, len(end) + 1) if start.endswith(end[:shared])]
     return next((code for code in candidates if one.code_of(code) is not None and other.code_of(code) is not None), None)
-
-
-def _read_codes(section: Section, content: str) -> list[int]:
-    """The ids that are written between two markers."""
-    before, behind = section.naming.around
-    code = re.compile(rf"\s*{re.escape(before)}([0-9]{{1,{_MOST_DIGITS}}}){re.escape(behind)}\s*")
-    ids: list[int] = []
-    position = 0
-    while position < len(content):
-        match = code.match(content, position)
-        number = int(match[1]) if match else -1
-        if match is None or number >= section.vocab_size or section.naming.code.format(number) != match[0].strip():
-            raise InputError(f"{content[position : position + 20]!r} is no token of {section.name!r}")
-        ids.append(number)
-        position = match.end()
-    return ids
