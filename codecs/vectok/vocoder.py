@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import HiFiGANSizes, ISTFTSizes
+from zoo.nn.convnext import convnext, layer_norm
 from zoo.nn.istft import InverseSTFT
 from zoo.precision import compute_dtype
 
@@ -127,7 +129,7 @@ class HiFiGAN(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """A depthwise convolution, layer norm, and two linear layers with a GELU between, scaled and added."""
+    """A `convnext` block with a plain layer norm."""
 
     def __init__(self, sizes: ISTFTSizes) -> None:
         super().__init__()
@@ -140,9 +142,15 @@ class ConvNeXtBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch frames width"], inside: Bool[Tensor, "batch frames 1"] | None
     ) -> Float[Tensor, "batch frames width"]:
-        y = (x if inside is None else x * inside).transpose(1, 2)
-        y = self.norm(self.conv(y).transpose(1, 2))
-        return x + self.scale * self.fc2(F.gelu(self.fc1(y)))
+        return convnext(
+            x,
+            inside,
+            depthwise=self.conv,
+            normalise=partial(layer_norm, self.norm),
+            expand=self.fc1,
+            contract=self.fc2,
+            scale=self.scale,
+        )
 
 
 class ISTFTVocoder(nn.Module):
@@ -178,10 +186,10 @@ class ISTFTVocoder(nn.Module):
         within = None if inside is None else inside[..., None]
         counts = [vectors.shape[1]] * len(vectors) if inside is None else inside.sum(1).tolist()
         x = vectors.to(compute_dtype(self.head))
-        x = self.norm(self.conv((x if within is None else x * within).transpose(1, 2)).transpose(1, 2))
+        x = layer_norm(self.norm, self.conv((x if within is None else x * within).transpose(1, 2)).transpose(1, 2))
         for block in self.blocks:
             x = block(x, within)
-        spectrum = self._spectrum(self.last_norm(x))
+        spectrum = self._spectrum(layer_norm(self.last_norm, x).to(compute_dtype(self.head)))
         overlapped = self.istft.overlap_add(spectrum if within is None else spectrum * within)
         waves = [self.istft.finish(row[None], count)[0] for row, count in zip(overlapped, counts, strict=True)]
         return nn.utils.rnn.pad_sequence(waves, batch_first=True)

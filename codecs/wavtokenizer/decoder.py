@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.wavtokenizer.config import GROUPS, WavTokenizerConfig
 from zoo.nn.conv import conv1d
+from zoo.nn.convnext import convnext, layer_norm
 from zoo.nn.istft import InverseSTFT
 from zoo.precision import Float32Module, compute_dtype
 
@@ -164,7 +165,7 @@ class AdaptiveLayerNorm(Float32Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depth-wise convolution, adaptive layer norm, two-layer perceptron, layer scale and skip (arXiv 2201.03545, Vocos)."""
+    """A `convnext` block whose norm depends on the bandwidth."""
 
     HALO = 3
 
@@ -179,11 +180,15 @@ class ConvNeXtBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch frames channels"], mask: Mask | None, bandwidth_id: int
     ) -> Float[Tensor, "batch frames channels"]:
-        padded = F.pad(x if mask is None else x * mask, (0, 0, self.HALO, self.HALO))
-        assert self.dwconv.bias is not None
-        mixed = conv1d(padded, self.dwconv.weight.float(), self.dwconv.bias.float(), groups=x.shape[2])
-        hidden = self.norm(mixed, bandwidth_id).to(compute_dtype(self.pwconv1))
-        return torch.addcmul(x, self.gamma.float(), self.pwconv2(F.gelu(self.pwconv1(hidden))).float())
+        return convnext(
+            x,
+            mask,
+            depthwise=self.dwconv,
+            normalise=lambda mixed: self.norm(mixed, bandwidth_id),
+            expand=self.pwconv1,
+            contract=self.pwconv2,
+            scale=self.gamma,
+        )
 
 
 class Backbone(nn.Module):
@@ -243,8 +248,7 @@ class Backbone(nn.Module):
         x = self.norm(torch.addcmul(shift, x, scale), bandwidth_id)
         for block in self.convnext:
             x = block(x, mask, bandwidth_id)
-        norm = self.final_layer_norm
-        return F.layer_norm(x, x.shape[-1:], norm.weight.float(), norm.bias.float(), EPS)
+        return layer_norm(self.final_layer_norm, x)
 
 
 class Head(nn.Module):
