@@ -21,7 +21,6 @@ import soundfile
 import torch
 import trimesh
 from PIL import Image
-from small_models_snac import small_snac
 from torch import Tensor
 
 import zoo
@@ -29,6 +28,7 @@ from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_byteformer import small_byteformer
 from small_models_ibq import SMALL_BITS, small_ibq
 from small_models_s3tokenizer import SMALL_V1, small_s3tokenizer
+from small_models_snac import small_snac
 from small_models_vat import small_vat
 from small_models_vectok import SMALL_LOGMEL_VECTOK, small_vectok
 from toys.two_rates import TwoRates

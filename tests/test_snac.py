@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from small_models_snac import SMALL_SNAC, folded, old_weight_norm, small_snac
 from torch import Tensor
 
 import zoo
+from small_models_snac import SMALL_SNAC, folded, old_weight_norm, small_snac
 from zoo import registry
 from zoo.checkpoint import as_ours, require_complete
 from zoo.codecs.snac import SNAC, SNACConfig

@@ -1,9 +1,9 @@
-"""Audio tokenizers against transformers' EnCodec, DAC and Mimi."""
+"""Audio tokenizers against transformers' EnCodec, DAC and Mimi, or the package of the original code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
 from zoo.bench.quantized import Call, outline, quantized_model
+from zoo.spec import Frame
 from zoo.tokenizer import Tokenizer
 
 UNIT = "second"
@@ -57,8 +58,11 @@ def smallest_call(entry: registry.Entry, batches: Sequence[int], seconds: Sequen
     spec = outline(entry).spec
     assert spec.token_rate is not None
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(spec.vocab_size, (batches[0], round(seconds[0] * spec.token_rate)), generator=generator)
-    return Call("decode", ids.tolist(), {})
+    frame = spec.frame or Frame((spec.vocab_size,))
+    shape = (batches[0], round(seconds[0] * spec.token_rate / frame.ids_per_frame))
+    places = zip(frame.placed_sizes, frame.offsets, strict=True)
+    ids = [torch.randint(size, shape, generator=generator) + offset for size, offset in places]
+    return Call("decode", torch.stack(ids, dim=2).flatten(1).tolist(), {})
 
 
 def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Sequence[str]) -> Iterator[Contender]:
@@ -73,8 +77,10 @@ def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Seque
             packed.set_precision(precision)
             # PyTorch does not count the operations of packed products.
             yield replace(_ours(f"{entry.name}, {method}{suffix}", packed, encodes=False), module=None)
-    if peers and not (tokenizer.spec.prompted or tokenizer.spec.continuous) and find_spec("transformers"):
-        yield from _transformers_peers(tokenizer, device)
+    if peers and entry.family in _PEERS:
+        package, contenders = _PEERS[entry.family]
+        if find_spec(package):
+            yield from contenders(tokenizer, device)
 
 
 def _ours(name: str, tokenizer: Tokenizer[Any], encodes: bool = True, dtype: torch.dtype = torch.float32) -> Contender:
@@ -134,6 +140,26 @@ def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
         return lambda: mimi.encode(audio[:, None]), lambda: mimi.decode(codes)
 
     yield Contender("Mimi", prepare_mimi)
+
+
+def _original_snac(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    from snac import SNAC
+
+    settings = asdict(tokenizer.config)
+    original = SNAC(**settings | {"sampling_rate": settings.pop("sample_rate")}).eval().to(device)
+
+    def prepare(audio: Tensor) -> tuple[Work, Work]:
+        codes = original.encode(audio[:, None])
+        return lambda: original.encode(audio[:, None]), lambda: original.decode(codes)
+
+    yield Contender("snac 1.2", prepare)
+
+
+#: The peers of a family, and the package that has them.
+_PEERS: dict[str, tuple[str, Callable[[Tokenizer[Any], str], Iterator[Contender]]]] = {
+    "wavtokenizer": ("transformers", _transformers_peers),
+    "snac": ("snac", _original_snac),
+}
 
 
 def items(tokenizer: Tokenizer[Any], count: int) -> list[Tensor]:
