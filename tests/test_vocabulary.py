@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import zoo
+from small_models_snac import SMALL_SNAC, small_snac
 from zoo.vocabulary import Naming, Section, _shared_code
 
 WORDS = ["[UNK]", "a", "cat", "and", "its", "purr", "draw", "."]
@@ -409,3 +411,78 @@ def test_grids_need_their_rows(tmp_path: Path) -> None:
     foreign = zoo.Tokens.from_sequences([[1]], tokenizer="another", fingerprint="ff" * 8, vocab_size=131_072)
     with pytest.raises(zoo.MismatchError, match="no place"):
         vocabulary.flatten(foreign)
+
+
+# ---- Orpheus, and media in one call
+
+
+def test_ids_of_orpheus() -> None:
+    orpheus = zoo.Vocabulary.preset("orpheus")
+    speech = orpheus["speech"]
+    names = dict(zip(speech.ids(), speech.strings(), strict=True))
+    # N = 10 + 4096 * place + code, at 128256 + N.
+    assert (names[128_266], names[128_266 + 6 * 4096 + 5]) == ("<custom_token_10>", f"<custom_token_{10 + 6 * 4096 + 5}>")
+    assert (names[128_257], names[128_258], orpheus.size) == ("<custom_token_1>", "<custom_token_2>", 156_940)
+    codes = torch.tensor([[0, 4095, 3, 2, 1, 0, 9]])
+    tokens = zoo.Tokens.from_codes([codes], frame=speech.frame, tokenizer="snac-24khz", fingerprint="ab" * 8)
+    ids = orpheus.flatten(tokens)[0].tolist()
+    assert ids == [128_257, *(128_266 + 4096 * place + code for place, code in enumerate(codes[0].tolist())), 128_258]
+    before, item, after = orpheus.split([128_259, 5, 128_009, 128_260, 128_261, *ids, 128_262])
+    assert item.tokens.codes()[0].tolist() == codes.tolist() and (len(before.ids), after.ids) == (5, (128_262,))
+    [text] = orpheus.to_text(tokens)
+    assert text.startswith("<custom_token_1><custom_token_10><custom_token_8201>")
+    assert orpheus.from_text(text)[0].codes().tolist() == [codes.tolist()]
+    # The original drops a code of 0 at the first place, and every place behind it is shifted.
+    with pytest.raises(zoo.InputError, match="no whole number of frames"):
+        orpheus.split([ids[0], *ids[2:]])
+    with pytest.raises(zoo.InputError, match="does not belong to codebook 0"):
+        orpheus.split([ids[0], *ids[2:8], ids[1], ids[8]])
+    assert speech.code_of("<custom_token_9>") is None and speech.code_of(f"<custom_token_{10 + 7 * 4096}>") is None
+
+
+def test_numbers_that_do_not_begin_at_zero(tmp_path: Path) -> None:
+    def sections(first: int, other: str = "<c_{}>", behind: int = 20) -> tuple[Section, ...]:
+        early = Section("early", "one", "", 10, 100, 110, 111, Naming("<c_{}>", "<a>", "</a>", first=5))
+        late = Section("late", "two", "", behind, 200, 298, 299, Naming(other, "<b>", "</b>", first=first))
+        return early, late
+
+    for first, other in ((14, "<c_{}>"), (0, "<c_{}>"), (3, "<c_1{}>"), (14, "<c_{:01d}>")):
+        with pytest.raises(zoo.InputError, match="sections overlap"):
+            zoo.Vocabulary(300, sections(first, other))
+    vocabulary = zoo.Vocabulary(300, sections(15))
+    assert zoo.Vocabulary.load(vocabulary.save(tmp_path / "layout.json")) == vocabulary
+    assert "first" not in zoo.Vocabulary.preset("emu3.5").save(tmp_path / "emu.json").read_text()
+    zoo.Vocabulary(300, sections(5, "<c_1{}>"))
+    zoo.Vocabulary(300, sections(0, behind=5))
+    assert vocabulary["late"].code_of("<c_15>") == 0 and vocabulary["early"].code_of("<c_14>") == 9
+    with pytest.raises(zoo.InputError, match="begin at 0 or above"):
+        Naming("<c_{}>", "<a>", "</a>", first=-1)
+
+
+def test_text_and_media_in_one_call(tmp_path: Path) -> None:
+    snac = small_snac()
+    vocabulary = zoo.Vocabulary.build(256, {"sound": snac})
+    one, other = torch.sin(torch.arange(400) / 5), torch.cos(torch.arange(90) / 7)
+    ids = vocabulary.encode_media([[72, 105], {"sound": one}, {"sound": other}, [33]])
+    found = vocabulary.decode_media(ids)
+    assert (found[0], found[3]) == ((72, 105), (33,))
+    frame = snac.config.coarse_hop
+    for media, item in ((found[1], one), (found[2], other)):
+        assert media.shape == (1, -(-len(item) // frame) * frame)
+        assert torch.allclose(media[:, : len(item)], snac.decode(snac.encode(item))[0], atol=1e-5)
+    silent = vocabulary.decode_media(ids, options={"sound": {"noise": "zero"}})
+    assert not torch.equal(silent[1], found[1])
+    # A file holds no tokenizers, and a layout of Orpheus no checkpoint.
+    read = zoo.Vocabulary.load(vocabulary.save(tmp_path / "layout.json"))
+    with pytest.raises(zoo.InputError, match=r"pass tokenizers=\{'sound': zoo\.load\('small-snac'\)\}"):
+        read.decode_media(ids)
+    assert torch.equal(read.decode_media(ids, tokenizers={"sound": snac})[1], found[1])
+    with pytest.raises(zoo.InputError, match="no section 'noise'"):
+        vocabulary.encode_media([{"noise": one}])
+    large = small_snac(0, replace(SMALL_SNAC, codebook_size=4096))
+    orpheus = zoo.Vocabulary.preset("orpheus")
+    spoken = orpheus.encode_media([[7], {"speech": other}], tokenizers={"speech": large})
+    words, media = orpheus.decode_media(spoken, tokenizers={"speech": large})
+    assert words == (7,) and media.shape[1] == -(-len(other) // frame) * frame
+    with pytest.raises(zoo.InputError, match="small-snac has other ids than 'speech'"):
+        orpheus.decode_media(spoken, tokenizers={"speech": snac})

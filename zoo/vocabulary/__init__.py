@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
 from zoo.media import replacing
-from zoo.spec import Spec
+from zoo.spec import Frame, Spec
 from zoo.tokens import Tokens
 from zoo.vocabulary.presets import PRESETS
 from zoo.vocabulary.sections import MOST_DIGITS, Grid, MisplacedError, Naming, Section
@@ -67,6 +67,9 @@ class Vocabulary:
     size: int
     sections: tuple[Section, ...]
 
+    # What the layout was made of, where that was loaded.
+    _loaded: ClassVar[Mapping[str, Any]] = {}
+
     def __post_init__(self) -> None:
         if len(self.sections) > _MOST_SECTIONS:
             raise InputError(f"{len(self.sections)} sections are more than the {_MOST_SECTIONS} that a vocabulary may have")
@@ -112,7 +115,7 @@ class Vocabulary:
             end = start + spec.vocab_size + 1
             sections.append(_section(name, spec, start, end - 1, end, naming.get(name, Naming.of(name))))
             start = end + 1
-        return cls(start, tuple(sections))
+        return cls(start, tuple(sections))._bound_to(tokenizers)
 
     @classmethod
     def found_in(
@@ -130,21 +133,21 @@ class Vocabulary:
         sections = []
         for name, tokenizer in tokenizers.items():
             spec, strings = _spec_of(tokenizer), (naming or {}).get(name, Naming.of(name))
-            wanted = [*map(strings.code.format, range(spec.vocab_size)), strings.begin, strings.end]
+            wanted = [*map(strings.written, range(spec.vocab_size)), strings.begin, strings.end]
             if missing := [string for string in wanted if string not in vocabulary]:
                 raise InputError(f"the text tokenizer lacks {listing(missing)}")
             *codes, begin, end = (vocabulary[string] for string in wanted)
             if codes != list(range(codes[0], codes[0] + len(codes))):
                 raise InputError(f"the ids of {name!r} in the text tokenizer are not consecutive")
             sections.append(_section(name, spec, codes[0], begin, end, strings))
-        return cls(_text_size(text), tuple(sections))
+        return cls(_text_size(text), tuple(sections))._bound_to(tokenizers)
 
     @classmethod
     def preset(cls, name: str, tokenizers: Mapping[str, Tokenizer[Any] | Spec] | None = None) -> Vocabulary:
         """The id layout of a published language model.
 
         Args:
-            name: ``"emu3.5"``, ``"apertus-1.5"`` or ``"cosyvoice2"``; `zoo.vocabulary.presets` has their sources.
+            name: ``"emu3.5"``, ``"apertus-1.5"``, ``"cosyvoice2"`` or ``"orpheus"``; sources in `zoo.vocabulary.presets`.
             tokenizers: what is loaded for some of the sections, by their names. Without it tokens are told by the names of the
                 catalogue, and tokens that come out do not name a checkpoint.
 
@@ -168,7 +171,7 @@ class Vocabulary:
             if spec is not None and spec.vocab_size != section.vocab_size:
                 raise InputError(f"{section.name!r} of {name} has {section.vocab_size} ids, and {spec.name} {spec.vocab_size}")
             bound.append(section if spec is None else replace(section, tokenizer=spec.name, fingerprint=spec.fingerprint))
-        return cls(size, tuple(bound))
+        return cls(size, tuple(bound))._bound_to(tokenizers or {})
 
     def extend(self, text: Any) -> int:
         """Add the strings of all sections to a text tokenizer (of transformers or tokenizers); returns how many were new.
@@ -361,6 +364,94 @@ class Vocabulary:
             text = rest
         return found + ([text] if text else [])
 
+    # ---- media
+
+    def _bound_to(self, tokenizers: Mapping[str, Tokenizer[Any] | Spec]) -> Vocabulary:
+        """This vocabulary, with the tokenizers at hand that it was made of."""
+        loaded = {name: own for name, own in tokenizers.items() if not isinstance(own, Spec)}
+        object.__setattr__(self, "_loaded", loaded)
+        return self
+
+    def _tokenizer_of(self, section: str, tokenizers: Mapping[str, Any] | None) -> Tokenizer[Any]:
+        found = {**self._loaded, **(tokenizers or {})}.get(section)
+        if found is None:
+            name = self[section].tokenizer
+            raise InputError(f"media of {section!r} need their tokenizer: pass tokenizers={{{section!r}: zoo.load({name!r})}}")
+        return found
+
+    def encode_media(
+        self,
+        segments: Sequence[str | Sequence[int] | Mapping[str, Any]],
+        text: Any = None,
+        tokenizers: Mapping[str, Tokenizer[Any]] | None = None,
+    ) -> Int[Tensor, " length"]:
+        """One sequence of ids of text and media in the given order.
+
+        Args:
+            segments: strings, ids of text, and media as ``{section: item}``, the item as `zoo.Tokenizer.encode` takes it.
+            text: the text tokenizer, where there are strings; no special tokens are added to them.
+            tokenizers: by section, beside those that the vocabulary was made of; a file does not hold them.
+
+        Raises:
+            InputError: a tokenizer is missing, or as `join`.
+
+        >>> vocabulary = Vocabulary.build(256, {"audio": zoo.load("wavtokenizer-tiny")})
+        >>> ids = vocabulary.encode_media([[72, 105], {"audio": torch.zeros(640)}])
+        >>> words, sound = vocabulary.decode_media(ids)
+        >>> words, list(sound.shape)
+        ((72, 105), [1, 640])
+        """
+        parts: list[str | Sequence[int] | Tokens] = []
+        for segment in segments:
+            if not isinstance(segment, Mapping):
+                parts.append(segment)
+                continue
+            for name, item in segment.items():
+                if name not in {section.name for section in self.sections}:
+                    raise InputError(f"there is no section {name!r}")
+                section, encoded = self[name], self._tokenizer_of(name, tokenizers).encode([item])
+                if not section.fingerprint and encoded.vocab_size == section.vocab_size:
+                    # A layout without a checkpoint goes by the catalogue's name, and a saved model may have another.
+                    encoded = replace(encoded, tokenizer=section.tokenizer)
+                parts.append(encoded)
+        return self.join(parts, text)
+
+    def decode_media(
+        self,
+        ids: Sequence[int] | Int[Tensor, " length"],
+        text: Any = None,
+        tokenizers: Mapping[str, Tokenizer[Any]] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[Any]:
+        """Text and media of a sequence of ids, in its order.
+
+        Args:
+            ids: ids of a language model.
+            text: the text tokenizer; without one text stays ids.
+            tokenizers: by section, beside those that the vocabulary was made of; a file does not hold them.
+            options: of ``decode``, by section.
+
+        Returns:
+            For text a string, or its ids as a tuple; for an item what its tokenizer decodes it to.
+
+        Raises:
+            InputError: as `split`, or a tokenizer is missing or of other ids.
+        """
+        segments = self.split(ids)
+        decoded: list[Any] = [segment.ids if text is None else text.decode(list(segment.ids)) for segment in segments]
+        for name in dict.fromkeys(segment.name for segment in segments if segment.tokens is not None):
+            places = [place for place, segment in enumerate(segments) if segment.name == name]
+            tokenizer = self._tokenizer_of(name, tokenizers)
+            tokens = Tokens.cat([own for place in places if (own := segments[place].tokens) is not None])
+            if not tokens.fingerprint:
+                spec = tokenizer.spec
+                if (tokens.frame or Frame((tokens.vocab_size,))) != (spec.frame or Frame((spec.vocab_size,))):
+                    raise InputError(f"{tokenizer.name} has other ids than {name!r}, which are those of {tokens.tokenizer}")
+                tokens = tokenizer.tokens(tokens.unpadded(), tokens.meta)
+            for place, media in zip(places, tokenizer.decode(tokens, **(options or {}).get(name, {})), strict=True):
+                decoded[place] = media
+        return decoded
+
     # ---- files
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -368,7 +459,8 @@ class Vocabulary:
         with replacing(path) as temporary:
             # What readers before frames and grids do not know is left out where there is none.
             plain = {
-                number: {field for field in ("frame", "grid") if getattr(section, field) is None}
+                number: {field: True for field in ("frame", "grid") if getattr(section, field) is None}
+                | ({} if section.naming.first else {"naming": {"first": True}})
                 for number, section in enumerate(self.sections)
             }
             temporary.write_bytes(TypeAdapter(Vocabulary).dump_json(self, indent=1, exclude={"sections": plain}) + b"\n")
@@ -448,7 +540,8 @@ def _shared_code(one: Section, other: Section) -> str | None:
     """A string that is a code of both.
 
     It begins with the longer of their beginnings and ends with the longer of their ends. What is between is part of both
-    numbers, so if any digits fit there, then the smallest of that length do, with a leading zero or without.
+    numbers, so if any digits fit there, then the smallest of that length do that make both numbers large enough, with a leading
+    zero or without.
     """
     (before, behind), (other_before, other_behind) = one.naming.around, other.naming.around
     start, end = max(before, other_before, key=len), max(behind, other_behind, key=len)
@@ -456,7 +549,20 @@ def _shared_code(one: Section, other: Section) -> str | None:
         return None
     if not (end.endswith(behind) and end.endswith(other_behind)):
         return None
-    between = ["", *(first + "0" * zeros for zeros in range(MOST_DIGITS) for first in ("0", "1"))]
+
+    def least(section: Section, length: int) -> int:
+        """The smallest digits that make a number of the section's, as far as its first number decides that."""
+        own_before, own_behind = section.naming.around
+        front, back = start[len(own_before) :], end[: len(end) - len(own_behind)]
+        if not f"0{front}{back}".isdecimal():
+            return 0
+        missing = section.naming.first - int(f"0{front}") * 10 ** (length + len(back)) - int(f"0{back}")
+        return max(0, -(-missing // 10 ** len(back)))
+
+    between = [""]
+    for length in range(1, MOST_DIGITS + 1):
+        lowest = max(least(one, length), least(other, length))
+        between += [f"{number:0{length}d}" for number in (lowest, max(lowest, 10 ** (length - 1)))]
     candidates = [start + digits + end for digits in between]
     candidates += [start + end[shared:] for shared in range(1, len(end) + 1) if start.endswith(end[:shared])]
     return next((code for code in candidates if one.code_of(code) is not None and other.code_of(code) is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoo.spec import Frame
 from zoo.vocabulary.sections import Grid, Naming, Section
 
 _EMU_CODES = 131_072
@@ -84,4 +85,31 @@ _COSY = (
     ),
 )
 
-PRESETS: dict[str, tuple[int, tuple[Section, ...]]] = {"emu3.5": _EMU, "apertus-1.5": _APERTUS, "cosyvoice2": _COSY}
+# Orpheus: 128,256 ids of Llama 3's text, then <custom_token_0> and those that follow: ten markers, and the codes of SNAC with
+# the seven places of a frame side by side. 1 and 2 begin and end speech, 3 and 4 the human's turn, 5 and 6 the model's. Source:
+# the decoder of github.com/canopyai/Orpheus-TTS; markers and size by third parties' notebooks, not verified.
+_ORPHEUS_TEXT, _ORPHEUS_MARKERS = 128_256, 10
+_SNAC_FRAME = Frame((4096,) * 3, order=(0, 1, 2, 2, 1, 2, 2))
+_ORPHEUS = (
+    156_940,
+    (
+        Section(
+            "speech",
+            "snac-24khz",
+            "",
+            _SNAC_FRAME.vocab_size,
+            _ORPHEUS_TEXT + _ORPHEUS_MARKERS,
+            _ORPHEUS_TEXT + 1,
+            _ORPHEUS_TEXT + 2,
+            Naming("<custom_token_{}>", "<custom_token_1>", "<custom_token_2>", first=_ORPHEUS_MARKERS),
+            frame=_SNAC_FRAME,
+        ),
+    ),
+)
+
+PRESETS: dict[str, tuple[int, tuple[Section, ...]]] = {
+    "emu3.5": _EMU,
+    "apertus-1.5": _APERTUS,
+    "cosyvoice2": _COSY,
+    "orpheus": _ORPHEUS,
+}

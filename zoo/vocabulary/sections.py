@@ -28,13 +28,17 @@ class Naming:
     Attributes:
         code: format of one token with its id, such as ``"<img_{:05d}>"``.
         begin, end: markers around an item.
+        first: number that the tokenizer's id 0 is written with.
     """
 
     code: str
     begin: str
     end: str
+    first: int = 0
 
     def __post_init__(self) -> None:
+        if self.first < 0:
+            raise InputError(f"numbers of codes begin at 0 or above, not at {self.first}")
         if not _CODE_FORMAT.fullmatch(self.code):
             raise InputError(f"the code {self.code!r} must hold one number, such as '<img_{{:05d}}>'")
         if not self.begin or not self.end or self.begin == self.end:
@@ -46,6 +50,10 @@ class Naming:
         parts = _CODE_FORMAT.fullmatch(self.code)
         assert parts is not None
         return parts[1], parts[3]
+
+    def written(self, own_id: int) -> str:
+        """Text of one of the tokenizer's ids."""
+        return self.code.format(self.first + own_id)
 
     @classmethod
     def of(cls, name: str) -> Naming:
@@ -183,7 +191,7 @@ class Section:
 
     def strings(self) -> Iterator[str]:
         """Text for each of `ids`."""
-        yield from map(self.naming.code.format, range(self.vocab_size))
+        yield from map(self.naming.written, range(self.vocab_size))
         yield from self.markers.values()
 
     def holds(self, own_id: int) -> bool:
@@ -194,8 +202,12 @@ class Section:
         """The tokenizer's id that a string stands for; ``None`` if it is none of its codes."""
         before, behind = self.naming.around
         match = re.fullmatch(rf"{re.escape(before)}([0-9]{{1,{MOST_DIGITS}}}){re.escape(behind)}", string)
-        number = int(match[1]) if match else self.vocab_size
-        return number if number < self.vocab_size and self.naming.code.format(number) == string else None
+        return self._id_written(int(match[1]), string) if match else None
+
+    def _id_written(self, number: int, string: str) -> int | None:
+        """The tokenizer's id with a number, if that is how it is written."""
+        own_id = number - self.naming.first
+        return own_id if 0 <= own_id < self.vocab_size and self.naming.written(own_id) == string else None
 
     def check_length(self, count: int) -> None:
         """Refuse an item that does not decode.
@@ -245,7 +257,7 @@ class Section:
             InputError: as `check_length`.
         """
         self.check_length(len(ids))
-        codes = list(map(self.naming.code.format, ids))
+        codes = list(map(self.naming.written, ids))
         if self.grid is None or rows is None:
             content = "".join(codes)
         else:
@@ -278,10 +290,10 @@ class Section:
         position = 0
         while position < len(content):
             match = code.match(content, position)
-            number = int(match[1]) if match else -1
-            if match is None or number >= self.vocab_size or self.naming.code.format(number) != match[0].strip():
+            own_id = self._id_written(int(match[1]), match[0].strip()) if match else None
+            if match is None or own_id is None:
                 raise InputError(f"{content[position : position + 20]!r} is no token of {self.name!r}")
-            ids.append(number)
+            ids.append(own_id)
             position = match.end()
         return ids
 
