@@ -73,13 +73,18 @@ def evaluate(
 
 
 # What the benchmarks that are no models take.
-_OPTIONS = {"codebook": set[str](), "quantize": {"batch"}, "compress": {"batch", "steps", "method", "keep", "size", "plot"}}
-_OPTIONS["against"] = {"batch"}
+_OPTIONS = {
+    "codebook": set[str](),
+    "engine": {"items"},
+    "against": {"batch"},
+    "quantize": {"batch"},
+    "compress": {"batch", "steps", "method", "keep", "size", "plot"},
+}
 
 
 def _require_meaning(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that a benchmark would not look at."""
-    taken = _OPTIONS.get(name, options.keys() - {"method", "keep", "size", "plot"})
+    taken = _OPTIONS.get(name, options.keys() - {"method", "keep", "size", "plot", "items"})
     if ignored := [option for option, value in options.items() if value is not None and option not in taken]:
         raise ArgumentError(f"the benchmark {name} takes no --{ignored[0]}")
 
@@ -88,7 +93,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="a name in the catalogue, nothing is downloaded; or codebook, compress, quantize; with --against, a pattern"
+            help="a name in the catalogue, nothing is downloaded; or codebook, compress, engine, quantize; with --against, a "
+            "pattern"
         ),
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
@@ -108,6 +114,7 @@ def bench(
         Path | None,
         typer.Option(help="another release's Python, or its checkout with a .venv: encode, decode and start in turns"),
     ] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="engine: files of each data set; 2000 by default")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write the figures as JSON")] = None,
     plot: Annotated[Path | None, typer.Option(help="compress: write a plot, .png or .svg")] = None,
     as_json: Json = False,
@@ -125,7 +132,7 @@ def bench(
     _require_meaning(
         name if against is None else "against",
         {"seconds": seconds, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
-        | {"method": method, "keep": keep, "size": size, "plot": plot},
+        | {"method": method, "keep": keep, "size": size, "plot": plot, "items": items},
     )
     for option, values in (("--seconds", seconds), ("--tokens", tokens), ("--batch", batch)):
         if bad := [value for value in values or () if not 0 < value < math.inf]:
@@ -149,6 +156,11 @@ def bench(
 
         settings: dict[str, Any] = {"batches": batch} if batch else {}
         content = products.run(peers=peers, **settings, **common)
+    elif name == "engine":
+        from zoo.bench import engine
+
+        content = engine.run(items=items or engine.ITEMS, peers=peers, **common)
+        show = engine.print_tables
     elif name == "compress":
         from zoo.bench import compress
 

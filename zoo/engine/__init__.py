@@ -7,14 +7,27 @@ engine is a scheduler: what is read, prepared and encoded is the tokenizer's own
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from zoo.errors import MissingExtraError
 
-try:
-    import pyarrow  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError("token data sets need pyarrow: pip install 'tokenizer-zoo[engine]'") from error
+if TYPE_CHECKING:
+    from zoo.engine.run import Summary, tokenize
+    from zoo.engine.work import WorkerError
 
-from zoo.engine.run import Summary, tokenize
-from zoo.engine.work import WorkerError
+# Where each public name lives.
+_HOMES = {"Summary": "zoo.engine.run", "WorkerError": "zoo.engine.work", "tokenize": "zoo.engine.run"}
 
 __all__ = ["Summary", "WorkerError", "tokenize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoo.engine' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("pyarrow"):
+            raise
+        raise MissingExtraError("token data sets need pyarrow: pip install 'tokenizer-zoo[engine]'") from error

@@ -97,6 +97,7 @@ class UrlPlaces:
 
     def kind(self, place: str) -> str | None:
         files, path = self._of(place)
+        files.invalidate_cache()
         return "folder" if files.isdir(path) else "file" if files.exists(path) else None
 
     def matches(self, pattern: str) -> Iterator[tuple[str, str]]:
@@ -165,7 +166,7 @@ def places_of(place: str) -> Places:
 
 def whole_place(place: str | os.PathLike[str]) -> str:
     """A place under a name that does not depend on the working directory."""
-    place = os.fspath(place)
+    place = os.fspath(place).removeprefix("file://")
     return place if is_url(place) else os.path.abspath(place)
 
 

@@ -110,7 +110,9 @@ class _Encoder:
             self._encode([(index, prepared)])
             return
         self._waiting.append((index, prepared))
-        self._held += sum(tensor.nbytes for tensor in prepared.tensors.values())
+        # What is no dictionary reads its tensors when they are asked for, from the content that it holds.
+        held = isinstance(prepared.tensors, dict)
+        self._held += sum(tensor.nbytes for tensor in prepared.tensors.values()) if held else len(content)
         if self._held >= CHUNK:
             self.flush()
 

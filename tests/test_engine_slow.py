@@ -1,0 +1,238 @@
+"""The engine where it takes real processes, disks and servers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_engine import CONTENTS, as_tar, clips, fill, rows, run
+from toys.hazard import Hazard
+from zoo.errors import OutputError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from zoo import engine  # noqa: E402  (it needs pyarrow)
+from zoo.engine import report  # noqa: E402  (likewise)
+from zoo.engine.store import Store  # noqa: E402  (likewise)
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parent
+__all__ = ["clips"]
+
+COMMAND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from toys.hazard import Hazard
+from zoo import engine
+options = {"workers": 2, "unit_items": 2, "encode": {"delay": 0.02}}
+engine.tokenize(Hazard(), sys.argv[2], sys.argv[3], on_event=lambda event: print(event, flush=True), **options)
+"""
+
+
+def children(process: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(status[1]) == process and status[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def parts_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.parquet"))}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_twenty_kills(tmp_path: Path) -> None:
+    """Of the run or of one of its workers, whenever; in the end the bytes are those of an undisturbed run."""
+    chance = random.Random(7)
+    contents = [b"bad" if i % 25 == 7 else bytes([i]) * (1 + i % 9) for i in range(240)]
+    folder, out = fill(tmp_path / "in", contents), tmp_path / "out"
+    arguments = [sys.executable, "-c", COMMAND, str(TESTS), str(folder), str(out)]
+    for kill in range(20):
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            if kill % 5 == 4:
+                time.sleep(chance.uniform(0, 3))
+            else:
+                for _ in range(chance.randrange(1, 5)):
+                    process.stdout.readline()
+                time.sleep(chance.uniform(0, 0.1))
+            workers = children(process.pid)
+            if workers and kill % 2:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                process.stdout.readline()
+                workers = children(process.pid)
+            process.kill()
+        end = time.monotonic() + 30
+        while any(map(alive, workers)):
+            assert time.monotonic() < end, "a worker outlived its run"
+            time.sleep(0.1)
+    done = len(list(out.glob("part-*")))
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*arguments[:-1], str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    assert 0 < done <= 120
+    assert parts_of(out) == parts_of(tmp_path / "whole")
+    assert [row["ids"] for row in rows(out)] == [None if content == b"bad" else list(content) for content in contents]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket of an S3 server on the loopback."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    running = server.ThreadedMotoServer(port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, value in (settings | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    files.mkdir("bucket")
+    yield files
+    running.stop()
+
+
+def test_an_object_store(bucket: Any, clips: Path, tmp_path: Path) -> None:
+    """Sources and output in S3: the rows of local ones; the same command goes on, and one with another plan is refused."""
+    import zoo
+
+    tok = zoo.load("wavtokenizer-tiny")
+    as_tar(clips, tmp_path / "clips.tar")
+    for path in sorted(clips.iterdir()):
+        bucket.put_file(str(path), f"bucket/in/deep/{path.name}")
+    bucket.put_file(str(tmp_path / "clips.tar"), "bucket/tars/clips.tar")
+    engine.tokenize(tok, clips, tmp_path / "local", workers=0, unit_items=2)
+    for source in ("s3://bucket/in", "s3://bucket/in/*/*.wav", "s3://bucket/tars"):
+        out = f"s3://bucket/out-{abs(hash(source))}"
+        summary = engine.tokenize(tok, source, out, workers=0, unit_items=2)
+        assert (summary.items, summary.failures, summary.units) == (6, 1, 3), source
+        found = [
+            row
+            for unit in range(3)
+            for row in pq.read_table(bucket.open(f"{out}/part-00000{unit}.parquet".removeprefix("s3://"))).to_pylist()
+        ]
+        assert [row["ids"] for row in found] == [row["ids"] for row in rows(tmp_path / "local")]
+        again = engine.tokenize(tok, source, out, workers=0)
+        assert again.encoded == 0
+        bucket.rm(f"{out}/part-000001.parquet".removeprefix("s3://"))
+        assert engine.tokenize(tok, source, out, workers=0).encoded == 2
+        assert list(report.problems(Store(out), report.plan_in(Store(out)))) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_disk_that_runs_full(tmp_path: Path) -> None:
+    """A small one of its own; with more room the same command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        noise = random.Random(0)
+        folder = fill(tmp_path / "in", [noise.randbytes(20_000) for _ in range(12)])
+        with pytest.raises(OutputError, match="no room"):
+            run(folder, disk / "out", unit_items=1)
+        assert 0 < len(parts_of(disk / "out")) < 12
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        run(folder, disk / "out", unit_items=1)
+        run(folder, tmp_path / "whole", unit_items=1)
+        assert parts_of(disk / "out") == parts_of(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from toys.hazard import Hazard
+from zoo.engine import parts, plan
+from zoo.engine.sources import Choice, Listing, Row
+from zoo.engine.store import Store
+class Many(Listing):
+    def __iter__(self):
+        for i in range(1_000_000):
+            name = f"folder{i // 1000:04d}/recording-{i:07d}.wav"
+            yield Row(name, "file", f"/data/{name}", size=160_000, bytes=160_000, stamp=str(i * 7919))
+header = parts.Header.of_spec(Hazard().spec, {}, True)
+store = Store(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = plan.create(store, plan.Plan(header, {}, ("/data",), (), 512, 10**9), Many(["/data"], Choice("bytes", None)))
+units = [unit for unit, rows in made.rows(store, lambda unit: unit % 2 == 0)]
+plan.extend(store, made, ("/data",), Many(["/data"], Choice("bytes", None)))
+assert (made.items, made.units, len(units)) == (1_000_000, 1954, 977)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_the_listing_of_a_million_items_takes_little_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, str(TESTS), str(tmp_path / "out")]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(result.stdout) < 200
+
+
+def test_an_hour_among_clips_takes_little_memory(tmp_path: Path) -> None:
+    """One recording of an hour among clips of a second: model, and less than 2 GiB."""
+    soundfile = pytest.importorskip("soundfile")
+    import numpy as np
+
+    noise = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for index in range(20):
+        soundfile.write(tmp_path / "in" / f"{index:02d}.wav", noise.normal(0, 0.1, 16_000).astype("float32"), 16_000)
+    with soundfile.SoundFile(tmp_path / "in" / "10-long.wav", "w", 16_000, 1) as long:
+        for _ in range(3600):
+            long.write(noise.normal(0, 0.1, 16_000).astype("float32"))
+    code = (
+        "import resource, sys, zoo; tok = zoo.load('wavtokenizer-tiny'); tok.encode(sys.argv[1] + '/00.wav')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(zoo.engine.tokenize(tok, sys.argv[1], sys.argv[2], workers=0).ids)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "out")]
+    ids, megabytes = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert ids == 3620 * 75
+    assert megabytes < 2048
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """Exit codes: failures, failures that are allowed, wrong usage."""
+    folder = fill(tmp_path / "in", [*CONTENTS, b"x" * 200])
+    assert Hazard().name == "hazard"
+
+    def zoo(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "zoo", *map(str, arguments)], capture_output=True, text=True)
+
+    (tmp_path / "gone.jsonl").write_text('{"path": "in/00.bin"}\n{"path": "in/none.bin"}\n')
+    command = ["tokenize", "byteformer-tiny", tmp_path / "gone.jsonl", "-o", tmp_path / "out"]
+    first = zoo(*command, "--workers", 1, "--json")
+    assert first.returncode == 1, first.stderr
+    assert '"failures": 1' in first.stdout
+    assert zoo(*command, "--allow-failures", 0.5).returncode == 0
+    other = zoo(*command, "--column", "path")
+    assert (other.returncode, "column was None" in other.stderr) == (2, True)
+    assert zoo("tokens", tmp_path / "out", "--verify", "--recompute", 2).returncode == 0
+    assert zoo("tokens", folder).returncode == 1

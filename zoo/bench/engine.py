@@ -1,0 +1,261 @@
+"""`zoo bench engine`: whole data sets by ``zoo tokenize``, beside what people write by hand.
+
+All contenders encode the same files with the same tokenizer on the same cores, in turn: ours; a loop in one process; a loop fed
+by a ``DataLoader`` that reads and prepares in processes of its own; Ray Data, the way its documentation shows; and audio in
+padded batches, as in s3tokenizer's command. A model is loaded beforehand, except where workers load their own: that counts.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from zoo.engine import tokenize
+from zoo.errors import ArgumentError
+from zoo.hub import load
+from zoo.machine import device_name
+from zoo.media import write_audio, write_image, write_json
+from zoo.modality import modality
+from zoo.tokenizer import Tokenizer
+
+#: Tokenizers that are in the package, one of sound and one of pictures.
+NAMES = ("wavtokenizer-tiny", "flextok-tiny")
+ITEMS = 2000
+#: Files of one batch where others form batches.
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contender.
+
+    Attributes:
+        tokenizer: what it ran.
+        contender: what was measured.
+        items: that were encoded.
+        wall, cpu: seconds; of the CPU those of all processes, ``None`` where they are not known.
+        same: share of the items with the ids that they get alone.
+    """
+
+    tokenizer: str
+    contender: str
+    items: int
+    wall: float
+    cpu: float | None
+    same: float
+
+
+def run(
+    *,
+    names: Sequence[str] = NAMES,
+    items: int = ITEMS,
+    workers: int | None = None,
+    peers: bool = True,
+    threads: int | None = None,
+    device: str = "cpu",
+    json_path: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure the engine and its peers; those that are not installed are left out.
+
+    Args:
+        names: tokenizers of sound or of images.
+        items: files of each data set.
+        workers: processes of ours, of Ray and of the ``DataLoader``; one for each core by default.
+        peers: measure others beside the plain loop.
+        threads: threads of the plain loop; one by default.
+        device: must be the CPU.
+        json_path: write the result there.
+
+    Raises:
+        ArgumentError: another device, or a tokenizer of other media.
+    """
+    if torch.device(device).type != "cpu":
+        raise ArgumentError("the engine is measured on a CPU")
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or 1)
+    measured: list[Measured] = []
+    try:
+        for name in names:
+            with tempfile.TemporaryDirectory() as scratch:
+                measured += _measured(name, Path(scratch), items, workers, peers)
+    finally:
+        torch.set_num_threads(before)
+    content = {
+        "machine": {"device": device_name(torch.device("cpu")), "workers": workers, "torch": torch.__version__},
+        "measurements": [vars(one) for one in measured],
+    }
+    if json_path is not None:
+        write_json(json_path, content)
+    return content
+
+
+def _measured(name: str, scratch: Path, items: int, workers: int, peers: bool) -> Iterator[Measured]:
+    tokenizer = load(name)
+    files = write_items(tokenizer, scratch / "items", items)
+    tokenizer.encode(files[0])
+    alone: list[list[int]] = []
+
+    def measure(contender: str, action: Callable[[], list[list[int]]]) -> Measured:
+        wall, cpu = time.perf_counter(), _cpu()
+        found = action()
+        wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+        alone.extend(found if not alone else ())
+        same = sum(a == b for a, b in zip(found, alone, strict=True)) / items
+        # The actors of Ray are children of its own processes.
+        return Measured(name, contender, items, wall, None if contender == "Ray Data" else cpu, same)
+
+    yield measure("loop", lambda: [tokenizer.encode(file).tolist()[0] for file in files])
+    yield measure("zoo tokenize", lambda: _by_engine(name, scratch / "items", scratch / "out", workers))
+    if not peers:
+        return
+    yield measure("DataLoader", lambda: _by_loader(tokenizer, files, workers))
+    if _has_ray():
+        yield measure("Ray Data", lambda: _by_ray_data(name, scratch / "items", workers))
+    if tokenizer.spec.modality == "audio":
+        yield measure("padded batches", lambda: _by_padded_batches(tokenizer, files))
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of its children that are done."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def write_items(tokenizer: Tokenizer[Any], folder: Path, items: int) -> list[Path]:
+    """Files that a tokenizer reads: noise of 1 to 4 seconds, or pictures of blocks of 48 to 160 pixels a side.
+
+    Raises:
+        ArgumentError: it reads others.
+    """
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    files = []
+    for index in range(items):
+        if tokenizer.spec.modality == "audio":
+            sound = noise.normal(0, 0.1, (1, int(noise.integers(16_000, 64_000))))
+            files.append(write_audio(folder / f"{index:05d}.wav", torch.from_numpy(sound).float(), 16_000))
+        elif tokenizer.spec.modality == "image":
+            blocks = noise.uniform(-1, 1, (3, *noise.integers(6, 20, 2)))
+            picture = torch.from_numpy(blocks).float().repeat_interleave(8, 1).repeat_interleave(8, 2)
+            files.append(write_image(folder / f"{index:05d}.png", picture))
+        else:
+            raise ArgumentError(f"the engine is measured on sound and images, not on {tokenizer.spec.modality}")
+    return files
+
+
+def _by_engine(name: str, folder: Path, out: Path, workers: int) -> list[list[int]]:
+    import pyarrow.parquet as pq
+
+    tokenize(name, folder, out, workers=workers, unit_items=max(1, min(128, len(list(folder.iterdir())) // (4 * workers))))
+    return [ids for part in sorted(out.glob("part-*")) for ids in pq.ParquetFile(part).read(["ids"])["ids"].to_pylist()]
+
+
+class _Prepared(torch.utils.data.Dataset[Any]):
+    """Files that are read and prepared when they are asked for."""
+
+    def __init__(self, tokenizer: Tokenizer[Any], files: Sequence[Path]) -> None:
+        self._tokenizer, self._files = tokenizer, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._tokenizer.prepare(self._files[index])[0]
+
+
+def _as_list(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+def _by_loader(tokenizer: Tokenizer[Any], files: Sequence[Path], workers: int) -> list[list[int]]:
+    loader = torch.utils.data.DataLoader(
+        _Prepared(tokenizer, files), batch_size=BATCH, num_workers=workers, collate_fn=_as_list, multiprocessing_context="spawn"
+    )
+    return [ids for batch in loader for ids in tokenizer.encode_prepared(batch).tolist()]
+
+
+def _has_ray() -> bool:
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class _RayEncoder:
+    """A class for ``map_batches`` that loads the model once for each actor."""
+
+    def __init__(self, name: str) -> None:
+        torch.set_num_threads(1)
+        self._tokenizer = load(name)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        ids = self._tokenizer.encode(list(batch["bytes"])).tolist()
+        return {"path": batch["path"], "ids": np.array([np.array(one) for one in ids] + [None], dtype=object)[:-1]}
+
+
+def _by_ray_data(name: str, folder: Path, workers: int) -> list[list[int]]:
+    import ray
+
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            files = ray.data.read_binary_files(str(folder), include_paths=True)
+            strategy = ray.data.ActorPoolStrategy(size=workers)
+            encoded = files.map_batches(_RayEncoder, fn_constructor_args=(name,), batch_size=BATCH, compute=strategy)
+            encoded.write_parquet(out)
+            rows = ray.data.read_parquet(out).take_all()
+    finally:
+        ray.shutdown()
+    return [list(map(int, row["ids"])) for row in sorted(rows, key=lambda row: row["path"])]
+
+
+def _by_padded_batches(tokenizer: Tokenizer[Any], files: Sequence[Path]) -> list[list[int]]:
+    """Batches padded to their longest recording, and cut to the length that each has by itself."""
+    found: list[list[int]] = []
+    hop = tokenizer.spec.hop_length or 1
+    for start in range(0, len(files), BATCH):
+        prepared = tokenizer.prepare(list(files[start : start + BATCH]))
+        longest = max(item.amount for item in prepared)
+        padded = [torch.nn.functional.pad(item.tensors["waveform"], (0, longest - item.amount)) for item in prepared]
+        tokens = tokenizer.encode(torch.stack(padded)).tolist()
+        found += [ids[: -(-item.amount // hop)] for item, ids in zip(prepared, tokens, strict=True)]
+    return found
+
+
+def print_tables(content: dict[str, Any]) -> None:
+    """The measurements as tables; the last column is the time of a contender over that of ours."""
+    console = Console()
+    machine = content["machine"]
+    console.print(f"{machine['device']}, {machine['workers']} workers, torch {machine['torch']}")
+    for name in dict.fromkeys(one["tokenizer"] for one in content["measurements"]):
+        chosen = [one for one in content["measurements"] if one["tokenizer"] == name]
+        ours = next(one["wall"] for one in chosen if one["contender"] == "zoo tokenize")
+        table = Table(title=f"{name}, {chosen[0]['items']} items")
+        for column in ("contender", "seconds", f"{modality_unit(name)}s/s", "CPU s", "same ids", "/ ours"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        for one in chosen:
+            cpu = "" if one["cpu"] is None else f"{one['cpu']:.1f}"
+            figures = (f"{one['wall']:.1f}", f"{one['items'] / one['wall']:.1f}", cpu, f"{one['same']:.1%}")
+            table.add_row(one["contender"], *figures, f"{one['wall'] / ours:.2f}")
+        console.print(table)
+
+
+def modality_unit(name: str) -> str:
+    """Word for the items of a tokenizer."""
+    from zoo import registry
+
+    kind = modality(registry.get(name).modality)
+    return "file" if kind.name == "audio" else kind.unit
