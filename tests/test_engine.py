@@ -108,6 +108,9 @@ def test_every_source_gives_the_ids_of_each_item_alone(clips: Path, tmp_path: Pa
     sources = {"folder": (clips, "{}.wav", None)}
     sources |= {kind: (tmp_path / f"clips.{kind}", f"clips.{kind}#{{}}.wav", "txt") for kind in ("tar", "tar.gz")}
     sources |= {kind: (tmp_path / f"clips.{kind}", f"clips.{kind}#{{}}", "text") for kind in ("parquet", "arrow", "jsonl")}
+    (tmp_path / "many" / "deep").mkdir(parents=True)
+    (tmp_path / "many" / "deep" / "a.tar").symlink_to(tmp_path / "clips.tar")
+    sources["shards"] = (tmp_path / "many", "deep/a.tar#{}.wav", None)
     alone = [tok.encode(clips / f"{index}.wav") for index in range(5)]
     for kind, (source, key, text) in sources.items():
         keep = {"parquet": ["text", "width"], "arrow": ["*"], "tar": ["txt"], "tar.gz": ["txt"]}.get(kind)

@@ -94,7 +94,36 @@ def test_twenty_kills(tmp_path: Path) -> None:
     subprocess.run([*arguments[:-1], str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
     assert 0 < done <= 120
     assert parts_of(out) == parts_of(tmp_path / "whole")
-    assert [row["ids"] for row in rows(out)] == [None if content == b"bad" else list(content) for content in contents]
+    wanted = {f"{i:02d}.bin": None if content == b"bad" else list(content) for i, content in enumerate(contents)}
+    assert {row["key"]: row["ids"] for row in rows(out)} == wanted
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(tmp_path: Path, times: int) -> None:
+    """Once, the units in flight are finished; twice, it stops at once. No worker stays, and no lock."""
+    folder, out = fill(tmp_path / "in", [b"%d" % i for i in range(60)]), tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(TESTS), str(folder), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        workers = children(process.pid)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        reported = 1 + len(process.stdout.readlines())
+        assert process.wait() == -signal.SIGINT
+    assert not any(map(alive, workers))
+    assert not (out / "_plan" / "lock").exists()
+    done = parts_of(out)
+    assert reported <= len(done) < 30
+    assert times > 1 or reported == len(done)
+    run(folder, out, encode={"delay": 0.02})
+    run(folder, tmp_path / "whole", encode={"delay": 0.02})
+    assert parts_of(out) == parts_of(tmp_path / "whole")
 
 
 @pytest.fixture
@@ -162,7 +191,7 @@ def test_a_disk_that_runs_full(tmp_path: Path) -> None:
         run(folder, tmp_path / "whole", unit_items=1)
         assert parts_of(disk / "out") == parts_of(tmp_path / "whole")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 MEMORY = """

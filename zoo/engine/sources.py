@@ -163,7 +163,7 @@ class Listing:
         extensions = self.choice.extensions
         many: list[tuple[str, str]] = []
         media = False
-        wanted = None if extensions is None else {*extensions, *(os.path.splitext(name)[1] for name in _MANY)}
+        wanted = None if extensions is None else {*extensions, *(f".{name.rpartition('.')[2]}" for name in _MANY)}
         for name, place in places.below(source, wanted, self.skipped):
             if extensions is None or os.path.splitext(name)[1].lower() in extensions:
                 media = True
