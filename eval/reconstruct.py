@@ -24,6 +24,7 @@ from zoo.eval.journal import RunJournal
 from zoo.eval.plan import NetworkSource, Plan, make_plan
 from zoo.eval.summary import summarise, write_tables
 from zoo.media import Skipped, expand_paths, require_writable, write_json
+from zoo.modality import modality
 from zoo.tokenizer import Tokenizer
 
 _NEEDED = ("jinja2", "matplotlib", "pyarrow")
@@ -82,6 +83,8 @@ def run(
     networks = networks or {}
     plan = make_plan(loaded, metrics=metrics, networks=networks, encode=encode or {}, decode=decode or {}, prefixes=prefixes)
     sources = [data] if isinstance(data, str | Path) else list(data)
+    skipped = Skipped() if skipped is None else skipped
+    skipped.extras = modality(loaded.spec.modality).extras
     paths = expand_paths(sources, plan.modality.EXTENSIONS, skipped)[:limit]
     out = Path(out)
     require_writable(out, folder=True)

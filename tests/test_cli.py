@@ -291,6 +291,8 @@ def test_a_bad_file_stops_everything_unless_told_otherwise(run, model: str, soun
         (["encode", "local-dir:nowhere", "x.wav", "-o", "out.zt"], 5, "there is no nowhere"),
         (["encode", "wavtokenizer-tiny", "nowhere.wav", "-o", "out.zt"], 1, "no such file"),
         (["decode", "pyproject.toml", "-o", "out"], 1, "not a .zt file"),
+        (["decode", "nowhere.zt", "-o", "out"], 1, "nowhere.zt does not exist"),
+        (["decode", "tests", "-o", "out"], 1, "tests is a folder"),
         (["encode", "wavtokenizer-tiny"], 2, ""),
         (["list", "--debug"], 2, ""),
     ],
@@ -372,9 +374,9 @@ def test_outputs_are_refused_before_any_work(
 
 
 def test_folders_with_other_files(run, model: str, sounds: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for name in ("x.m4a", "y.m4a", "z.heic", "._a.wav", ".DS_Store"):
+    for name in ("x.doc", "y.doc", "z.heic", "._a.wav", ".DS_Store"):
         (sounds / name).write_bytes(b"whatever")
-    line = "skipped 2 .m4a, 1 ._* of macOS, 1 .heic, 1 hidden"
+    line = "skipped 2 .doc, 1 ._* of macOS, 1 .heic, 1 hidden"
     for command in (["encode", model, sounds, "-o", tmp_path / "a.zt"], ["reconstruct", model, sounds, "-o", tmp_path / "b"],
                     ["eval", model, "--data", sounds, "--out", tmp_path / "c", "--metrics", "si_sdr"]):  # fmt: skip
         result = run(*command, "--json")

@@ -222,3 +222,39 @@ def test_folders_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.
     assert "secret (Permission denied)" in str(skipped)
     with pytest.raises(zoo.InputError, match="secret cannot be read"):
         media.expand_paths([tmp_path / "secret"], (".wav",))
+
+
+def test_what_an_extra_reads_is_taken_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    from zoo.media.kinds import audio
+    from zoo.modality import modality
+
+    names_ = ("a.wav", "b.m4a", "c.mp4", "d.webm", "e.mka", "f.aac", "g.mp2")
+    for name in names_:
+        (tmp_path / name).touch()
+
+    def taken(there: bool) -> tuple[list[str], str]:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if there else None)
+        skipped = media.Skipped(extras=modality("audio").extras)
+        found = media.expand_paths([tmp_path], importlib.reload(audio).EXTENSIONS, skipped)
+        return [path.name for path in found], str(skipped)
+
+    try:
+        assert taken(True) == (list(names_), "")
+        files, skipped = taken(False)
+        assert files == ["a.wav", "g.mp2"]
+        assert '1 .m4a (read with pip install "tokenizer-zoo[video]")' in skipped and ".mp4" in skipped
+    finally:
+        monkeypatch.undo()
+        importlib.reload(audio)
+
+
+@pytest.mark.parametrize("kind", ["Tokens", "Latents", "Vocabulary", "Voice"])
+def test_what_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
+    from zoo.codecs.vectok.voice import Voice
+
+    load = Voice.load if kind == "Voice" else getattr(zoo, kind).load
+    for path, reason in ((tmp_path / "none.zt", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(zoo.InputError, match=f"^{path} {reason}"):
+            load(path)

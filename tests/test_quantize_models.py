@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import zoo
@@ -22,6 +24,7 @@ from zoo.errors import CorruptWeightsError, KeysError, WeightsError
 from zoo.kernels import lowbit, native
 from zoo.kernels.packing import block_size
 from zoo.precision import Float32Module
+from zoo.quantization import packed
 from zoo.quantization.calibration import observe
 from zoo.quantization.fp import Granularity, LearningConfig, LowBitLayer, decode, format_named, pack
 from zoo.quantization.packed import quantized_layers
@@ -597,3 +600,20 @@ def test_is_one_operator_to_the_compiler() -> None:
 def test_torch_is_imported_when_it_is_needed(statement: str) -> None:
     code = f"import sys; {statement}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("key", ["quantization", "tied"])
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "{", "[]", "null", "3", '{"0": null}', '{"0": 3}', '{"0": {}}', '{"0": {"kind": []}}', '{"9": {"kind": "block"}}'],
+)
+def test_damage_of_what_a_file_says_about_its_layers_is_named(key: str, damaged: str, tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 32))
+
+    path = packed.save(zoo.quantize(model(), "fp4"), tmp_path / "model.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata=metadata | {key: damaged})
+    with pytest.raises(CorruptWeightsError, match=r"model\.safetensors: "):
+        packed.load(model(), path)

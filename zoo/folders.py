@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,16 +18,22 @@ class Skipped:
     Attributes:
         kinds: number of files by what they are: an extension, ``hidden``, ...
         unreadable: folders that could not be looked into, with the reason.
+        extras: the extra of this package that files of an extension take; see `zoo.modality.Modality`.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    extras: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """One line; empty if nothing was left out."""
-        kinds = [f"{number} {kind}" for kind, number in sorted(self.kinds.items(), key=lambda pair: (-pair[1], pair[0]))]
+        ordered = sorted(self.kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+        kinds = [f"{number} {kind}{self._with_extra(kind)}" for kind, number in ordered]
         kinds += [f"the folder {name} ({reason})" for name, reason in self.unreadable.items()]
         return f"skipped {listing(kinds, shown=12)}" if kinds else ""
+
+    def _with_extra(self, kind: str) -> str:
+        return f' (read with pip install "tokenizer-zoo[{self.extras[kind]}]")' if kind in self.extras else ""
 
 
 def files_below(top: Path, wanted: Collection[str] | None, skipped: Skipped) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo.download import naming_write_errors
 from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.indexing import positions
-from zoo.media import replacing
+from zoo.media import file_content, replacing
 
 _KIND = "zoo.Latents"
 _VERSION = "1"
@@ -190,9 +190,10 @@ class Latents:
         """Read a ``.safetensors`` file of latents.
 
         Raises:
+            InputError: there is no such file, or it cannot be read; names it.
             FormatError: it is not a sound file of latents; names the file.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            return cls.from_bytes(file_content(path))
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error

@@ -7,7 +7,7 @@ its media are read and written, its metrics, its benchmark. They are imported wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from types import MappingProxyType, ModuleType
@@ -42,6 +42,7 @@ class Modality:
         homes: modules by what they are for; a facet may be missing.
         synonyms: the field's other words for it.
         domains: words for some of its media, such as ``"speech"``, which entries of the catalogue carry as tags.
+        extras: the extra of the package that brings the reader, by extension of the files that take one.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Modality:
     homes: Mapping[Facet, str]
     synonyms: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -123,11 +125,18 @@ _SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate"
 _PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count"))
 _PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
 
+#: Files with sound that PyAV reads.
+_WITH_PYAV = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")
+
 _MODALITIES: dict[str, Modality] = {
     known.name: known
     for known in (
         Modality("image", "image", "png", _PICTURE, _homes("image")),
-        Modality("audio", "second", "wav", _SOUND, _homes("audio"), domains=("speech", "music")),
+        Modality(
+            *("audio", "second", "wav", _SOUND, _homes("audio")),
+            domains=("speech", "music"),
+            extras=MappingProxyType(dict.fromkeys(_WITH_PYAV, "video")),
+        ),
         Modality("shape", "shape", "glb", _PLACE, _homes("shape", "quantize"), synonyms=("3d", "mesh")),
         Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),
     )

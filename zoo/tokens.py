@@ -17,7 +17,7 @@ from torch import Tensor
 from zoo import zt
 from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.indexing import positions
-from zoo.media import replacing
+from zoo.media import file_content, replacing
 from zoo.media.items import as_array
 from zoo.spec import Frame
 
@@ -347,10 +347,11 @@ class Tokens:
         """Read a ``.zt`` file.
 
         Raises:
+            InputError: there is no such file, or it cannot be read; names it.
             FormatError: it is not a sound ``.zt`` file; names the file.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            return cls.from_bytes(file_content(path))
         except FormatError as error:
             raise FormatError(f"{os.fspath(path)}: {error}") from error
 

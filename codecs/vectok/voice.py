@@ -18,6 +18,7 @@ from torch import Tensor
 from zoo.codecs.vectok.config import VecTokConfig
 from zoo.errors import FormatError
 from zoo.media import replacing
+from zoo.media.files import open_source
 from zoo.precision import Float32Module
 
 _KIND = "zoo.vectok.Voice"
@@ -82,9 +83,11 @@ class Voice:
         """Read what `save` wrote, in float32.
 
         Raises:
+            InputError: there is no such file, or it is empty or a folder; names it.
             FormatError: it is no sound file of a voice.
         """
         name = os.fspath(path)
+        open_source(name, "voice")[0].close()
         try:
             with safe_open(name, framework="pt") as file:
                 attributes = file.metadata() or {}

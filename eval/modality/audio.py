@@ -22,11 +22,12 @@ from torch import Tensor
 from zoo.eval.modality.base import Metric, MetricFunction, Row, Variant
 from zoo.eval.modality.networks import SPEAKER, UTMOS
 from zoo.eval.report import plots
-from zoo.media import AUDIO_EXTENSIONS, read_audio, resample
+from zoo.media import read_audio, resample
+from zoo.media.kinds import audio as kind
 from zoo.nn.losses import LogMel, STFTLoss
 from zoo.spec import Spec
 
-EXTENSIONS = AUDIO_EXTENSIONS
+EXTENSIONS = kind.EXTENSIONS
 BASELINE = "8-bit µ-law of the same bit rate"
 NOTES = (
     "Compared at the tokenizer's sample rate, in mono. The baseline is 8-bit µ-law at the sample rate that the tokenizer's bit "

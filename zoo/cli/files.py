@@ -28,9 +28,9 @@ def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> tuple[lis
     """
     from zoo import media
 
-    extensions = modality(tokenizer.spec.modality).extensions
-    skipped = media.Skipped()
-    files = media.expand_paths([argument for argument in arguments if argument != "-"], extensions, skipped)
+    kind = modality(tokenizer.spec.modality)
+    skipped = media.Skipped(extras=kind.extras)
+    files = media.expand_paths([argument for argument in arguments if argument != "-"], kind.extensions, skipped)
     if line := str(skipped):
         note(line)
     return ["-"] * ("-" in arguments) + [os.fspath(file) for file in files], dict(skipped.unreadable)
@@ -91,8 +91,9 @@ def require_extension(name: str, suffix: str, path: Path) -> None:
     """
     from zoo import media
 
-    media_extensions = {*media.AUDIO_EXTENSIONS, *media.IMAGE_EXTENSIONS, *media.SHAPE_EXTENSIONS, ".zt", ".safetensors"}
-    if path.suffix.lower() in media_extensions and path.suffix != suffix:
+    media_extensions = {*media.AUDIO_EXTENSIONS, *media.READ_ONLY_AUDIO_EXTENSIONS, *media.IMAGE_EXTENSIONS}
+    known = media_extensions | {*media.SHAPE_EXTENSIONS, ".zt", ".safetensors"}
+    if path.suffix.lower() in known and path.suffix != suffix:
         raise ArgumentError(f"{name} writes {suffix} files, not {path.suffix}")
 
 
@@ -208,14 +209,10 @@ def _standard_input() -> bytes:
 def read_batch(file: str) -> Any:
     """The tokens or the latents in a file, or on standard input for ``-``."""
     from zoo.latents import Latents
+    from zoo.media import file_content
     from zoo.tokens import Tokens
 
-    try:
-        content = _standard_input() if file == "-" else Path(file).read_bytes()
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    content = _standard_input() if file == "-" else file_content(file)
     # A safetensors file begins with the length of its header, which is JSON.
     kind: Any = Latents if content[8:9] == b"{" else Tokens
     try:

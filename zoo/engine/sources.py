@@ -115,7 +115,7 @@ class Listing:
 
     def __init__(self, sources: Sequence[str], choice: Choice) -> None:
         self.sources, self.choice = sources, choice
-        self.skipped = Skipped()
+        self.skipped = Skipped(extras=modality(choice.modality).extras)
         self._columns: dict[str, pa.DataType] = {}
 
     def __iter__(self) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from zoo.media.audio import (
 from zoo.media.files import (
     append_bytes,
     expand_paths,
+    file_content,
     replacing,
     require_writable,
     write_bytes,
@@ -67,6 +68,7 @@ __all__ = [
     "audio_info",
     "contains",
     "expand_paths",
+    "file_content",
     "frame_of",
     "image_info",
     "is_closed",

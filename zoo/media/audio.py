@@ -18,6 +18,7 @@ from zoo.errors import InputError
 from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.media.items import audio_item
 from zoo.media.resampling import Resampler, resample, resampled_length
+from zoo.modality import modality
 
 # Read and written.
 AUDIO_EXTENSIONS = (
@@ -37,7 +38,7 @@ AUDIO_EXTENSIONS = (
     ".rf64",
 )
 # Read only; all but the first with PyAV.
-READ_ONLY_AUDIO_EXTENSIONS = (".mp2", ".m4a", ".m4b", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")
+READ_ONLY_AUDIO_EXTENSIONS = (".mp2", *modality("audio").extras)
 
 
 @dataclass(frozen=True)

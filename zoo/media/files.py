@@ -55,6 +55,25 @@ def open_source(source: Any, kind: str) -> tuple[io.BufferedIOBase, str]:
         raise InputError(f"{name} cannot be opened: {error.strerror}") from error
 
 
+def file_content(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        InputError: there is no such file, or it is a folder or cannot be read; names it.
+    """
+    name = os.fspath(path)
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{name} is a folder, not a file") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{name!r} is no name of a file: {error}") from error
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name in the same folder that replaces ``path`` when the block ends without an error.
@@ -280,7 +299,7 @@ def expand_paths(
     skipped = Skipped() if skipped is None else skipped
     found: dict[Path, None] = {}
     for argument in arguments:
-        path, left_out = Path(argument), Skipped()
+        path, left_out = Path(argument), Skipped(extras=skipped.extras)
         try:
             if path.is_dir():
                 matches = sorted(files_below(path, wanted, left_out))

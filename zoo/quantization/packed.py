@@ -13,10 +13,11 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.errors import CorruptWeightsError, InputError, KeysError
+from zoo.errors import CorruptWeightsError, KeysError
 from zoo.media import replacing
 from zoo.quantization.methods import KINDS, Scheme
 from zoo.state_dict import opening_safetensors, read_state
@@ -182,7 +183,8 @@ def restore(model: ModuleT, described: Mapping[str, Mapping[str, Any]]) -> Modul
             module, _, cls = KINDS[description["kind"]].partition(":")
             layer = model.get_submodule(name)
             packed = getattr(importlib.import_module(module), cls).from_description(layer, description)
-        except (AttributeError, KeyError, TypeError, InputError) as error:
+        except Exception as error:
+            # What is wrong about sizes and formats fails where layers are made of them, in as many ways.
             raise CorruptWeightsError(f"{name}: the saved quantization does not fit the model: {error!r}") from error
         replace_layer(model, name, packed)
     return model
@@ -232,6 +234,10 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
     return list(stored.values()), tied
 
 
+_DESCRIPTIONS = TypeAdapter(dict[str, dict[str, Any]])
+_TIED = TypeAdapter(dict[str, str])
+
+
 def load(model: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
     """Read what `save` wrote into a float model of the same architecture, in place; bit for bit what was saved.
 
@@ -245,12 +251,16 @@ def load(model: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
     if "quantization" not in metadata:
         raise CorruptWeightsError(f"{path} holds no quantized model")
     try:
-        described, tied = json.loads(metadata["quantization"]), json.loads(metadata.get("tied", "{}"))
+        described, tied = _DESCRIPTIONS.validate_json(metadata["quantization"]), _TIED.validate_json(metadata.get("tied", "{}"))
         state = read_state(path)
         state |= {name: state[first] for name, first in tied.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptWeightsError(f"{path}: what it says about its layers is damaged: {error!r}") from error
-    restore(model, described)
+    except (ValueError, KeyError) as error:
+        reason = f"{error.errors()[0]['msg']}" if isinstance(error, ValidationError) else repr(error)
+        raise CorruptWeightsError(f"{path}: what it says about its layers is damaged: {reason}") from error
+    try:
+        restore(model, described)
+    except CorruptWeightsError as error:
+        raise CorruptWeightsError(f"{path}: {error}") from error
     shared = _shared_parameters(model)
     try:
         model.load_state_dict(state, strict=True, assign=True)

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
-from zoo.media import replacing
+from zoo.media import file_content, replacing
 from zoo.spec import Frame, Spec
 from zoo.tokens import Tokens
 from zoo.vocabulary.presets import PRESETS
@@ -471,10 +471,11 @@ class Vocabulary:
         """Read what `save` wrote.
 
         Raises:
+            InputError: there is no such file, or it cannot be read; names it.
             FormatError: it is not a sound vocabulary; names the file and the field.
         """
         try:
-            return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+            return TypeAdapter(cls).validate_json(file_content(path))
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc'])) or 'vocabulary'}: {e['msg']}" for e in error.errors()]
             raise FormatError(f"{os.fspath(path)}: {'; '.join(problems)}") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.errors import ArgumentError, InputError
 from zoo.media.files import replacing
 from zoo.media.image.levels import Range
-from zoo.media.image.reading import FORMATS, MAX_PIXELS, check_pixels, load
+from zoo.media.image.reading import FORMATS, MAX_PIXELS, READ_ONLY_FORMATS, check_pixels, load
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -135,7 +135,8 @@ def write_image(path: str | os.PathLike[str], pixels: Float[Tensor, "3 height wi
     path = Path(path)
     kind = next((kind for kind, extensions in FORMATS.items() if path.suffix.lower() in extensions), None)
     Image.init()
-    if kind not in Image.SAVE:
+    # Other libraries may have taught Pillow to write what is only read here, imageio HEIC for one.
+    if kind in READ_ONLY_FORMATS or kind not in Image.SAVE:
         raise InputError(f"cannot write {path.name}: no image format {path.suffix!r} that is written")
     levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     with replacing(path) as temporary:

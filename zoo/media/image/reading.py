@@ -38,6 +38,7 @@ FORMATS = {
     "JPEG2000": (".jp2", ".j2k"),
     "HEIF": (".heic", ".heif"),
 }
+READ_ONLY_FORMATS = ("HEIF",)
 IMAGE_EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
 #: Most pixels that an image may have unless the caller says otherwise.

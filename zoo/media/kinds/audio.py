@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.media.audio import AUDIO_EXTENSIONS, audio_info, write_audio
+from zoo.media.audio import AUDIO_EXTENSIONS, READ_ONLY_AUDIO_EXTENSIONS, audio_info, write_audio
+from zoo.modality import modality
 from zoo.spec import Spec
 
-EXTENSIONS = AUDIO_EXTENSIONS
+EXTENSIONS = AUDIO_EXTENSIONS + tuple(
+    extension
+    for extension in READ_ONLY_AUDIO_EXTENSIONS
+    if extension not in modality("audio").extras or find_spec("av") is not None
+)
 #: What data sets are measured in.
 EXTENT = "hours"
 LIMITS = ("max_seconds",)

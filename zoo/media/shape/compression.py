@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import InputError
+from zoo.errors import InputError, MissingReaderError
 from zoo.media.shape.geometry import Indices
 
 # Most bytes that one byte of each kind can stand for: a byte of a control stream for four bytes of 256 vertices; a byte for a
@@ -41,10 +41,11 @@ def draco(content: bytes, attribute: int) -> tuple[NDArray[Any], Indices]:
         attribute: the number of the positions in it.
 
     Raises:
-        InputError: it is damaged or no mesh, or DracoPy is not installed.
+        InputError: it is damaged or no mesh.
+        MissingReaderError: DracoPy is not installed.
     """
     if not has_draco():
-        raise InputError(
+        raise MissingReaderError(
             'it uses the extension KHR_draco_mesh_compression: pip install "tokenizer-zoo[gltf]", '
             "or unpack it with `gltf-transform copy`"
         )
@@ -67,10 +68,11 @@ def meshopt(content: bytes, packed: Mapping[str, Any], extension: str) -> bytes:
         extension: its name.
 
     Raises:
-        InputError: it is damaged or of a kind that glTF has not, or meshoptimizer is not installed.
+        InputError: it is damaged or of a kind that glTF has not.
+        MissingReaderError: meshoptimizer is not installed.
     """
     if not has_meshopt():
-        raise InputError(
+        raise MissingReaderError(
             f'it uses the extension {extension}: pip install "tokenizer-zoo[meshopt]", or unpack it with `gltf-transform copy`'
         )
     mode, kind = packed.get("mode"), packed.get("filter", "NONE")

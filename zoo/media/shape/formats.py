@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import InputError, MissingExtraError
+from zoo.errors import InputError, MissingExtraError, MissingReaderError
 from zoo.media.files import open_source
 from zoo.media.shape import gltf, obj, off, ply, stl
 from zoo.media.shape.geometry import Geometry
@@ -52,6 +52,8 @@ def read_file(source: Any, max_faces: int) -> Geometry:
     folder = None if isinstance(handle, io.BytesIO) else Path(name).parent
     try:
         return _read(content, folder, os.fspath(name), max_faces)
+    except MissingReaderError as error:
+        raise MissingReaderError(f"{name}: {error.reason}") from error
     except InputError as error:
         raise InputError(f"{name}: {error.reason}") from error
     except (MissingExtraError, MemoryError):

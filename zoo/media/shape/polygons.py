@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import InputError, MissingExtraError
+from zoo.errors import InputError, MissingReaderError
 from zoo.media.shape.geometry import NO_FACES, Indices, Vectors, check_count, check_indices
 
 
@@ -24,7 +24,7 @@ def triangulate(vertices: Vectors, corners: Indices, sizes: Indices, max_faces: 
 
     Raises:
         InputError: a polygon has fewer than 3 corners or names a vertex that is not there, or there are too many triangles.
-        MissingExtraError: there are polygons to cut, and manifold3d is not installed.
+        MissingReaderError: there are polygons to cut, and manifold3d is not installed.
     """
     if not len(sizes):
         return NO_FACES
@@ -90,7 +90,7 @@ def _cut(polygon: Vectors, normal: Vectors) -> Indices:
     try:
         from manifold3d import triangulate as cut
     except ImportError as error:
-        raise MissingExtraError(
+        raise MissingReaderError(
             'the shape has concave polygons, and manifold3d is not installed: pip install "tokenizer-zoo[shape]"'
         ) from error
     # Two axes across the normal, turned so that the polygon runs counter-clockwise.
