@@ -143,6 +143,40 @@ def test_what_is_written_on_the_way_changes_nothing(
     assert torch.equal(torch.load(tmp_path / "toy.pt")["weight"], made.weight)
 
 
+def test_the_start_of_a_stage_is_a_file_beside_the_checkpoint(tmp_path: Path) -> None:
+    """And not a second model in memory, nor in every checkpoint."""
+    training, checkpoint = Toy(Recipe()), tmp_path / "toy.checkpoint.pt"
+    begun = weights(training.model)
+    training.stage.train_step()
+    training.save(checkpoint)
+    assert not [name for name, value in vars(training).items() if isinstance(value, dict)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.checkpoint.pt", "toy.checkpoint.start0.pt"]
+    assert "start" not in torch.load(checkpoint)
+    found = trainer.read_checkpoint(checkpoint, Recipe())
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in found["start"].values()]), begun)
+    written = trainer.start_file(checkpoint, 0).stat().st_mtime_ns
+    training.stage.train_step()
+    training.save(checkpoint)
+    assert trainer.start_file(checkpoint, 0).stat().st_mtime_ns == written, "written once"
+    training.advance()
+    training.save(checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.checkpoint.pt", "toy.checkpoint.start1.pt"]
+
+
+def test_a_checkpoint_of_the_release_before_holds_its_start(tmp_path: Path) -> None:
+    training, checkpoint = Toy(Recipe()), tmp_path / "toy.checkpoint.pt"
+    begun = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    training.stage.train_step()
+    training.save(checkpoint)
+    torch.save(torch.load(checkpoint) | {"start": begun}, checkpoint)
+    trainer.start_file(checkpoint, 0).unlink()
+    resumed = Toy(Recipe())
+    resumed.restore(checkpoint)
+    for each in (training, resumed):
+        each.stage.train_step()
+    assert torch.equal(weights(resumed.model), weights(training.model))
+
+
 def test_a_model_of_no_use_is_not_written_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for early in (True, False):
         monkeypatch.setattr(Toy, "writes_early", early)

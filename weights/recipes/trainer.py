@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -233,8 +235,11 @@ class Training(ABC, Generic[ModelT]):
 
     def _begin(self, index: int) -> None:
         self.index = index
-        # What a stage starts from: its checkpoints hold it beside the stage's own state.
-        self.start = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+        # The model that a stage starts from lies in a file without a name until a checkpoint is written, beside which it is
+        # copied: a stage is made from it again when a run is resumed.
+        self._start = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the stage goes on)
+        torch.save(self.model.state_dict(), self._start)
+        self._started: Path | None = None
         self.start_random = torch.get_rng_state()
         self.stage = self.make_stage(index)
 
@@ -247,16 +252,24 @@ class Training(ABC, Generic[ModelT]):
         return True
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint to resume from."""
+        """Write a checkpoint to resume from, and once for each stage the model that it starts from, beside it."""
+        start = start_file(path, self.index)
+        if self._started != start:
+            self._start.seek(0)
+            with replacing(start) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(self._start, file)
+            self._started = start
         state = {
             "recipe": asdict(self.recipe),
             "index": self.index,
-            "start": self.start,
             "stage": self.stage.state_dict(),
             "random": [self.start_random, torch.get_rng_state()],
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
+        # Only now is that of the stage before of no use.
+        for index in range(self.index):
+            start_file(path, index).unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.
@@ -277,8 +290,13 @@ class Training(ABC, Generic[ModelT]):
         torch.set_rng_state(random)
 
 
+def start_file(checkpoint: Path, index: int) -> Path:
+    """Where the model lies that a stage started from, beside a checkpoint of that stage."""
+    return checkpoint.with_suffix(f".start{index}.pt")
+
+
 def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any]:
-    """Read what `Training.save` wrote.
+    """Read what `Training.save` wrote; ``start`` is the model that the stage began with, mapped from its file.
 
     Raises:
         ValueError: it was made by another recipe.
@@ -286,6 +304,8 @@ def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != asdict(recipe):
         raise ValueError(f"{path} belongs to another recipe: {state['recipe']}; delete it or use the same settings")
+    if "start" not in state:  # checkpoints of the release before hold it themselves
+        state["start"] = torch.load(start_file(path, state["index"]), map_location="cpu", weights_only=True, mmap=True)
     return state
 
 
@@ -315,6 +335,8 @@ def run(recipe: Any, out: Path, begin: Callable[[], Training[ModelT]], checkpoin
     model = training.snapshot()
     training.write(model, out)
     checkpoint.unlink(missing_ok=True)
+    for index in range(training.stages):
+        start_file(checkpoint, index).unlink(missing_ok=True)
     return model
 
 
