@@ -21,7 +21,7 @@ from zoo.precision import exact_float32
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
 from zoo.tokenizer.image import Image, Images, ImageTokenizer
-from zoo.tokens import Meta, Tokens
+from zoo.tokens import Tokens
 
 LatentTensor = Float[Tensor, "batch channels grid grid"]
 
@@ -80,18 +80,9 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
             latents = self.encoder(images)
         return list(self.quantizer.ids(latents))
 
-    def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
-        """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""
-        spec = self.spec
-        longest = max((len(sequence) for sequence in ids), default=0)
-        return Tokens.from_sequences(
-            ids,
-            tokenizer=spec.name,
-            fingerprint=spec.fingerprint,
-            vocab_size=spec.vocab_size,
-            meta=meta,
-            segments=[end for end in self.config.scale_ends if end <= longest],
-        )
+    def segments(self, length: int) -> list[int]:
+        """Ends of the scales within a sequence of that length."""
+        return [end for end in self.config.scale_ends if end <= length]
 
     # ---- decode
 

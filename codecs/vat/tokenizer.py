@@ -23,7 +23,7 @@ from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared
 from zoo.tokenizer.shape import ShapeTokenizer
-from zoo.tokens import Meta, Tokens
+from zoo.tokens import Tokens
 
 if TYPE_CHECKING:
     import trimesh
@@ -123,18 +123,9 @@ class VAT(ShapeTokenizer[VATConfig]):
             mean, _ = self.encoder(points, normals)
         return list(self.quantizer.ids(mean.float()))
 
-    def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
-        """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""
-        spec = self.spec
-        longest = max((len(sequence) for sequence in ids), default=0)
-        return Tokens.from_sequences(
-            ids,
-            tokenizer=spec.name,
-            fingerprint=spec.fingerprint,
-            vocab_size=spec.vocab_size,
-            meta=meta,
-            segments=sorted({min(end, longest) for end in self.config.scale_ends} - {0}),
-        )
+    def segments(self, length: int) -> list[int]:
+        """Ends of the scales within a sequence of that length."""
+        return sorted({min(end, length) for end in self.config.scale_ends} - {0})
 
     # ---- decode
 

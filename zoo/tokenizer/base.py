@@ -294,8 +294,13 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
             fingerprint=spec.fingerprint,
             vocab_size=spec.vocab_size,
             meta=meta,
+            segments=self.segments(max((len(sequence) for sequence in ids), default=0)),
             frame=spec.frame,
         )
+
+    def segments(self, length: int) -> Sequence[int]:
+        """Ends of the segments, such as scales, that a sequence of a length is made of; none unless a family has some."""
+        return ()
 
     def tokens_of_codes(self, codes: Sequence[Tensor], meta: Sequence[Meta] = ()) -> Tokens:
         """Wrap codes ``[frames, places]`` of each item, each from 0 within its codebook, as tokens of this checkpoint."""
