@@ -44,7 +44,7 @@ from zoo.errors import (
 
 if TYPE_CHECKING:
     from zoo import compress, engine, quantization
-    from zoo.engine.dataset import TokenDataset
+    from zoo.engine import TokenDataset
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
     from zoo.quantization import quantize
@@ -73,7 +73,7 @@ _HOMES = {
     "register_family": "zoo.registry",
     "Latents": "zoo.latents",
     "Spec": "zoo.spec",
-    "TokenDataset": "zoo.engine.dataset",
+    "TokenDataset": "zoo.engine",
     "Tokenizer": "zoo.tokenizer",
     "Tokens": "zoo.tokens",
     "Vocabulary": "zoo.vocabulary",

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from zoo import __version__
-from zoo.cli import catalogue, dataset, measure, media, study
+from zoo.cli import catalogue, dataset, measure, media, packing, study
 from zoo.cli.console import described, note
 from zoo.errors import HubError, OutputError, RegistryError, WeightsError, ZooError
 
@@ -126,6 +126,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "reconstruct": media.reconstruct,
     "tokenize": dataset.tokenize,
     "tokens": dataset.tokens,
+    "pack": packing.pack,
     "eval": measure.evaluate,
     "bench": measure.bench,
 }

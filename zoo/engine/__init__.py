@@ -1,4 +1,4 @@
-"""Whole data sets to token files: ``zoo tokenize``.
+"""Whole data sets to token files, and these to rows for training: ``zoo tokenize`` and ``zoo pack``.
 
 A run lists its sources, cuts the list into units and writes one Parquet file for each, which is there whole or not at all. The
 engine is a scheduler: what is read, prepared and encoded is the tokenizer's own (`zoo.Tokenizer.prepare` and
@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from zoo.engine.dataset import TokenDataset
+    from zoo.engine.packing import PackSummary, pack
     from zoo.engine.run import Summary, tokenize
     from zoo.engine.work import WorkerError
 
 # Where each public name lives.
-_HOMES = {"Summary": "zoo.engine.run", "WorkerError": "zoo.engine.work", "tokenize": "zoo.engine.run"}
+_HOMES = {
+    "PackSummary": "zoo.engine.packing",
+    "Summary": "zoo.engine.run",
+    "TokenDataset": "zoo.engine.dataset",
+    "WorkerError": "zoo.engine.work",
+    "pack": "zoo.engine.packing",
+    "tokenize": "zoo.engine.run",
+}
 
-__all__ = ["Summary", "WorkerError", "tokenize"]
+__all__ = ["PackSummary", "Summary", "TokenDataset", "WorkerError", "pack", "tokenize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,7 +99,7 @@ class Selection:
 
     def names(self) -> tuple[str, ...]:
         """Columns of the parts that are read."""
-        return ("key", "ids", "length", *self.header.meta, "segments", *self.columns, "error")
+        return ("key", "ids", "length", *self.shelf.meta, "segments", *self.columns, "error")
 
     def items(self, rows: Sequence[int] | Rows) -> Iterator[Item]:
         """Items by their rows in the parts, counted over all of them and with those that failed; their blocks are held."""
@@ -117,15 +117,15 @@ class Selection:
         key = block.value("key", row)
         if error is not None:
             return Item(key, None, columns, error)
-        header = self.header
-        meta = {name: value for name in header.meta if (value := block.value(name, row)) is not None}
+        header, ids = self.shelf.header, block.ids(row)
+        meta = {name: value for name in self.shelf.meta if (value := block.value(name, row)) is not None}
         tokens = Tokens.from_sequences(
-            [torch.from_numpy(block.ids(row).astype(np.int64))],
+            [torch.from_numpy(ids.astype(np.int64))],
             tokenizer=header.tokenizer,
             fingerprint=header.fingerprint,
             vocab_size=header.vocab_size,
-            meta=[meta] if header.meta else (),
-            segments=block.value("segments", row) or (),
+            meta=(meta,) if self.shelf.meta else (),
+            segments=tuple(block.value("segments", row) or ()),
             frame=header.frame,
         )
         return Item(key, tokens, columns)

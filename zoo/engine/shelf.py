@@ -60,7 +60,7 @@ class Shelf:
     Attributes:
         header: what the parts say about themselves, but for the unit.
         schema: columns of the parts.
-        carried: names of the columns that come from the source.
+        carried, meta: names of the columns that come from the source, and of those that tokens remember.
         starts: first row of every block, and the number of rows.
         amounts: ids in every block, about.
 
@@ -99,7 +99,7 @@ class Shelf:
                 amounts.append(group.column(places["ids"]).num_values)
         self.starts: Rows = np.array(starts, np.int64)
         self.amounts: Rows = np.array(amounts, np.int64)
-        self.carried = carried_of(self.schema, self.header)
+        self.carried, self.meta = carried_of(self.schema, self.header), self.header.meta
         self._forget()
         self.failed: Rows = np.concatenate([np.empty(0, np.int64), *map(self._failed_rows, failed)])
         self._lengths: NDArray[np.int32] | None = None
