@@ -172,6 +172,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert seen[0]["items_done"] >= seen[0]["items"] == 2
     assert files(tmp_path / "out") == whole
     assert run(folder, tmp_path / "out").encoded == 0
+    # In a folder of its sources, of which its own files are none.
+    for _ in range(2):
+        assert run(folder, folder / "out", extend=True).items == 5
 
 
 #: What a killed process has done last; each is a call that changes what is on the disk.

@@ -34,6 +34,7 @@ API: Mapping[str, tuple[str, ...]] = {
     ),
     "zoo.media": (),
     "zoo.compress": (),
+    "zoo.engine": (),
     "zoo.quantization": (),
     "zoo.modality": ("zoo.modality",),
     "zoo.eval": ("zoo.eval.reconstruct", "zoo.eval.modality.base"),

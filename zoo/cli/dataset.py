@@ -24,7 +24,7 @@ from zoo.cli.options import (
     places_of,
     range_of,
 )
-from zoo.errors import ArgumentError, InputError
+from zoo.errors import ArgumentError, InputError, OutputError
 
 
 def tokenize(
@@ -107,6 +107,9 @@ def tokenize(
     except ArgumentError as error:
         note(f"error: {error}")
         raise typer.Exit(2) from error
+    except OutputError as error:
+        note(f"error: {error}. Finished units are in {out}; the same command goes on from there")
+        raise typer.Exit(6) from error
     except KeyboardInterrupt:
         note(f"finished units are in {out}; the same command goes on from there")
         raise

@@ -169,7 +169,7 @@ def tokenize(
         choice = Choice(hello.header.modality, hello.extensions, column, None if keep is None else tuple(keep))
         identity = _identity(hello, options, limits, choice)
         vanished: list[str] = []
-        found = Listing(wholes, choice)
+        found = Listing(wholes, choice, store.place)
         plan = Plan.read(store)
         if plan is None:
             ends = (unit_items or UNIT_ITEMS, int((unit_mb or UNIT_MB) * 1e6))

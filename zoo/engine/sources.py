@@ -105,6 +105,7 @@ class Listing:
     Args:
         sources: folders, files, glob patterns, URLs.
         choice: what is taken.
+        leave_out: folder that is not looked into, that of the output.
 
     Attributes:
         skipped: what was left out.
@@ -113,8 +114,9 @@ class Listing:
         ArgumentError: a source has nothing, or a table has not the column.
     """
 
-    def __init__(self, sources: Sequence[str], choice: Choice) -> None:
+    def __init__(self, sources: Sequence[str], choice: Choice, leave_out: str | None = None) -> None:
         self.sources, self.choice = sources, choice
+        self._leave_out = None if leave_out is None else f"{leave_out.rstrip('/')}/"
         self.skipped = Skipped(extras=modality(choice.modality).extras)
         self._columns: dict[str, pa.DataType] = {}
 
@@ -165,6 +167,8 @@ class Listing:
         media = False
         wanted = None if extensions is None else {*extensions, *(f".{name.rpartition('.')[2]}" for name in _MANY)}
         for name, place in places.below(source, wanted, self.skipped):
+            if self._leave_out is not None and place.startswith(self._leave_out):
+                continue
             if extensions is None or os.path.splitext(name)[1].lower() in extensions:
                 media = True
                 yield from self._file(name, place, places, many=False)
