@@ -19,6 +19,7 @@ from zoo.errors import FormatError, InputError, ItemError, MismatchError
 from zoo.indexing import positions
 from zoo.media import file_content, replacing
 from zoo.media.items import as_array
+from zoo.moved import names_of
 from zoo.spec import Frame
 
 Meta = Mapping[str, Any]
@@ -436,3 +437,7 @@ def _padded(run: Int[Tensor, " total"], lengths: Int[Tensor, " batch"]) -> Int[T
 def _segments_within(segments: tuple[int, ...], length: int) -> tuple[int, ...]:
     """The segments of a prefix: whole ones, and what is left of the one that the cut goes through."""
     return tuple(dict.fromkeys(min(end, length) for end in segments))
+
+
+#: A former name, for one release.
+__getattr__ = names_of(__name__, {"META_LAYOUTS": "zoo.zt"})

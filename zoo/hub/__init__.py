@@ -4,6 +4,7 @@ from zoo.hub.fetch import convert, pull
 from zoo.hub.loading import load
 from zoo.hub.own import embedded_path
 from zoo.hub.upstream import load_upstream
+from zoo.moved import names_of
 from zoo.saving import push_to_hub, read_card, save_pretrained, saved_config, write_saved_file
 
 __all__ = [
@@ -18,3 +19,7 @@ __all__ = [
     "saved_config",
     "write_saved_file",
 ]
+
+
+#: A former name, for one release.
+__getattr__ = names_of(__name__, {"AnyTokenizer": "zoo.hub.build"})
