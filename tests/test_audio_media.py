@@ -234,6 +234,26 @@ def test_encodings_of_unknown_length(kind: str, subtype: str) -> None:
     assert np.array_equal(read(bytes(content)), right)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "W64"])
+@pytest.mark.parametrize("samples", [1, 320, 321, 960, 11_025])
+def test_blocks_of_gsm_are_whole(kind: str, samples: int) -> None:
+    """As many samples as ffmpeg and SoX read, whether the number of blocks is even or odd, padded by the writer or not."""
+    tone = 0.3 * np.sin(np.arange(samples) / 9)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone, 8_000, format=kind, subtype="GSM610")
+    expected = -(-samples // 320) * 320
+    audio = media.read_audio(buffer.getvalue())
+    assert audio.waveform.shape[1] == audio.original_samples == media.audio_info(buffer.getvalue()).samples == expected
+    assert np.abs(audio.waveform[0, :samples].numpy() - tone).mean() < 0.1
+    if kind == "WAV":
+        # SoX counts the byte that makes the chunk even among the data.
+        content = bytearray(buffer.getvalue())
+        place = content.index(b"data") + 4
+        content[place : place + 4] = struct.pack("<I", len(content) - place - 4)
+        assert media.audio_info(bytes(content)).samples == expected
+        assert torch.equal(media.read_audio(bytes(content)).waveform, audio.waveform)
+
+
 def test_files_one_behind_the_other() -> None:
     twice = np.concatenate([expected()] * 2, axis=1)
     assert np.array_equal(read(wav(LITTLE) * 2), twice)

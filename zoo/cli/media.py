@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,6 +158,7 @@ def decode(
         if names_file and format is not None and f".{format.lstrip('.')}" != Path(out).suffix:
             raise ArgumentError(f"--format {format} contradicts the name {out}")
     decoders: dict[str, Tokenizer[Any]] = {}
+    tried: set[tuple[str, str]] = set()
     plan: list[tuple[str, Tokenizer[Any], Any, str, str, dict[str, Any]]] = []
     for file, batch in batches.items():
         name = batch.tokenizer if tokenizer is None else tokenizer
@@ -166,7 +168,9 @@ def decode(
         sampling = {"steps": steps, "guidance": guidance, "seed": seed}
         options = accepted(decoder.decode, prompt=prompt, max_pixels=max_pixels, **sampling, **sizes)
         extension = Path(out).suffix[1:] if names_file and out != "-" else (format or default_format(decoder)).lstrip(".")
-        require_format(decoder, extension, sizes["sample_rate"])
+        if (name, extension) not in tried:
+            require_format(decoder, extension, sizes["sample_rate"])
+            tried.add((name, extension))
         stem = "decoded" if file == "-" else Path(file).stem
         for index, item in enumerate(batch if prefix is None else _prefix(decoder, batch, prefix)):
             item_name = stem if len(batch) == 1 else f"{stem}-{index:04d}"
@@ -175,7 +179,8 @@ def decode(
             plan.append((label, decoder, item, target, extension, options))
     written: list[str] = []
     targets = [target for _, _, _, target, _, _ in plan]
-    if out != "-" and (doubled := next((target for target in targets if targets.count(target) > 1), None)):
+    doubled = next((target for target, number in Counter(targets).items() if number > 1), None)
+    if out != "-" and doubled is not None:
         raise ArgumentError(f"two items would be written to {doubled}: decode them in two calls, to two folders")
     require_apart(files, targets if out != "-" else [])
     with (

@@ -81,6 +81,9 @@ def read_audio(
     file (chained Ogg, files glued together) are read one after the other. What libsndfile does not know (M4A, AAC, WebM, WMA,
     the sound of a video) is read with PyAV, which the ``video`` extra brings.
 
+    Bytes between the frames of an MP3 that are no frame are passed over without a word, as ffmpeg does with a warning: tags
+    and the ends of cut files lie there. GSM in WAV has whole blocks of 320 samples, whatever the header counts.
+
     Channels come in WAV's order whatever the format: front left, front right, front centre, LFE, back left, back right,
     side left, side right.
 

@@ -62,6 +62,7 @@ class _SoundFileDecoder(Decoder):
         self._file, self._name, self._order = _Forward(track.content), name, track.order
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         own = self._file.frames if track.measured else None
+        self._proven = track.samples
         self.samples: int | None = own if track.samples is None else track.samples
         self.likely = min(self._file.frames if self.samples is None else self.samples, plausible)
 
@@ -69,12 +70,13 @@ class _SoundFileDecoder(Decoder):
         most = max(1, min(_BLOCK_SECONDS * self.sample_rate, _BLOCK_VALUES // self.channels))
         order = list(self._order) if self._order is not None and len(self._order) == self.channels else None
         done = 0
-        while True:
+        while self._proven is None or done < self._proven:
             try:
                 block = self._file.read(most, dtype="float32", always_2d=True)
             except (soundfile.SoundFileError, RuntimeError) as error:
                 reason = getattr(error, "error_string", error)
                 raise InputError(f"{self._name} is damaged after {done} samples: {reason}") from error
+            block = block if self._proven is None else block[: self._proven - done]
             if not len(block):
                 break
             done += len(block)

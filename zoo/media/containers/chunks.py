@@ -22,7 +22,9 @@ _TRAILING_CHUNKS = (
     *(b"LIST", b"list", b"id3 ", b"ID3 ", b"bext", b"iXML", b"axml", b"_PMX", b"cue ", b"smpl", b"inst", b"plst"),
     *(b"PEAK", b"fact", b"cart", b"afsp", b"JUNK", b"junk", b"PAD ", b"FLLR", b"acid", b"chna"),
 )
-_PCM, _FLOAT, _ALAW, _MULAW, _MPEG, _MP3, _EXTENSIBLE = 1, 3, 6, 7, 0x50, 0x55, 0xFFFE
+_PCM, _FLOAT, _ALAW, _MULAW, _GSM, _MPEG, _MP3, _EXTENSIBLE = 1, 3, 6, 7, 0x31, 0x50, 0x55, 0xFFFE
+# Two frames of GSM 06.10, packed without a gap as Microsoft does, and their samples.
+_GSM_BLOCK, _GSM_SAMPLES = 65, 320
 
 
 class _Format(NamedTuple):
@@ -160,6 +162,11 @@ def _riff_data(
     if format.tag in (_MPEG, _MP3):
         raise MpegInside(body, length)
     samples = length // format.align if format.plain else None
+    if format.tag == _GSM:
+        # Whole blocks, as ffmpeg and SoX count: what the fact chunk says differs from writer to writer. Of an odd number of
+        # blocks libsndfile takes the byte that makes the chunk even for one more.
+        samples = length // _GSM_BLOCK * _GSM_SAMPLES
+        length = length // _GSM_BLOCK * _GSM_BLOCK
     header = _riff_header(order, format, fact, length)
     return Track(spliced(handle, [header, (body, length)]), samples=samples), following
 
