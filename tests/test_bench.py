@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from typer.testing import CliRunner
 
 import zoo
 from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
+from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
 from zoo import bench, registry
-from zoo.bench import against, image, print_table, run
+from zoo.bench import against, audio, image, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
@@ -44,6 +46,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ("flextok", "image", SMALL_FLEXTOK),
             ("tokenflow", "image", SMALL_TOKENFLOW),
             ("wavtokenizer", "audio", SMALL),
+            ("s3tokenizer", "audio", SMALL_V2),
         )
     ]
     path = tmp_path / "catalogue.yaml"
@@ -97,6 +100,24 @@ def test_audio(catalogue: None) -> None:
         ("micro-wavtokenizer, bf16", "decode", 0.5),
         ("micro-wavtokenizer, bf16", "decode", 1.0),
     ]
+
+
+def test_audio_that_is_only_encoded(catalogue: None) -> None:
+    content = run("micro-s3tokenizer", seconds=(0.5,), batches=(1, 2), repetitions=1, peers=False)
+    assert [(m["contender"], m["direction"], m["amount"]) for m in content["measurements"]] == [
+        ("micro-s3tokenizer", "encode", 0.5),
+        ("micro-s3tokenizer", "encode", 1.0),
+    ]
+
+
+@pytest.mark.skipif(find_spec("s3tokenizer") is None, reason="the package s3tokenizer is not installed")
+def test_the_package_finds_the_same_ids() -> None:
+    tokenizer = small_s3tokenizer(replace(SMALL_V2, bands=128))
+    sound = torch.sin(torch.arange(16_000).square() / 1e6)
+    [peer] = audio._original_s3tokenizer(tokenizer, "cpu")
+    encode, _ = peer.prepare(sound[None])
+    codes, lengths = encode()
+    assert codes[0, : lengths[0]].tolist() == tokenizer.encode(sound).tolist()[0]
 
 
 def test_quantized_models(catalogue: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def jobs(
     quantize: Sequence[str] = (),
 ) -> Iterator[Job]:
     """Everything to measure: every contender at every batch size and duration, in both directions."""
-    rate = registry.check_config(entry).sample_rate
+    rate = outline(entry).spec.sample_rate
+    assert rate is not None
     for contender in _contenders(entry, device, peers, quantize):
         for batch in batches:
             for duration in seconds:
@@ -68,15 +69,16 @@ def smallest_call(entry: registry.Entry, batches: Sequence[int], seconds: Sequen
 def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Sequence[str]) -> Iterator[Contender]:
     tokenizer = random_model(entry, device)
     yield _ours(entry.name, tokenizer)
-    tokenizer.set_precision("bf16")
-    # Encoders stay in float32 and have nothing new to show.
-    yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False, dtype=torch.bfloat16)
-    for method in quantize:
-        packed = quantized_model(entry, device, method)
-        for precision, suffix in (("fp32", ""), ("bf16", ", bf16")):
-            packed.set_precision(precision)
-            # PyTorch does not count the operations of packed products.
-            yield replace(_ours(f"{entry.name}, {method}{suffix}", packed, encodes=False), module=None)
+    if "decoder" in tokenizer.spec.parts:
+        tokenizer.set_precision("bf16")
+        # Encoders stay in float32 and have nothing new to show.
+        yield _ours(f"{entry.name}, bf16", tokenizer, encodes=False, dtype=torch.bfloat16)
+        for method in quantize:
+            packed = quantized_model(entry, device, method)
+            for precision, suffix in (("fp32", ""), ("bf16", ", bf16")):
+                packed.set_precision(precision)
+                # PyTorch does not count the operations of packed products.
+                yield replace(_ours(f"{entry.name}, {method}{suffix}", packed, encodes=False), module=None)
     if peers and entry.family in _PEERS:
         package, contenders = _PEERS[entry.family]
         if find_spec(package):
@@ -86,8 +88,11 @@ def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Seque
 def _ours(name: str, tokenizer: Tokenizer[Any], encodes: bool = True, dtype: torch.dtype = torch.float32) -> Contender:
     def prepare(audio: Tensor) -> tuple[Work | None, Work | None]:
         items = list(audio.cpu())
+        encode = (lambda: tokenizer.encode(items)) if encodes else None
+        if "decoder" not in tokenizer.spec.parts:
+            return encode, None
         tokens = tokenizer.encode(items)
-        return (lambda: tokenizer.encode(items)) if encodes else None, lambda: tokenizer.decode(tokens)
+        return encode, lambda: tokenizer.decode(tokens)
 
     return Contender(name, prepare, tokenizer, dtype)
 
@@ -155,10 +160,45 @@ def _original_snac(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender
     yield Contender("snac 1.2", prepare)
 
 
+def _original_s3tokenizer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    """The package ``s3tokenizer`` with the same weights, which batches mel spectrograms padded to the longest."""
+    import s3tokenizer
+    from s3tokenizer.model import ModelConfig, S3Tokenizer
+    from s3tokenizer.model_v2 import ModelConfig as ModelConfigV2
+    from s3tokenizer.model_v2 import S3TokenizerV2
+
+    config = tokenizer.config
+    rotary = config.memory > 0
+    sizes = (ModelConfigV2 if rotary else ModelConfig)(
+        n_mels=config.bands,
+        n_audio_state=config.dim,
+        n_audio_head=config.heads,
+        n_audio_layer=config.depth,
+        n_codebook_size=config.codebook_size,
+    )
+    name = "speech_tokenizer_v2_25hz" if rotary else f"speech_tokenizer_v1{'_25hz' if config.stride == 2 else ''}"
+    model = (S3TokenizerV2 if rotary else S3Tokenizer)(name, sizes).eval()
+    theirs = {
+        "encoder.positions": "encoder.positional_embedding",
+        "quantizer.weight": f"quantizer._codebook.{'project_down.weight' if rotary else 'embed'}",
+        "quantizer.bias": "quantizer._codebook.project_down.bias",
+    }
+    state = {theirs.get(key, key.replace(".memory.", ".fsmn_block.")): value for key, value in tokenizer.state_dict().items()}
+    model.load_state_dict(state, strict=True)
+    model.to(device)
+
+    def encode(audio: Tensor) -> Any:
+        mels, lengths = s3tokenizer.padding([s3tokenizer.log_mel_spectrogram(item, n_mels=config.bands) for item in audio])
+        return model.quantize(mels.to(device), lengths.to(device))
+
+    yield Contender("s3tokenizer 0.3", lambda audio: (lambda: encode(audio.cpu()), None))
+
+
 #: The peers of a family, and the package that has them.
 _PEERS: dict[str, tuple[str, Callable[[Tokenizer[Any], str], Iterator[Contender]]]] = {
     "wavtokenizer": ("transformers", _transformers_peers),
     "snac": ("snac", _original_snac),
+    "s3tokenizer": ("s3tokenizer", _original_s3tokenizer),
 }
 
 

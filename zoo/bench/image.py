@@ -83,8 +83,8 @@ def smallest_call(
 ) -> Call:
     """Decoding of the first case, with random ids."""
     tokenizer = outline(entry)
-    length = _prefixes(tokenizer, lengths)[0] or tokenizer.spec.max_tokens
-    assert length is not None
+    # Where images of any size are taken, a square of 16 x 16 ids.
+    length = _prefixes(tokenizer, lengths)[0] or tokenizer.spec.max_tokens or 256
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(tokenizer.spec.vocab_size, (batches[0], length), generator=generator)
     return Call("decode", ids.tolist(), _options(tokenizer, steps))
