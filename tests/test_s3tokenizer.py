@@ -208,6 +208,14 @@ def test_epsilons_are_those_of_the_graph() -> None:
     assert found.encoder.blocks[0].attn_ln.eps == 1e-6
 
 
+def test_biases_may_be_constants_of_the_graph() -> None:
+    """They have no names of their own then, and are found by the nodes that add them."""
+    state = read_onnx(CASES / "v3_d64" / "weights.onnx")
+    nameless = {key: tensor for key, tensor in state.items() if "#" in key or "@" in key or tensor.ndim != 1}
+    found = zoo.load_upstream("s3tokenizer", CASES / "v3_d64" / "config.json", nameless)
+    assert all(map(torch.equal, found.state_dict().values(), model("v3_d64").state_dict().values()))
+
+
 def test_another_version_or_a_foreign_tensor_is_refused() -> None:
     raw = json.loads((CASES / "v1_50hz_d48" / "config.json").read_text())
     with pytest.raises(zoo.KeysError, match="memory"):

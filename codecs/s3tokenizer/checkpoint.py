@@ -210,7 +210,8 @@ def _quantizer(state: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
     codebook = next((tensor for key, tensor in state.items() if _CODEBOOK.fullmatch(key) and tensor.ndim == 2), None)
     if codebook is not None:
         return {"quantizer._codebook.embed": codebook.T.contiguous()}
-    bias = _first(state, "quantizer._codebook.project_down.bias", ["quantizer.project_in.bias"], rank=1)
+    places = ["quantizer.project_in.bias", *_either("/quantizer/project_in/Add")]
+    bias = _first(state, "quantizer._codebook.project_down.bias", places, rank=1)
     candidates = [key for key in state if _PROJECTION.fullmatch(key)] + [name for name in _PROJECTION_NAMES if name in state]
     wanted = (dim, len(bias))
     weight = next((state[key] for key in candidates if state[key].shape == wanted), None)
