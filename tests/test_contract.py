@@ -26,8 +26,8 @@ from torch import Tensor
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_byteformer import small_byteformer
-from small_models_ibq import SMALL_BITS, small_ibq
-from small_models_s3tokenizer import SMALL_V1, small_s3tokenizer
+from small_models_ibq import small_ibq
+from small_models_s3tokenizer import small_s3tokenizer
 from small_models_snac import small_snac
 from small_models_vat import small_vat
 from small_models_vectok import SMALL_LOGMEL_VECTOK, small_vectok
@@ -66,9 +66,7 @@ RANDOM = {
     "tokenflow": small_tokenflow,
     "seed": small_seed,
     "ibq": small_ibq,
-    "ibq-bits": partial(small_ibq, SMALL_BITS),
     "s3tokenizer": small_s3tokenizer,
-    "s3tokenizer-v1": partial(small_s3tokenizer, SMALL_V1),
     "snac": small_snac,
 }
 

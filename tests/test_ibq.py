@@ -369,10 +369,13 @@ def test_images_as_they_are_make_whole_cells_or_begun_ones() -> None:
 def test_presets_restore_the_original_size() -> None:
     tokenizer = small_ibq()
     image = torch.sin(torch.arange(3.0 * 30 * 50)).reshape(3, 30, 50)
-    for resize, shape in (("emu3.5", (3, 80, 128)), ("apertus", (3, 112, 176)), ("seed-voken", (3, 256, 256))):
-        tokens = tokenizer.encode(image, resize=resize, area=100 * 100)
-        assert tokenizer.decode(tokens)[0].shape == shape
-        assert tokenizer.decode(tokens, size="original")[0].shape == (3, 30, 50)
+    for resize, shape, fit in (("apertus", (3, 112, 176), "stretch"), ("seed-voken", (3, 256, 256), "crop")):
+        [item] = tokenizer.prepare(image, resize=resize)
+        assert item.tensors["pixels"].shape == shape
+        assert item.meta == {"width": 50, "height": 30, "fit": fit, "rows": shape[1] // 4}
+    tokens = tokenizer.encode(image, resize="emu3.5", area=40 * 40)
+    assert tokenizer.decode(tokens)[0].shape == (3, 32, 48)
+    assert tokenizer.decode(tokens, size="original")[0].shape == (3, 30, 50)
     # Resized to just the size that padding would make, and put back by resizing all the same.
     square = torch.zeros(3, 30, 30)
     tokens = tokenizer.encode(square, resize="emu3.5", area=32 * 32)
