@@ -569,11 +569,12 @@ class Reached(zoo.ZooError):
     """All arguments were taken, and the long work would begin."""
 
 
+def reached(*_: object, **__: object) -> None:
+    raise Reached("reached")
+
+
 @pytest.fixture
 def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reached(*_: object, **__: object) -> None:
-        raise Reached("reached")
-
     for module, name in (
         ("zoo.bench.codebook", "matmul_rate"),
         ("zoo.bench.quantize", "matmul_rate"),
@@ -604,6 +605,9 @@ WORKING: dict[str, list[list[str]]] = {
         ["<image-tokens>", "-o", "<out>.png", "--tokenizer", "<image-model>"],
     ],
     "reconstruct": [["<sound-model>", "<sound>", "-o", "<out>"], ["<image-model>", "<image>", "-o", "<out>"]],
+    "tokenize": [["<sound-model>", "<sound>", "-o", "<out>", "--workers", "0"]],
+    "tokens": [["<parts>", "--recompute", "1"]],
+    "pack": [["<parts>", "-o", "<out>", "--vocabulary", "<vocabulary>", "--length", "4096"]],
     "eval": [
         ["<sound-model>", "--data", "<sound>", "--out", "<out>"],
         ["<image-model>", "--data", "<image>", "--out", "<out>"],
@@ -612,7 +616,18 @@ WORKING: dict[str, list[list[str]]] = {
     "study": [[]],  # a group of commands, which tests/test_study.py runs
 }
 # Options that take any name, of a file to be made say.
-FREE = {("list", "pattern"), ("encode", "out"), ("reconstruct", "out"), ("eval", "out"), ("bench", "out"), ("decode", "out")}
+FREE = {
+    ("tokenize", "out"),
+    ("tokenize", "column"),
+    ("tokenize", "keep"),
+    ("pack", "out"),
+    ("list", "pattern"),
+    ("encode", "out"),
+    ("reconstruct", "out"),
+    ("eval", "out"),
+    ("bench", "out"),
+    ("decode", "out"),
+}
 
 
 def test_every_command_has_a_working_call() -> None:
@@ -639,12 +654,17 @@ def test_nonsense_for_every_option(
     places = {
         "<sound-model>": model, "<image-model>": flextok, "<sound>": str(sounds / "a.wav"), "<image>": str(pictures / "a.png"),
         "<sound-tokens>": str(tmp_path / "sound.zt"), "<image-tokens>": str(tmp_path / "image.zt"),
-        "<folder>": str(tmp_path / "folder"),
+        "<folder>": str(tmp_path / "folder"), "<parts>": str(tmp_path / "parts"), "<vocabulary>": str(tmp_path / "vocabulary"),
         "<missing>": str(tmp_path / "folder" / "missing" / "file"),
     }  # fmt: skip
     (tmp_path / "folder").mkdir()
     zoo.load(model).encode(sounds / "a.wav").save(tmp_path / "sound.zt")
     zoo.load(flextok).encode(pictures / "a.png").save(tmp_path / "image.zt")
+    if command in ("tokens", "pack"):
+        zoo.engine.tokenize(model, sounds / "a.wav", tmp_path / "parts", workers=0)
+        zoo.Vocabulary.build(10, {"audio": zoo.load(model)}).save(tmp_path / "vocabulary")
+    if command == "tokenize":
+        monkeypatch.setattr(importlib.import_module("zoo.engine.run"), "_Tally", reached)
     seen = 0
     for number, working in enumerate(WORKING[command]):
 

@@ -115,7 +115,12 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def pack(sources: Any, out: Path, **options: Any) -> packing.PackSummary:
-    return zoo.engine.pack(sources, out, **({"vocabulary": VOCABULARY, "length": 64, "text": TEXT} | options))
+    """In rows of 64; with the text tokenizer where there is text."""
+    places = [str(place) for place in (sources if isinstance(sources, list) else [sources])]
+    wanted = any(place.endswith("jsonl") for place in places) or "caption" in options.get("template", "")
+    return zoo.engine.pack(
+        sources, out, **({"vocabulary": VOCABULARY, "length": 64, "text": TEXT if wanted else None} | options)
+    )
 
 
 # ---- which items share a row
@@ -245,24 +250,24 @@ def test_a_template_over_lines_and_several_data_sets(tmp_path: Path) -> None:
 def test_items_of_several_data_sets_belong_together_by_their_keys(tmp_path: Path) -> None:
     write_items(tmp_path / "images", IMAGE, {"a": [1], "b": [2], "c": [3]})
     write_items(tmp_path / "sounds", SOUND, {"c": [4], "a": [5]})
-    pack([tmp_path / "images", tmp_path / "sounds"], tmp_path / "out", template="{sound}{image}", text=None)
+    pack([tmp_path / "images", tmp_path / "sounds"], tmp_path / "out", template="{sound}{image}")
     found = {key: ids for key, (ids, _) in documents_of(tmp_path / "out", 64).items()}
     assert found == {
         "a": VOCABULARY.join([item(SOUND, [5]), item(IMAGE, [1])]).tolist(),
         "c": VOCABULARY.join([item(SOUND, [4]), item(IMAGE, [3])]).tolist(),
     }
     assert failures(tmp_path / "out") == {}
-    pack([tmp_path / "images", tmp_path / "sounds"], tmp_path / "other", template="{image}{sound}", text=None)
+    pack([tmp_path / "images", tmp_path / "sounds"], tmp_path / "other", template="{image}{sound}")
     assert failures(tmp_path / "other") == {"b": "'sound' has no item 'b'"}
 
 
 def test_long_documents_fail_or_are_cut(tmp_path: Path) -> None:
     long = list(range(200))
     write_items(tmp_path / "images", IMAGE, {"long": long, "exact": list(range(62)), "short": [1, 2]})
-    summary = pack(tmp_path / "images", tmp_path / "whole", text=None)
+    summary = pack(tmp_path / "images", tmp_path / "whole")
     assert summary.failures == 1 and set(documents_of(tmp_path / "whole", 64)) == {"exact", "short"}
     assert "has 202 tokens, more than the 64 of a row" in failures(tmp_path / "whole")["long"]
-    summary = pack(tmp_path / "images", tmp_path / "cut", text=None, cut=True)
+    summary = pack(tmp_path / "images", tmp_path / "cut", cut=True)
     assert (summary.documents, summary.pieces, summary.failures) == (3, 6, 0)
     expected = VOCABULARY.join([item(IMAGE, long)]).tolist()
     pieces = []
@@ -290,7 +295,7 @@ def test_items_that_do_not_decode_fail(tmp_path: Path) -> None:
     whole = Spec("pictures", "toy", "bytes", 300, 4, fingerprint="00000000000000aa", max_tokens=3)
     vocabulary = zoo.Vocabulary.build(0, {"image": whole})
     write_items(tmp_path / "images", IMAGE, {"a": [1, 2, 3], "b": [1, 2], "c": [4, 5, 6]})
-    pack(tmp_path / "images", tmp_path / "out", text=None, vocabulary=vocabulary)
+    pack(tmp_path / "images", tmp_path / "out", vocabulary=vocabulary)
     assert set(documents_of(tmp_path / "out", 64)) == {"a", "c"}
     assert failures(tmp_path / "out") == {"b": "an item of 'image' has 2 tokens, not 3"}
 
@@ -346,7 +351,7 @@ def test_megatron_holds_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["parquet", "megatron"])
 def test_an_interrupted_call_goes_on(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_items(tmp_path / "images", IMAGE, {str(number): ids for number, ids in enumerate(made(60, 300))})
-    options = {"unit_rows": 4, "form": form, "text": None}
+    options = {"unit_rows": 4, "form": form}
     units = pack(tmp_path / "images", tmp_path / "whole", **options).units
     expected = files(tmp_path / "whole")
     assert units > 2
@@ -399,8 +404,8 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=what):
             pack(sources, tmp_path / "out", **changes)
-    with pytest.raises(ArgumentError, match="the sources"):
-        pack(sources[:1], tmp_path / "out", text=TEXT)
+    with pytest.raises(ArgumentError, match="the text tokenizer, the sources"):
+        pack(sources[:1], tmp_path / "out")
     lines(tmp_path / "text.jsonl", [{"text": "other"}])
     with pytest.raises(ArgumentError, match="the sources"):
         pack(sources, tmp_path / "out")
@@ -424,13 +429,14 @@ def test_bad_input(tmp_path: Path) -> None:
         (tmp_path / "empty.jsonl", {}, "the sources are empty"),
         ([images, images], {}, "both hold 'image'"),
         (images, {"template": "{image}{title}"}, "names 'title'.*caption"),
-        (images, {"template": "{image}{number}"}, "'number' is no text but int64"),
+        (images, {"template": "{image}{number}", "text": TEXT}, "'number' is no text but int64"),
         (images, {"template": "{image}{sound}"}, "no source holds"),
         ([images, texts], {"template": "{text}"}, "where the tokens of 'image' go"),
         (images, {"template": "{image}", "loss": ["caption"]}, "'caption' to learn"),
         (images, {"loss": ["caption"]}, "'caption' to learn"),
         (texts, {"text": None}, "pass the text tokenizer"),
         (texts, {"text": tmp_path / "nothing.json"}, "nothing.json cannot be read"),
+        (images, {"text": TEXT}, "no text to pack"),
         (images, {"pad": VOCABULARY.size}, "padding"),
         (images, {"length": 0}, "rows have 1"),
         (images, {"form": "csv"}, "parquet or megatron"),

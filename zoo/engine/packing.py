@@ -123,8 +123,10 @@ def pack(
     corpus = Corpus([whole_place(place) for place in places], vocabulary, template, loss)
     if text is None and corpus.has_text:
         raise ArgumentError("there is text to pack: pass the text tokenizer")
+    if text is not None and not corpus.has_text:
+        raise ArgumentError("there is no text to pack: leave the text tokenizer out")
     texts = None
-    if text is not None and corpus.has_text:
+    if text is not None:
         texts = TextIds.load(text, vocabulary) if isinstance(text, str | os.PathLike) else TextIds(text, vocabulary)
     rows = unit_rows or (_UNIT_ROWS if _UNIT_ROWS * length <= _UNIT_TOKENS else max(_LEAST_ROWS, _UNIT_TOKENS // length))
     layout = TypeAdapter(Vocabulary).dump_python(vocabulary, mode="json")
