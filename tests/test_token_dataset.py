@@ -140,6 +140,10 @@ def test_selections_are_data_sets(folder: Path) -> None:
     table = data[[7, 3, 80]].table(["ids", "text"])
     assert table.to_pydict() == {name: [row(SOUND[place])[name] for place in (7, 3, 80)] for name in ("ids", "text")}
     assert data.table(["key"])["key"].to_pylist() == named(SOUND)
+    # All rows of one row group, in another order and one of them twice.
+    everything = zoo.TokenDataset(folder, failures=True)
+    for order in ([4, 6, 5, *range(7, 20)], [4, 4, *range(6, 20)]):
+        assert everything[order].table(["key"])["key"].to_pylist() == named(order) == keys(everything[order])
     assert not len(data[[]]) and not list(data[[]]) and data[[]].table().num_rows == 0
 
 

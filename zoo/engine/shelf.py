@@ -190,7 +190,7 @@ class Shelf:
         """Columns of rows in their order, one table for each run."""
         for number, inside in self.runs(rows):
             table = self.block(number, columns).table
-            yield table if rows is None or len(inside) == len(table) == inside[-1] + 1 - inside[0] else table.take(inside)
+            yield table if rows is None or np.array_equal(inside, np.arange(len(table))) else table.take(inside)
 
     def lengths(self) -> NDArray[np.int32]:
         """Number of ids of every row; -1 where the item failed."""
