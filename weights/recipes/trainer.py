@@ -291,7 +291,7 @@ class Training(ABC, Generic[ModelT]):
 
 
 def start_file(checkpoint: Path, index: int) -> Path:
-    """Where the model lies that a stage started from, beside a checkpoint of that stage."""
+    """The file of the model that a stage started from, beside a checkpoint of that stage."""
     return checkpoint.with_suffix(f".start{index}.pt")
 
 
