@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -57,10 +57,14 @@ class _Switch:
         _set_switch(self.backend, self.operation, value)
 
 
+# Kinds of autocast that change the work of a device.
+_AUTOCASTS: Mapping[str, tuple[str, ...]] = {"cpu": ("cpu",), "meta": ("cpu",)}
+
 _get_switch: Any = torch._C._get_fp32_precision_getter
 _set_switch: Any = torch._C._set_fp32_precision_setter
 
 
+@functools.cache
 def _switches(device_type: str) -> list[list[_Switch]]:
     """The switches of a device's products, each behind those that it inherits from."""
     backend = "cuda" if device_type == "cuda" else "mkldnn"
@@ -150,11 +154,16 @@ def exact_float32(device: torch.device) -> Iterator[None]:
                 switch.value = "ieee"
         _depth[kind] = _depth.get(kind, 0) + 1
     try:
-        with ExitStack() as stack:
-            for autocast in {"cpu", kind} - {"meta"}:
-                stack.enter_context(torch.autocast(autocast, enabled=False))
-            stack.enter_context(_float32_defaults())
+        # What is in force already is not entered again: small items would wait longer for it than for their tokens.
+        enabled = [name for name in _AUTOCASTS.get(kind, ("cpu", kind)) if torch.is_autocast_enabled(name)]
+        if not enabled and getattr(_thread, "inside", False):
             yield
+        else:
+            with ExitStack() as stack:
+                for name in enabled:
+                    stack.enter_context(torch.autocast(name, enabled=False))
+                stack.enter_context(_float32_defaults())
+                yield
     finally:
         with _lock:
             _depth[kind] -= 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
-from zoo.nn.norm import exact_group_norms, overwriting_activations
+from zoo.nn.norm import overwriting_activations
 from zoo.precision import Float32Module, compute_dtype, exact_float32
 
 Planes = Float[Tensor, "batch 3 channels side side"]
@@ -36,7 +36,7 @@ def upsampler(config: VATConfig) -> nn.Module:
         norm_num_groups=config.norm_groups,
         mid_block_add_attention=config.mid_attention,
     )
-    return overwriting_activations(exact_group_norms(decoder))
+    return overwriting_activations(decoder)
 
 
 class TriplaneDecoder(nn.Module):

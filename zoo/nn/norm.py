@@ -19,7 +19,8 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` with two-pass statistics where PyTorch adds up all numbers, and their squares, one after the other.
 
     That is on a CPU, in the layout in which convolutions are quick there (channels last). At 128 x 256 x 256, PyTorch's result
-    is off by 5e-5 of a standard deviation, 60 times as much as in the other layout, and that is enough to flip ids.
+    is off by 5e-5 of a standard deviation, 60 times as much as in the other layout, and that is enough to flip ids. Encoders
+    have this norm. Decoders have PyTorch's, which is faster; a difference that small cannot be seen.
     """
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
@@ -77,7 +78,7 @@ class SiLU(nn.Module):
 
 
 def exact_group_norms(network: NetworkT) -> NetworkT:
-    """Put this `GroupNorm` into a network, in place, wherever it has PyTorch's."""
+    """Put this `GroupNorm` into an encoder, in place, wherever it has PyTorch's."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.GroupNorm:

@@ -92,7 +92,8 @@ class VAE(nn.Module):
             latent_channels=sizes.latent_channels,
             norm_num_groups=sizes.groups,
         )
-        overwriting_activations(exact_group_norms(model))
+        overwriting_activations(model)
+        exact_group_norms(model.encoder)
         self.encoder = VAEEncoder(model.encoder, model.quant_conv)
         self.decoder = VAEDecoder(model.decoder, model.post_quant_conv)
 

@@ -120,9 +120,9 @@ class ConvDecoder(nn.Module):
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0], groups)
         self.levels = nn.Sequential(*levels)
-        self.norm_out = GroupNorm(groups, widths[-1], eps=_EPS)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        overwriting_activations(exact_group_norms(self))
+        overwriting_activations(self)
 
     def forward(self, maps: Maps) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
