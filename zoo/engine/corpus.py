@@ -81,7 +81,7 @@ class Items:
         self.section: Section = vocabulary.section_of(none)
 
     def identity(self) -> list[Any]:
-        """What tells its content from others'."""
+        """Mark that tells its content from others'."""
         return ["tokens", self.place, self.data.shelf.identity()]
 
     @cached_property
@@ -219,14 +219,14 @@ class Corpus:
         return any(stretch.parts for _, stretches in self.sources for stretch in stretches)
 
     def identity(self) -> list[list[Any]]:
-        """What tells the content of the sources from others'."""
+        """Mark that tells the content of the sources from others'."""
         stamps = [["lines", place, *places_of(place).status(place)] for place in self.files]
         return [*(items.identity() for items in self.sets.values()), *stamps]
 
     # ---- units
 
     def spans(self, unit_tokens: int) -> list[Span]:
-        """Cut the sources into units of about so many tokens."""
+        """Cut the sources into units of about equal numbers of tokens."""
         found: list[Span] = []
         for number, (name, stretches) in enumerate(self.sources):
             if name in self.sets:
@@ -401,7 +401,7 @@ class TextIds:
             raise ArgumentError(f"the text tokenizer {name} cannot be read: {' '.join(str(error).split())}") from error
 
     def identity(self) -> str:
-        """What tells it from others."""
+        """Mark that tells it from others."""
         core = getattr(self._text, "backend_tokenizer", self._text)
         content = core.to_str() if hasattr(core, "to_str") else json.dumps(self._text.get_vocab(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -417,7 +417,7 @@ class TextIds:
         return [list(ids) for ids in found]
 
     def foreign(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which ids are none of text: outside the vocabulary, or of a section."""
+        """Mask of the ids that are none of text: outside the vocabulary, or of a section."""
         found = (ids < 0) | (ids >= self._size)
         for low, high, _ in self._taken:
             found |= (ids >= low) & (ids <= high)

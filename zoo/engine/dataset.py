@@ -92,7 +92,7 @@ class TokenDataset(Selection, torch.utils.data.Dataset[Item]):
 
     @property
     def folder(self) -> str:
-        """Where the parts are."""
+        """Folder of the parts."""
         return self.shelf.store.place
 
     def __repr__(self) -> str:

@@ -41,7 +41,7 @@ _LONGEST = 1 << 24
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What is in a folder of rows, and what a call added.
+    """Content of a folder of rows, and the rows that a call added.
 
     Attributes:
         out: the folder.

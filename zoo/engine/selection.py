@@ -81,7 +81,7 @@ class Selection:
 
     @property
     def header(self) -> Header:
-        """What the parts say about themselves."""
+        """Description of the parts, from the parts themselves."""
         return self.shelf.header
 
     def __len__(self) -> int:

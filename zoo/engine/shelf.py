@@ -122,7 +122,7 @@ class Shelf:
         return self.starts[block] + np.flatnonzero(np.asarray(errors.is_valid()))
 
     def identity(self) -> str:
-        """What tells these parts from others: checkpoint, options, and rows of every block."""
+        """Marks that tell these parts from others: checkpoint, options, and rows of every block."""
         digest = hashlib.sha256(json.dumps([self.header.as_dict(), self._names], sort_keys=True).encode())
         digest.update(self.starts.tobytes())
         digest.update(self.amounts.tobytes())

@@ -100,7 +100,7 @@ class TokenStream(IterableDataset[Item]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this rank is, or this worker of it; plain values."""
+        """Position of this rank, or of this worker of it; plain values."""
         if self._resume is not None:
             return dict(self._resume)
         return self._setting() | {"epoch": self._epoch, "position": self._position}

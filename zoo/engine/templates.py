@@ -34,7 +34,7 @@ class Stretch:
 
 
 def parsed(template: str, sections: Collection[str], loss: Sequence[str] | None = None) -> tuple[Stretch, ...]:
-    """The stretches of a template, in order. Text is one stretch as far as its loss is the same, so that it is tokenized whole.
+    """The stretches of a template, in order. Text with the same loss is one stretch, so that it is tokenized whole.
 
     Args:
         template: names between braces; ``{{`` and ``}}`` stand for braces.

@@ -552,7 +552,7 @@ def _shared_code(one: Section, other: Section) -> str | None:
         return None
 
     def least(section: Section, length: int) -> int:
-        """The smallest digits that make a number of the section's, as far as its first number decides that."""
+        """The smallest digits that make a number of the section's, judged by its first number."""
         own_before, own_behind = section.naming.around
         front, back = start[len(own_before) :], end[: len(end) - len(own_behind)]
         if not f"0{front}{back}".isdecimal():
