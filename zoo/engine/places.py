@@ -141,7 +141,7 @@ class UrlPlaces:
         files, path = self._of(place)
         end = None if size is None else offset + size
         with _system_errors(place):
-            return bytes(files.cat_file(path, offset, end) if offset or end else files.cat_file(path))
+            return bytes(files.cat_file(path, start=offset, end=end) if offset or end else files.cat_file(path))
 
 
 @contextmanager
