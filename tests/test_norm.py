@@ -12,8 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
+from zoo.kernels import native
 from zoo.nn.norm import GroupNorm, SiLU, exact_group_norms, overwriting_activations
 from zoo.nn.vae import VAE, VAESizes
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernel in C, and what does its work where there is no compiler."""
+    if request.param == "plain":
+        monkeypatch.setattr(native, "library", lambda source: None)
+    elif native.library("norm.c") is None:
+        pytest.skip("no C compiler")
+    return str(request.param)
 
 
 def norm(channels: int, groups: int) -> GroupNorm:
@@ -38,8 +49,10 @@ def exact(layer: GroupNorm, x: Tensor) -> Tensor:
         ((3, 8, 1, 5), 2, 0.0),
         ((1, 6, 7, 1), 3, 1.0),
         ((1, 4, 1, 1), 2, 0.0),
+        ((2, 264, 23, 45), 8, 5.0),
     ],
 )
+@pytest.mark.usefixtures("form")
 def test_it_is_as_exact_as_float32_allows(shape: tuple[int, ...], groups: int, mean: float) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1.5 + mean
     layer, kept = norm(shape[1], groups), x.clone()
@@ -50,6 +63,22 @@ def test_it_is_as_exact_as_float32_allows(shape: tuple[int, ...], groups: int, m
         assert torch.equal(same, kept)
 
 
+def test_the_number_of_threads_changes_nothing(form: str) -> None:
+    if form == "plain":
+        pytest.skip("PyTorch's sums are not ours to order")
+    x = (torch.randn(2, 200, 90, 77) + 3).to(memory_format=torch.channels_last)
+    layer, threads = norm(200, 8), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(layer(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.usefixtures("form")
 def test_items_do_not_touch_each_other() -> None:
     x = torch.randn(3, 16, 80, 75).to(memory_format=torch.channels_last)
     layer = norm(16, 4)

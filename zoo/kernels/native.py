@@ -25,6 +25,8 @@ from zoo.media import replacing
 _log = logging.getLogger("zoo")
 
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-std=c11")
+#: Operations that one thread does while others would only just have been started.
+LITTLE = 1 << 20
 #: Set to a non-empty value to do without compiled kernels.
 SWITCH = "ZOO_NO_NATIVE"
 
@@ -76,7 +78,7 @@ def over_rows(function: object, rows: int, work: int, *arguments: object) -> Non
         arguments: what else the function takes.
     """
     assert callable(function)
-    threads = min(torch.get_num_threads(), max(1, work >> 20), rows)
+    threads = min(torch.get_num_threads(), max(1, work // LITTLE), rows)
     if threads == 1:
         function(0, rows, *arguments)
         return

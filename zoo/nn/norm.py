@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.kernels import norm as kernel
+
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 # Numbers whose mean and whose deviations from it are summed at a time; a core's cache holds them for the second pass.
@@ -26,6 +28,9 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         if not self._would_lose_digits(x):
             return super().forward(x)
+        compiled = kernel.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        if compiled is not None:
+            return compiled
         out = torch.empty_like(x)
         for item, result in zip(x, out, strict=True):
             scale, shift = self._scale_and_shift(item.permute(1, 2, 0).flatten(0, 1))

@@ -1,0 +1,63 @@
+"""A group norm for images whose channels lie next to each other, in C: `zoo.nn.norm` says why PyTorch's is not enough."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.kernels import native
+
+# Pixels whose sums are added up in one thread.
+_BLOCK = 512
+
+
+def group_norm(
+    x: Float[Tensor, "batch channels height width"],
+    groups: int,
+    weight: Float[Tensor, " channels"],
+    bias: Float[Tensor, " channels"],
+    eps: float,
+) -> Float[Tensor, "batch channels height width"] | None:
+    """Normalise a float32 batch on the CPU in channels-last layout, which the result has as well.
+
+    Sums are taken of deviations from a mean nearby and put together in float64, in an order that does not depend on the number
+    of threads. ``None`` where there is no compiled kernel.
+    """
+    library = native.library("norm.c")
+    if library is None:
+        return None
+    items, channels, height, width = x.shape
+    pixels = height * width
+    blocks = -(-pixels // _BLOCK)
+    out = torch.empty_like(x)
+    scratch = torch.zeros(2, blocks, channels, dtype=torch.float64, device="cpu")
+    scales = torch.empty(2, channels, dtype=torch.float32, device="cpu")
+    (sums, squares), (scale, shift) = map(_address, scratch), map(_address, scales)
+    factors = weight.detach().contiguous(), bias.detach().contiguous()
+    size = tuple(map(ctypes.c_int64, (pixels, channels, _BLOCK)))
+    settings = ctypes.c_int64(groups), ctypes.c_double(eps), *map(_address, factors)
+    if torch.get_num_threads() == 1 or items * pixels * channels < native.LITTLE:
+        library.zoo_group_norm(_address(x), ctypes.c_int64(items), *size, *settings, sums, squares, scale, shift, _address(out))
+        return out
+    for item, result in zip(x, out, strict=True):
+        scratch.zero_()
+        work = item.numel()
+        _over_blocks(library.zoo_channel_sums, blocks, work, _address(item), *size, sums, squares)
+        library.zoo_group_scales(sums, squares, ctypes.c_int64(blocks), *size[:2], *settings, scale, shift)
+        _over_blocks(library.zoo_scale_and_shift, blocks, work, _address(item), *size, scale, shift, _address(result))
+    return out
+
+
+def _over_blocks(function: object, blocks: int, work: int, *arguments: object) -> None:
+    def of_rows(first: int, last: int, *rest: object) -> None:
+        assert callable(function)
+        function(ctypes.c_int64(first), ctypes.c_int64(last), *rest)
+
+    native.over_rows(of_rows, blocks, work, *arguments)
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
