@@ -244,7 +244,7 @@ def test_options_that_a_tokenizer_does_not_take(
         (["decode", tmp_path / "picture.zt", *out, "--tokenizer", flextok, "--tokens", 9], "item 0: .* 8 tokens"),
         (["decode", tmp_path / "picture.zt", *out, "--tokenizer", flextok, "--size", "huge"], "huge"),
         (["reconstruct", model, sound, *out, "--guidance", 3], "no --guidance to decode"),
-        (["decode", tmp_path / "nowhere.zt", *out], "nowhere.zt cannot be read"),
+        (["decode", tmp_path / "nowhere.zt", *out], "nowhere.zt does not exist"),
     ):
         result = run(*arguments)
         assert result.code == 1, arguments
