@@ -295,8 +295,9 @@ def test_data_sets(tmp_path: Path) -> None:
     """Real items of Hugging Face's library, decoded where it can decode them."""
     datasets = pytest.importorskip("datasets")
     rows = {"audio": [{"bytes": wav(), "path": None}] * 2, "image": [{"bytes": png(), "path": None}] * 2}
-    features = datasets.Features({"audio": datasets.Audio(decode=False), "image": datasets.Image()})
-    data = datasets.Dataset.from_dict(rows, features=features)
+    # Cast, as a file of such rows is: to encode them, the library wants torchcodec, though they are encoded.
+    data = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
+    data = data.cast_column("image", datasets.Image())
     assert len(item_list(data["audio"], 3)) == len(item_list(data[:]["image"], 3)) == 2
     assert torch.equal(media.read_audio(data[0]["audio"]).waveform[0], torch.from_numpy(SOUND))
     assert (media.prepare_image(data[0]["image"], (6, 5)).pixels - PIXELS).abs().max() < 1e-6
