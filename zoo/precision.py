@@ -146,6 +146,12 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     last one out restores them. The others are changed for this thread alone.
     """
     kind = device.type
+    # What is in force already is not entered again: small items would wait longer for it than for their tokens.
+    if _in_force(kind):
+        yield
+        return
+    entered = _entered()
+    outermost = kind not in entered
     with _lock:
         if _depth.get(kind, 0) == 0:
             reduced = [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]
@@ -153,23 +159,37 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             for switch, _ in _saved[kind]:
                 switch.value = "ieee"
         _depth[kind] = _depth.get(kind, 0) + 1
+    entered.add(kind)
     try:
-        # What is in force already is not entered again: small items would wait longer for it than for their tokens.
-        enabled = [name for name in _AUTOCASTS.get(kind, ("cpu", kind)) if torch.is_autocast_enabled(name)]
-        if not enabled and getattr(_thread, "inside", False):
+        with ExitStack() as stack:
+            for name in _enabled_autocasts(kind):
+                stack.enter_context(torch.autocast(name, enabled=False))
+            stack.enter_context(_float32_defaults())
             yield
-        else:
-            with ExitStack() as stack:
-                for name in enabled:
-                    stack.enter_context(torch.autocast(name, enabled=False))
-                stack.enter_context(_float32_defaults())
-                yield
     finally:
+        if outermost:
+            entered.discard(kind)
         with _lock:
             _depth[kind] -= 1
             if _depth[kind] == 0:
                 for switch, value in _saved.pop(kind):
                     switch.value = value
+
+
+def _entered() -> set[str]:
+    """Types of devices that `exact_float32` is in force for in this thread."""
+    if not hasattr(_thread, "entered"):
+        _thread.entered = set()
+    found: set[str] = _thread.entered
+    return found
+
+
+def _enabled_autocasts(kind: str) -> list[str]:
+    return [name for name in _AUTOCASTS.get(kind, ("cpu", kind)) if torch.is_autocast_enabled(name)]
+
+
+def _in_force(kind: str) -> bool:
+    return kind in _entered() and not _enabled_autocasts(kind)
 
 
 def undisturbed(method: MethodT) -> MethodT:
@@ -182,6 +202,8 @@ def undisturbed(method: MethodT) -> MethodT:
 
     @functools.wraps(method)
     def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() and _in_force(self.device.type):
+            return method(self, *args, **kwargs)
         with torch.no_grad(), exact_float32(self.device):
             return method(self, *args, **kwargs)
 
