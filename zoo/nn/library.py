@@ -1,0 +1,131 @@
+"""Networks that transformers and diffusers carry, as parts of our own models.
+
+A family that takes its network from a library builds the library's class in its ``__init__`` (`built`), from the library's own
+configuration, which its ``Config`` holds as a mapping (`plain_config`). Files go through `present_names`, which lets the
+library rename what older releases wrote and is strict where the library warns. `built` makes the module that they are put into.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from zoo.errors import KeysError, WeightsError, listing
+
+# What a library's configuration says about the program that wrote it, about labels of classifiers, and about code to run.
+_NOT_SIZES = frozenset(
+    (
+        *("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "architectures", "auto_map"),
+        *("dtype", "torch_dtype", "id2label", "label2id", "problem_type", "use_cache", "return_dict", "torchscript"),
+        *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder", "tie_word_embeddings"),
+    )
+)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network in a library's configuration, nested ones too, as plain values of JSON.
+
+    Raises:
+        WeightsError: a value is none of JSON's.
+    """
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): strip(inner) for key, inner in value.items() if key not in _NOT_SIZES}
+        return [strip(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(strip(config)))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the configuration holds more than plain values: {error}") from error
+    return plain
+
+
+def present_names(network: type[Any], config: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file of transformers under the names that its class has now, in float32.
+
+    The library renames what older releases wrote: weight norm as ``weight_g`` and ``weight_v``, say.
+
+    Args:
+        network: subclass of ``transformers.PreTrainedModel``.
+        config: its configuration, an object of ``network.config_class``.
+        state: tensors under the names of any release.
+
+    Raises:
+        KeysError: tensors are missing or unexpected, or have other shapes; the library fills in random numbers there.
+    """
+    given = dict(state)
+    with _quiet_loading():
+        model, report = network.from_pretrained(
+            None, config=config, state_dict=given, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
+    }
+    if found := [f"{what}: {listing(keys)}" for what, keys in problems.items() if keys]:
+        raise KeysError(f"the tensors do not fit {network.__name__}: {'; '.join(found)}")
+    return {key: tensor.detach() for key, tensor in model.state_dict().items()}
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    """A library's module: all of it, or under ``torch.device("meta")`` with its parameters there and its buffers in memory.
+
+    Buffers that no checkpoint holds (strides, filters, frequencies) are then as the library computes them. Some classes cannot
+    be built on the meta device at all, as they read such a buffer.
+
+    Args:
+        make: builds the module. Under the meta device its parameters get no numbers, and cost no memory.
+    """
+    if torch.get_default_device().type != "meta":
+        return make()
+    with torch.device("cpu"), _WithoutNumbers():
+        module = make()
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    return module
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Leaves tensors that are drawn at random as they are: they are not needed, and untouched memory is not taken.
+
+    Holds for one thread only, unlike the switches of the libraries.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _DRAWING or getattr(func, "__module__", "") in _INITIALISERS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_INITIALISERS = ("torch.nn.init", "transformers.initialization")
+_DRAWING = frozenset((Tensor.uniform_, Tensor.normal_, Tensor.erfinv_))
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' progress bar and its warnings, which `present_names` turns into errors."""
+    from transformers.utils import logging as library_logging
+
+    logger = logging.getLogger("transformers")
+    level, bar = logger.level, library_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bar:
+            library_logging.enable_progress_bar()
