@@ -196,8 +196,24 @@ def shape_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
     ]
 
 
+def text_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
+    """Texts in every shape that is taken, of very different lengths."""
+    path = folder / "notes.txt"
+    path.write_text("A file is bytes,\nwhatever is in it: Müller.\n" * 20, encoding="utf-8")
+    return [
+        path,
+        "A string is the text itself, and no path. Müller, 今天天气很好 👍",
+        "तमिऴ் ಕನ್ನಡ שלום".encode(),
+        bytearray(b"x"),
+        memoryview(b"line\nbreak\t and \0"),
+        {"text": "a row of a data set"},
+        "",
+    ]
+
+
 ITEMS = {
     "audio": audio_items,
+    "text": text_items,
     "image": image_items,
     "bytes": file_items,
     "shape": shape_items,
@@ -269,8 +285,19 @@ def bad_shapes(folder: Path) -> list[tuple[Any, str]]:
     ]
 
 
+def bad_texts(folder: Path) -> list[tuple[Any, str]]:
+    """Items that are no texts, with the reason."""
+    return [
+        ("half of a pair: \ud83d", "index 16 is the lone surrogate U\\+D83D"),
+        ((b"bytes", 3), "not tuple"),
+        (np.zeros(5, np.uint8), "not ndarray"),
+        ({"text": None}, "a mapping needs"),
+    ]
+
+
 BAD_ITEMS = {
     "audio": bad_audio,
+    "text": bad_texts,
     "image": bad_images,
     "bytes": bad_files,
     "shape": bad_shapes,
@@ -284,7 +311,7 @@ def items(tokenizer: zoo.Tokenizer, tmp_path: Path) -> list[Any]:
 
 def close(left: Sequence[Any], right: Sequence[Any], tolerance: float) -> bool:
     """Whether media are alike: files equal, everything else within a tolerance, of meshes as a share of their size."""
-    if isinstance(left[0], bytes):
+    if isinstance(left[0], bytes | str):
         return list(left) == list(right)
     if isinstance(left[0], trimesh.Trimesh):
         return all(alike(*pair, tolerance) for pair in zip(left, right, strict=True))
@@ -298,6 +325,15 @@ def alike(left: trimesh.Trimesh, right: trimesh.Trimesh, tolerance: float) -> bo
     if left.faces.shape != right.faces.shape or (left.faces != right.faces).any():
         return False
     return bool(np.abs(left.vertices - right.vertices).max() <= tolerance * np.ptp(left.vertices, axis=0).max())
+
+
+def content_of(item: Any) -> str | bytes:
+    """What a text or a file has to come back as."""
+    if isinstance(item, dict):
+        return item["text"]
+    if isinstance(item, str | bytes):
+        return item
+    return item.read_bytes() if isinstance(item, Path) else bytes(memoryview(np.asarray(item)))
 
 
 def decodes(tokenizer: zoo.Tokenizer) -> bool:
@@ -392,13 +428,41 @@ def test_batch_invariance(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
 def test_lossless(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
     if not tokenizer.spec.lossless:
         pytest.skip("loses something")
-    contents = [item.read_bytes() if isinstance(item, Path) else bytes(memoryview(np.asarray(item))) for item in items]
+    contents = [content_of(item) for item in items]
     assert tokenizer.reconstruct([*items, b""]) == [*contents, b""]
 
 
+def test_spans_are_those_of_the_text(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    if tokenizer.spec.modality != "text":
+        pytest.skip("has no text")
+    for specials in ("none", "upstream"):
+        tokens = tokenizer.encode(items, specials=specials)
+        assert tokenizer.reconstruct(items) == decode(tokenizer, tokens)
+        for item, length, spans in zip(items, tokens.lengths.tolist(), tokenizer.spans(tokens), strict=True):
+            content = content_of(item)
+            octets = content.encode() if isinstance(content, str) else content
+            assert spans.dtype == torch.int64 and spans.shape == (length, 2)
+            assert b"".join(octets[start:end] for start, end in spans.tolist()) == octets
+            assert torch.equal(spans[1:, 0], spans[:-1, 1]) and (spans[:, 0] <= spans[:, 1]).all()
+
+
+def test_texts_come_back_as_they_went_in(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
+    if tokenizer.spec.modality != "text":
+        pytest.skip("has no text")
+    tokens = tokenizer.encode(items)
+    whole = [content_of(item) for item in items]
+    assert [type(text) for text in tokenizer.decode(tokens)] == [type(content) for content in whole]
+    as_bytes = [content.encode() if isinstance(content, str) else content for content in whole]
+    assert tokenizer.decode(tokens, as_text=False) == as_bytes
+    assert tokenizer.decode(tokens, as_text=True) == [content.decode() for content in as_bytes]
+    named = str(items[0])
+    with pytest.raises(zoo.InputError, match=r"a string is the text itself: pass pathlib\.Path"):
+        tokenizer.encode(named, max_bytes=3)
+
+
 def test_media_of_the_size_it_had(tokenizer: zoo.Tokenizer, items: list[Any]) -> None:
-    if tokenizer.spec.modality in ("bytes", "shape"):
-        pytest.skip("files are compared as a whole, meshes by their place")
+    if tokenizer.spec.modality in ("bytes", "shape", "text"):
+        pytest.skip("files and texts are compared as a whole, meshes by their place")
     if not decodes(tokenizer):
         pytest.skip("encodes only")
     tokens = tokenizer.encode(items)
@@ -443,6 +507,10 @@ def test_every_fit(tokenizer: zoo.Tokenizer, items: list[Any], fit: str) -> None
 
 def test_embeddings(discrete: zoo.Tokenizer, items: list[Any]) -> None:
     tokenizer, tokens = discrete, discrete.encode(items)
+    if not tokenizer.spec.dim:
+        with pytest.raises(zoo.ArgumentError, match="no vectors"):
+            tokenizer.embed(tokens)
+        return
     vectors = tokenizer.embed(tokens)
     # ByteFormer's are those of groups of bytes.
     reduced = getattr(tokenizer.config, "reduced_length", int)
@@ -527,6 +595,8 @@ name = sys.argv[1]
 plain, compiled = zoo.load(name), zoo.load(name, compile=True)
 if plain.spec.modality == "bytes":
     items = [bytes(range(n)) for n in (200, 7, 77)]
+elif plain.spec.modality == "text":
+    items = ["zoo" * n for n in (200, 7, 0)]
 elif plain.spec.modality == "image":
     items = [torch.sin(torch.arange(3 * h * w) / 30).reshape(3, h, w) for h, w in ((64, 64), (50, 81), (64, 64), (3, 9))]
 elif plain.spec.modality == "shape":
@@ -544,7 +614,7 @@ if plain.spec.continuous:
 else:
     assert found.equal(tokens)
 for left, right in pairs:
-    assert left == right if isinstance(left, bytes) else (left - right).abs().max() < 1e-4
+    assert left == right if isinstance(left, bytes | str) else (left - right).abs().max() < 1e-4
 """
 
 
@@ -574,7 +644,7 @@ def test_bad_items_are_named(tokenizer: zoo.Tokenizer, items: list[Any], tmp_pat
         (object(), "not object"),
         *BAD_ITEMS[tokenizer.spec.modality](tmp_path),
     ]
-    if tokenizer.spec.modality != "bytes":
+    if not tokenizer.may_be_empty:
         bad += [(tmp_path / "empty", "is empty"), (b"", "is empty")]
     for item, reason in bad:
         with pytest.raises(zoo.InputError, match=reason) as caught:
@@ -592,7 +662,7 @@ def test_bad_tokens_are_named(discrete: zoo.Tokenizer, items: list[Any]) -> None
         (torch.tensor([0, -2]), "id -2 is outside"),
         (sound.float(), "integers"),
         (torch.tensor([1, -1, 1]), "padding"),
-        *([] if discrete.spec.modality == "bytes" else [(sound[:0], "is empty")]),
+        *([] if discrete.may_be_empty else [(sound[:0], "is empty")]),
     ):
         with pytest.raises(zoo.InputError, match=reason) as caught:
             discrete.decode([sound, ids])

@@ -65,6 +65,7 @@ def second_reader(content: bytes) -> dict[str, Any]:
         {"width": count, "height": count, "fit": fit},
         dict.fromkeys(("x", "y", "z", "scale"), number),
         {"width": count, "height": count, "fit": fit, "rows": count},
+        {"text": count},
     )
 
     def text() -> str:
@@ -87,7 +88,7 @@ def second_reader(content: bytes) -> dict[str, Any]:
     frames = [count() for _ in range(items)]
     if content[3] >> 4 & 7 == 7:
         kinds = {text(): take(1)[0] for _ in range(count())}
-        readers = (count, lambda: struct.unpack("<d", take(8))[0], text)
+        readers = (count, lambda: struct.unpack("<d", take(8))[0], text, lambda: take(count()))
         meta = []
         for _ in range(items):
             present = "".join(f"{byte:08b}" for byte in take(-(-len(kinds) // 8)))

@@ -27,7 +27,7 @@ from zoo.errors import InputError
 Facet = Literal["tokenizer", "media", "metrics", "bench", "quantize"]
 
 #: How a field that an item's tokens remember is written in a ``.zt`` file (`zoo.zt`).
-MetaKind = Literal["count", "rate", "float", "fit"]
+MetaKind = Literal["count", "rate", "float", "fit", "octets"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
 _SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
 _PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count"))
 _PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
+_TEXT: tuple[tuple[str, MetaKind], ...] = (("text", "count"),)
 
 #: Files with sound that PyAV reads.
 _WITH_PYAV = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")
@@ -139,6 +140,7 @@ _MODALITIES: dict[str, Modality] = {
         ),
         Modality("shape", "shape", "glb", _PLACE, _homes("shape", "quantize"), synonyms=("3d", "mesh")),
         Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),
+        Modality("text", "text", "txt", _TEXT, _homes("text", "metrics", "bench", "quantize")),
     )
 }
 

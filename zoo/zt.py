@@ -49,6 +49,7 @@ META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("width", "count"), ("height", "count"), ("fit", "fit")),
     (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float")),
     (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count")),
+    (("text", "count"),),
 )
 #: Values of a "fit"; a file holds the position. Append, never reorder.
 FITS = ("crop", "stretch", "pad", "none")
@@ -374,7 +375,7 @@ def _kind_of(key: str, values: Sequence[Any]) -> int:
     for number, kind in enumerate(_DESCRIBED_KINDS):
         if all(kind.takes(value) for value in values):
             return number
-    raise FormatError(f"{key} of {values[0]!r} cannot be written: it must be a number or a text")
+    raise FormatError(f"{key} of {values[0]!r} cannot be written: it must be a number, a text or bytes")
 
 
 @dataclass(frozen=True)
@@ -445,6 +446,9 @@ _DESCRIBED_KINDS = (
     _Described(_is_whole, lambda value: _count(int(value)), lambda reader: reader.count(LARGEST_COUNT)),
     _Described(_is_number, lambda value: struct.pack("<d", float(value)), _read_number),
     _Described(lambda value: isinstance(value, str), lambda value: _text(value), lambda reader: reader.text()),
+    _Described(
+        lambda value: isinstance(value, bytes), lambda value: _count(len(value)) + value, lambda reader: reader.octets()
+    ),
 )
 
 
@@ -508,6 +512,9 @@ class _Reader:
             return self.take(self.count(limit)).tobytes().decode()
         except UnicodeDecodeError as error:
             raise FormatError("a text in the .zt file is not UTF-8") from error
+
+    def octets(self) -> bytes:
+        return self.take(self.count(LARGEST_COUNT)).tobytes()
 
     def described(self, items: int) -> tuple[Mapping[str, Any], ...]:
         """Fields that the file names itself; each item has some of them."""

@@ -35,6 +35,7 @@ _META_TYPES: dict[MetaKind, pa.DataType] = {
     "rate": pa.int64(),
     "float": pa.float64(),
     "fit": pa.string(),
+    "octets": pa.binary(),
 }
 
 

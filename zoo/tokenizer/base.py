@@ -105,6 +105,8 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     modality: ClassVar[str]
     #: How much goes through the networks at once, by what is done: ``encode``, ``decode``, ...
     at_once: ClassVar[Mapping[str, Budget]] = {}
+    #: Whether an item may have no ids at all, as an empty file has none.
+    may_be_empty: ClassVar[bool] = False
     #: Names of the axes of latents behind the channels, for messages.
     latent_axes: ClassVar[tuple[str, ...]] = ()
     #: How upstream's checkpoints of the family are read.
@@ -343,6 +345,8 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
             raise InputError("there are no tokens to decode")
         for index, ids in enumerate(tokens.unpadded()):
             if not len(ids):
+                if self.may_be_empty:
+                    continue
                 raise ItemError("the sequence is empty", index)
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= spec.vocab_size:

@@ -11,10 +11,10 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.errors import InputError, ItemError, naming_item
+from zoo.errors import naming_item
 from zoo.media.bytes import MAX_BYTES, read_bytes
 from zoo.progress import progress_bar
-from zoo.tokenizer.base import ConfigT, Prepared, Tokenizer, _bare_sequences, as_items
+from zoo.tokenizer.base import ConfigT, Prepared, Tokenizer, as_items
 from zoo.tokens import Tokens
 
 
@@ -22,6 +22,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
     """A tokenizer of files of any kind, which may be empty. A family implements `ids` and `octets`."""
 
     modality = "bytes"
+    may_be_empty = True
 
     def encode(self, items: Any, *, max_bytes: int = MAX_BYTES, progress: bool = False) -> Tokens:
         """Files to ids.
@@ -85,18 +86,3 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
     @abstractmethod
     def octets(self, ids: Int[Tensor, " length"]) -> NDArray[Any]:
         """The bytes of a file's ids."""
-
-    def check(self, tokens: Any) -> Tokens:
-        """Check as all tokenizers do, except that items may be empty."""
-        if not isinstance(tokens, Tokens):
-            tokens = self.tokens(_bare_sequences(tokens))
-        filled = tokens.lengths.nonzero().flatten().tolist()
-        if filled or not len(tokens):
-            try:
-                super().check(tokens[filled])
-            except InputError as error:
-                if error.index is None:
-                    raise
-                kind = ItemError if isinstance(error, ItemError) else type(error)
-                raise kind(error.reason, filled[error.index]) from error
-        return tokens
