@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL as Reference
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
 from zoo import registry
 from zoo.checkpoint import as_ours
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from zoo.nn import vae
+from zoo.nn import resnet, vae
 
 MANIFESTS = Path(__file__).parent / "golden" / "manifests"
 
@@ -63,6 +63,28 @@ def test_equals_diffusers(reference: Reference, tokenizer: AutoencoderKL) -> Non
     [drawn] = tokenizer.encode(image, posterior="sample", generator=torch.Generator().manual_seed(1)).values
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
     assert (drawn - 0.5 * (posterior.mean + posterior.std * noise)[0]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_blocks_equal_those_of_diffusers_bit_for_bit(reference: Reference) -> None:
+    from diffusers.models.unets.unet_2d_blocks import AttnDownEncoderBlock2D, AttnUpDecoderBlock2D
+
+    options = {"num_layers": 2, "resnet_groups": 4, "attention_head_dim": 16}
+    pairs: list[tuple[nn.Module, nn.Module, int]] = [
+        (resnet.Encoder(10, (8, 8, 16), 1, 4), reference.encoder, 3),
+        (resnet.Decoder(5, 3, (8, 8, 16), 1, 4), reference.decoder, 5),
+        (
+            resnet.Level(8, 16, 2, 4, attention=True, step="down"),
+            AttnDownEncoderBlock2D(8, 16, downsample_padding=0, **options).eval(),
+            8,
+        ),
+        (resnet.Level(8, 16, 2, 4, attention=True, step="up"), AttnUpDecoderBlock2D(8, 16, **options).eval(), 8),
+    ]
+    for ours, theirs, channels in pairs:
+        ours.load_state_dict(theirs.state_dict(), strict=True)
+        x = torch.randn(2, channels, 18, 13, generator=torch.Generator().manual_seed(0))
+        for same in (x, x.to(memory_format=torch.channels_last)):
+            assert torch.equal(ours(same), theirs(same))
 
 
 def test_images_of_any_size_keep_it(tokenizer: AutoencoderKL) -> None:

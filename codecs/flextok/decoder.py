@@ -169,9 +169,9 @@ class Decoder(nn.Module):
         dim = config.decoder_dim
         self.config = config
         self.from_codes = Linear(len(config.levels), dim)
-        self.register_positions = nn.Parameter(torch.randn(1, 1, dim, config.registers) * 0.02)
-        self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.null_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.register_positions = nn.Parameter(torch.empty(1, 1, dim, config.registers).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
+        self.null_token = nn.Parameter(torch.empty(dim).normal_(std=0.02))
         self.patches = Patches(config.patch_size, config.latent_channels, dim)
         self.patch_positions = nn.Parameter(sinusoidal_positions(config.grid, dim), requires_grad=False)
         self.time = TimeEmbedding(dim, config.frequency_embedding_size, config.max_timestep)

@@ -72,7 +72,7 @@ class Encoder(Float32Module):
         self.config = config
         self.patches = Patches(config.patch_size, config.latent_channels, dim)
         self.positions = nn.Parameter(sinusoidal_positions(config.grid, dim), requires_grad=False)
-        self.registers = nn.Parameter(torch.randn(config.registers, dim) * 0.02)
+        self.registers = nn.Parameter(torch.empty(config.registers, dim).normal_(std=0.02))
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.to_codes = Linear(dim, len(config.levels))
 

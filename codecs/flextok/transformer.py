@@ -64,8 +64,10 @@ def sinusoidal_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 di
 
     Checkpoints bring their own table, and only that one is used with them.
     """
-    frequencies = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    rows, columns = (torch.arange(count, dtype=torch.float64)[None, :] * frequencies[:, None] for count in grid)
+    # Also where the rest of a model has no memory: arithmetic there makes PyTorch import its compiler, which takes 2 seconds.
+    with torch.device("cpu"):
+        frequencies = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+        rows, columns = (torch.arange(count, dtype=torch.float64)[None, :] * frequencies[:, None] for count in grid)
     rows, columns = rows[:, :, None].expand(-1, *grid), columns[:, None, :].expand(-1, *grid)
     return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()])[None].float()
 

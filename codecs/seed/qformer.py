@@ -49,7 +49,7 @@ class QFormer(nn.Module):
             cross_attention_frequency=cross_attention_every,
             use_qformer_text_input=False,
         )
-        self.queries = nn.Parameter(torch.randn(1, queries, dim) * 0.02)
+        self.queries = nn.Parameter(torch.empty(1, queries, dim).normal_(std=0.02))
         self.network = Blip2QFormerModel(config)
         self.causal = causal
 

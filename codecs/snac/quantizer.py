@@ -22,7 +22,7 @@ class Level(nn.Module):
         super().__init__()
         self.stride = stride
         self.in_proj = nn.Linear(latent_dim, dim)
-        self.codebook = nn.Parameter(torch.randn(size, dim))
+        self.codebook = nn.Parameter(torch.empty(size, dim).normal_())
         self.out_proj = nn.Linear(dim, latent_dim)
         self._search = CodebookSearch(unit_widths=(dim,))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.vat.config import VATConfig
 from zoo.codecs.vat.transformer import Block, learned
-from zoo.nn.norm import overwriting_activations
+from zoo.nn.resnet import Decoder
 from zoo.precision import Float32Module, compute_dtype, exact_float32
 
 Planes = Float[Tensor, "batch 3 channels side side"]
@@ -25,18 +25,14 @@ PLANE_AXES = ((0, 1), (0, 2), (2, 1))
 
 def upsampler(config: VATConfig) -> nn.Module:
     """The convolutional decoder of latent diffusion, from tokens of a plane to its features."""
-    from diffusers.models.autoencoders.vae import Decoder
-
-    decoder = Decoder(
-        in_channels=config.width,
-        out_channels=config.triplane_channels,
-        up_block_types=("UpDecoderBlock2D",) * len(config.upsampler_channels),
-        block_out_channels=config.upsampler_channels,
-        layers_per_block=config.upsampler_layers,
-        norm_num_groups=config.norm_groups,
-        mid_block_add_attention=config.mid_attention,
+    return Decoder(
+        config.width,
+        config.triplane_channels,
+        config.upsampler_channels,
+        config.upsampler_layers,
+        config.norm_groups,
+        attention=config.mid_attention,
     )
-    return overwriting_activations(decoder)
 
 
 class TriplaneDecoder(nn.Module):

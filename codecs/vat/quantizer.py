@@ -37,7 +37,7 @@ class ScaleQuantizer(Float32Module):
         super().__init__()
         self.scales = config.token_scales
         self.num_latents = config.num_latents
-        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.latent_dim))
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.latent_dim).normal_())
         self.register_buffer("gain", torch.ones(len(config.token_scales)))
         self._derived: Derived[tuple[Tensor, PreparedCodebook]] = Derived()
 

@@ -89,4 +89,4 @@ class Block(nn.Module):
 
 def learned(*shape: int) -> nn.Parameter:
     """Learned vectors at the usual start."""
-    return nn.Parameter(0.02 * torch.randn(shape))
+    return nn.Parameter(torch.empty(shape).normal_(std=0.02))

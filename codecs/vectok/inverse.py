@@ -64,7 +64,7 @@ class InverseKMeans(nn.Module):
         super().__init__()
         same = sizes.width == vector_dim
         self.in_proj: nn.Module = nn.Identity() if same else nn.Linear(vector_dim, sizes.width)
-        self.segment = nn.Parameter(0.02 * torch.randn(2, sizes.width))
+        self.segment = nn.Parameter(torch.empty(2, sizes.width).normal_(std=0.02))
         self.mask_vector = nn.Parameter(torch.zeros(vector_dim))
         self.layers = nn.ModuleList(ConformerBlock(sizes) for _ in range(sizes.layers))
         self.out_proj = nn.Linear(sizes.width, vector_dim)

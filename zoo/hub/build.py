@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo import documents
 from zoo.checkpoint import as_ours
@@ -137,9 +138,21 @@ def outline(
     Args:
         tensors: how many the file has; a configuration of a much larger model is refused while that is built.
     """
-    with torch.device("meta"), _at_most(tensors):
+    with torch.device("meta"), _Undrawn(), _at_most(tensors):
         tokenizer = cls(config, name=name)
         return restore(tokenizer, quantization) if quantization else tokenizer
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out that initial values are drawn, since there is no memory for them.
+
+    Some of these functions are PyTorch's own Python on the meta device; calling them imports its compiler, which takes 2 s.
+    """
+
+    _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.clamp_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self._FILLING and args[0].is_meta else func(*args, **(kwargs or {}))
 
 
 # How many modules may be built: some for each tensor of a model, and those that have none or are built only to be taken apart.

@@ -91,12 +91,3 @@ def exact_group_norms(network: NetworkT) -> NetworkT:
                 own.weight, own.bias = norm.weight, norm.bias
                 setattr(parent, name, own)
     return network
-
-
-def overwriting_activations(network: NetworkT) -> NetworkT:
-    """Put this `SiLU` into a network, in place, wherever it has PyTorch's: each of them must follow a norm and nothing else."""
-    for parent in list(network.modules()):
-        for name, activation in list(parent.named_children()):
-            if type(activation) is nn.SiLU:
-                setattr(parent, name, SiLU())
-    return network

@@ -1,18 +1,18 @@
-"""The image autoencoder of latent diffusion models: diffusers' ``AutoencoderKL``, in two halves of different precision."""
+"""The image autoencoder of latent diffusion models, diffusers' ``AutoencoderKL``, in two halves of different precision."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import ArgumentError, KeysError
-from zoo.nn.norm import exact_group_norms, overwriting_activations
+from zoo.nn.norm import exact_group_norms
+from zoo.nn.resnet import Decoder, Encoder
 from zoo.precision import Float32Module, compute_dtype
 
 # diffusers renamed the projections of the attention in the middle; older files store them as 1x1 convolutions too.
@@ -81,21 +81,11 @@ class VAE(nn.Module):
 
     def __init__(self, sizes: VAESizes) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL
-
-        depth = len(sizes.widths)
-        model: Any = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * depth,
-            up_block_types=("UpDecoderBlock2D",) * depth,
-            block_out_channels=sizes.widths,
-            layers_per_block=sizes.layers_per_block,
-            latent_channels=sizes.latent_channels,
-            norm_num_groups=sizes.groups,
-        )
-        overwriting_activations(model)
-        exact_group_norms(model.encoder)
-        self.encoder = VAEEncoder(model.encoder, model.quant_conv)
-        self.decoder = VAEDecoder(model.decoder, model.post_quant_conv)
+        widths, latent = sizes.widths, sizes.latent_channels
+        encoder = exact_group_norms(Encoder(2 * latent, widths, sizes.layers_per_block, sizes.groups))
+        decoder = Decoder(latent, 3, widths, sizes.layers_per_block, sizes.groups)
+        self.encoder = VAEEncoder(encoder, nn.Conv2d(2 * latent, 2 * latent, 1))
+        self.decoder = VAEDecoder(decoder, nn.Conv2d(latent, latent, 1))
 
 
 def is_sampled(posterior: str) -> bool:

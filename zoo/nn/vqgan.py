@@ -1,4 +1,4 @@
-"""The convolutional autoencoder of VQGAN (arXiv 2012.09841), of diffusers' blocks: images to maps of vectors, and back.
+"""The convolutional autoencoder of VQGAN (arXiv 2012.09841): images to maps of vectors, and back.
 
 Every norm and attention sees the whole image, so images are never padded to a common size.
 """
@@ -6,33 +6,15 @@ Every norm and attention sees the whole image, so images are never padded to a c
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.nn.norm import GroupNorm, exact_group_norms, overwriting_activations
+from zoo.nn.norm import GroupNorm, exact_group_norms
+from zoo.nn.resnet import EPS, Level, Maps, Middle
 from zoo.precision import compute_dtype
-
-Maps = Float[Tensor, "batch _channels _rows _columns"]
-
-_EPS = 1e-6
-
-
-def _options(width: int, groups: int, attention: bool) -> dict[str, Any]:
-    """What all blocks are told; an attention has a single head."""
-    options: dict[str, Any] = {"resnet_eps": _EPS, "resnet_groups": groups}
-    return options | ({"attention_head_dim": width} if attention else {})
-
-
-def _middle(width: int, groups: int) -> nn.Module:
-    """A residual block, an attention and another residual block at the lowest resolution."""
-    from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
-
-    options = _options(width, groups, attention=True)
-    return UNetMidBlock2D(in_channels=width, temb_channels=None, **options)  # type: ignore[arg-type]  # there is no timestep
 
 
 class ConvEncoder(nn.Module):
@@ -56,29 +38,24 @@ class ConvEncoder(nn.Module):
         attention: Collection[int],
         groups: int = 32,
     ) -> None:
-        from diffusers.models.unets.unet_2d_blocks import AttnDownEncoderBlock2D, DownEncoderBlock2D
-
         super().__init__()
-        levels = []
-        for level, width in enumerate(widths):
-            kind = AttnDownEncoderBlock2D if level in attention else DownEncoderBlock2D
-            levels.append(
-                kind(
-                    in_channels=widths[level - 1] if level else stem,
-                    out_channels=width,
-                    num_layers=blocks,
-                    add_downsample=level < len(widths) - 1,
-                    # Means: one row below and one column on the right, nothing on the other sides.
-                    downsample_padding=0,
-                    **_options(width, groups, attention=level in attention),
-                )
+        levels = [
+            Level(
+                widths[level - 1] if level else stem,
+                width,
+                blocks,
+                groups,
+                attention=level in attention,
+                step="down" if level < len(widths) - 1 else None,
             )
+            for level, width in enumerate(widths)
+        ]
         self.conv_in = nn.Conv2d(3, stem, 3, padding=1)
         self.levels = nn.Sequential(*levels)
-        self.mid = _middle(widths[-1], groups)
-        self.norm_out = GroupNorm(groups, widths[-1], eps=_EPS)
+        self.mid = Middle(widths[-1], groups)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
-        overwriting_activations(exact_group_norms(self))
+        exact_group_norms(self)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Maps:
         # Convolutions on a CPU are several times quicker in this layout.
@@ -102,27 +79,23 @@ class ConvDecoder(nn.Module):
     def __init__(
         self, latent_channels: int, widths: Sequence[int], blocks: int, attention: Collection[int], groups: int = 32
     ) -> None:
-        from diffusers.models.unets.unet_2d_blocks import AttnUpDecoderBlock2D, UpDecoderBlock2D
-
         super().__init__()
-        levels = []
-        for level, width in enumerate(widths):
-            kind = AttnUpDecoderBlock2D if level in attention else UpDecoderBlock2D
-            levels.append(
-                kind(
-                    in_channels=widths[max(level - 1, 0)],
-                    out_channels=width,
-                    num_layers=blocks,
-                    add_upsample=level < len(widths) - 1,
-                    **_options(width, groups, attention=level in attention),
-                )
+        levels = [
+            Level(
+                widths[max(level - 1, 0)],
+                width,
+                blocks,
+                groups,
+                attention=level in attention,
+                step="up" if level < len(widths) - 1 else None,
             )
+            for level, width in enumerate(widths)
+        ]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0], groups)
+        self.mid = Middle(widths[0], groups)
         self.levels = nn.Sequential(*levels)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        overwriting_activations(self)
 
     def forward(self, maps: Maps) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
