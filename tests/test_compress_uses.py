@@ -27,6 +27,7 @@ POLICIES = {
     "kv h2o, numbers": kv.H2O(heavy=5, recent=3),
     "kv double sparsity": kv.DoubleSparsity(tokens=0.2, group=2, dense_layers=1),
     "kv tidal decode": kv.TidalDecode(tokens=0.2, start=0, correction=2),
+    "kv token select": kv.TokenSelect(tokens=0.2, init=2, local=3, chunk=1),
 }
 NAMES = [*compress.METHODS, *POLICIES]
 
@@ -65,6 +66,11 @@ def prompt(questions: int = 9) -> dict[str, Tensor]:
     ids[1, :2] = mask[1, :2] = 0
     pixels = torch.randn(2, 3, 84, 84, generator=generator)
     return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+
+def words() -> Tensor:
+    """Two rows of text, no token twice in one: equal keys tie in the first layer, and rounding decides for TokenSelect."""
+    return torch.stack([torch.randperm(87, generator=torch.Generator().manual_seed(seed))[:36] + 3 for seed in (3, 4)])
 
 
 def generated(model: Any, **options: Any) -> Tensor:
@@ -251,7 +257,7 @@ def test_prompts_read_in_chunks(model: Any, name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_chunks_in_a_configuration_and_by_hand(model: Any, name: str) -> None:
-    ids = torch.cat([prompt()["input_ids"][:, 40:]] * 4, 1)
+    ids = words()
 
     def stepwise(*ends: int, whole: bool = True) -> Tensor:
         cache, start = None, 0
@@ -278,7 +284,7 @@ def test_chunks_in_a_configuration_and_by_hand(model: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_second_turn_in_chunks(model: Any, name: str) -> None:
-    ids = torch.cat([prompt()["input_ids"][:, 40:]] * 4, 1)
+    ids = words()
     with attach(model, name):
 
         def second(**options: Any) -> Tensor:

@@ -37,6 +37,7 @@ POLICIES: dict[str, Callable[[float], kv.Policy]] = {
     "h2o": lambda keep: kv.H2O(heavy=keep / 2, recent=keep / 2),
     "double sparsity": lambda keep: kv.DoubleSparsity(tokens=keep),
     "tidal decode": lambda keep: kv.TidalDecode(tokens=keep, correction=4),
+    "token select": lambda keep: kv.TokenSelect(tokens=keep, init=4, local=32, chunk=32),
 }
 FULL = "full"
 

@@ -1,14 +1,15 @@
-"""Key-value cache policies on transformers' own caches: H2O, Double Sparsity, TidalDecode.
+"""Key-value cache policies on transformers' own caches: H2O, Double Sparsity, TidalDecode, TokenSelect.
 
     with zoo.compress.kv.apply(model, zoo.compress.kv.H2O(heavy=0.1, recent=0.1)):
         model.generate(**inputs)
 
 H2O (arXiv 2306.14048) drops entries and makes the cache smaller; Double Sparsity (arXiv 2408.07092) and TidalDecode
-(arXiv 2410.05076) keep all of them and read fewer in each decoding step.
+(arXiv 2410.05076) keep all of them and read fewer in each decoding step; TokenSelect
+(arXiv 2411.02886) reads fewer in the prompt too.
 """
 
 from zoo.compress.kv.attach import PolicyHandle, apply, calibrate, remove
-from zoo.compress.kv.cache import PolicyLayer, Step
+from zoo.compress.kv.cache import PolicyLayer, SelectionStats, Step
 from zoo.compress.kv.policies import H2O, Budget, DoubleSparsity, Policy, TidalDecode
 from zoo.compress.kv.tensors import (
     attention_logits,
@@ -27,6 +28,7 @@ from zoo.compress.kv.tensors import (
     selected_attention,
     top_tokens,
 )
+from zoo.compress.kv.tokenselect import TokenSelect, rotated, token_votes
 from zoo.moved import names_of
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "Policy",
     "PolicyHandle",
     "PolicyLayer",
+    "SelectionStats",
     "Step",
     "TidalDecode",
+    "TokenSelect",
     "apply",
     "attention_logits",
     "attention_mass",
@@ -54,7 +58,9 @@ __all__ = [
     "label_scores",
     "merged_values",
     "remove",
+    "rotated",
     "selected_attention",
+    "token_votes",
     "top_tokens",
 ]
 

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zoo.compress.eager import eagerly, forget_compiled, refuse_compiled, run_eagerly
-from zoo.compress.kv.cache import PolicyLayer, Step
+from zoo.compress.kv.cache import PolicyLayer, SelectionStats, Step
 from zoo.compress.kv.policies import Policy
 from zoo.compress.kv.tensors import Keys, Queries, Visible, channel_mass, channel_order
 from zoo.compress.method import HANDLE
@@ -36,13 +36,19 @@ _HANDLE = "_zoo_kv_policy"
 
 
 class PolicyHandle:
-    """A policy in a model; a context manager that takes it out again."""
+    """A policy in a model; a context manager that takes it out again.
+
+    Attributes:
+        model, policy: as given.
+        stats: selections of decoding steps, for `TokenSelect`.
+    """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
-        self.model, self.policy = model, policy
+        self.model, self.policy, self.stats = model, policy, SelectionStats()
         decoder = _decoder(model)
         modules = _attention_modules(decoder)
         refuse_compiled([decoder])
+        policy.check(decoder, modules)
         self._configs = [(module, module.config) for module in modules]
         self._hooks: list[Any] = [module.register_forward_pre_hook(_hand_over_cache, with_kwargs=True) for module in modules]
         self._hooks.append(decoder.register_forward_pre_hook(_check_decoder, with_kwargs=True))
@@ -55,6 +61,8 @@ class PolicyHandle:
             config: Any = copy.copy(module.config)
             config._attn_implementation = _NAME
             config.kv_policy = policy
+            config.kv_rotary = getattr(decoder, "rotary_emb", None)
+            config.kv_stats = self.stats
             config.kv_implementation = module.config._attn_implementation
             module.config = config
         setattr(model, _HANDLE, self)
@@ -100,10 +108,11 @@ def apply(model: nn.Module, policy: Policy) -> PolicyHandle:
 
     Args:
         model: whose decoder calls its attention through transformers' interface: Llama and LLaVA, Mistral, Qwen, …
-        policy: `H2O`, `DoubleSparsity` or `TidalDecode`.
+        policy: `H2O`, `DoubleSparsity`, `TidalDecode` or `TokenSelect`.
 
     Raises:
-        InputError: the model is of another kind, has a policy already, or a method of `zoo.compress.apply` that cuts the cache.
+        InputError: the model is of another kind, has positions that the policy cannot follow, has a policy already, or a method
+            of `zoo.compress.apply` that cuts the cache.
     """
     dropping = getattr(model, HANDLE, None)
     if dropping is not None and dropping.method.evicts:
@@ -260,6 +269,9 @@ def _attention(
         attend,
         lambda: own(attention_mask)[0],
         chunked_prompt(),
+        keywords.get("position_ids"),
+        config.kv_rotary,
+        config.kv_stats,
     )
     return config.kv_policy.attend(step), None
 

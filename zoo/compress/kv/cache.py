@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ class PolicyLayer(DynamicLayer):
         channels: important channels, for Double Sparsity.
         labels: those channels of the keys.
         selected: what was selected in this step, for TidalDecode.
+        unrotated: the keys as if all were at position 0, for TokenSelect.
+        summary, chosen: query summary and tokens of the last selection, for TokenSelect; -1 where there is none.
     """
 
     # Of the base class, where they are ``None`` before the first update.
@@ -49,6 +52,9 @@ class PolicyLayer(DynamicLayer):
         self.channels: Int[Tensor, "heads channels"] | None = None
         self.labels: Float[Tensor, "batch heads length channels"] | None = None
         self.selected: Selected | None = None
+        self.unrotated: Keys | None = None
+        self.summary: Float[Tensor, "batch heads head_dim"] | None = None
+        self.chosen: Int[Tensor, "batch tokens"] | None = None
 
     @classmethod
     def taking_over(cls, layer: DynamicLayer) -> PolicyLayer:
@@ -88,7 +94,7 @@ class PolicyLayer(DynamicLayer):
             self.scores = self.scores.gather(2, kept)
 
     def _of_batch(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("keys", "values", "valid", "scores", "labels", "selected"):
+        for name in ("keys", "values", "valid", "scores", "labels", "selected", "unrotated", "summary", "chosen"):
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, change(tensor))
 
@@ -115,6 +121,24 @@ class PolicyLayer(DynamicLayer):
         self._forget()
 
 
+@dataclass
+class SelectionStats:
+    """Counts of the selections that decoding steps made, over layers and items.
+
+    Attributes:
+        made: selections that were computed.
+        reused: those that were taken over from an earlier step.
+    """
+
+    made: int = 0
+    reused: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of selections that were taken over, in [0, 1]."""
+        return self.reused / max(1, self.made + self.reused)
+
+
 class Step(NamedTuple):
     """One call of an attention module.
 
@@ -128,6 +152,9 @@ class Step(NamedTuple):
         attend: the model's own attention under another mask; ``[batch, queries, heads, head_dim]``.
         dense: the model's own attention as it was called.
         prompt: tokens of a prompt that is read in chunks; ``None`` for a whole one.
+        position_ids: of the new tokens, where the model hands them on.
+        rotary: the model's module of rotary positions.
+        stats: counts of selections.
     """
 
     query: Queries
@@ -140,6 +167,9 @@ class Step(NamedTuple):
     attend: Callable[[Visible], Tensor]
     dense: Callable[[], Tensor]
     prompt: int | None = None
+    position_ids: Int[Tensor, "#batch queries"] | None = None
+    rotary: Any = None
+    stats: SelectionStats = SelectionStats()
 
     @property
     def layer(self) -> PolicyLayer:

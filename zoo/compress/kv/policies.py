@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,17 @@ class Policy(ABC):
     def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
         """Attention of one layer in one call, and whatever happens to the cache."""
 
+    def check(self, decoder: Any, modules: Sequence[Any]) -> None:  # noqa: B027  # most policies follow every model
+        """Check that the policy can follow a model.
+
+        Args:
+            decoder: holds the layers.
+            modules: its attention modules.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     @abstractmethod
     def entries_read(self, layer_index: int, prompt: int, length: int) -> float:
         """Entries of a layer's cache, key and value, that a decoding step reads; labels count as the part of an entry they are.
@@ -72,8 +85,8 @@ class H2O(Policy):
     merge: bool = False
 
     def __post_init__(self) -> None:
-        _check_budget("heavy", self.heavy, least=0)
-        _check_budget("recent", self.recent, least=0)
+        check_budget("heavy", self.heavy, least=0)
+        check_budget("recent", self.recent, least=0)
         if self.heavy + self.recent <= 0:
             raise InputError("H2O has to keep something: heavy and recent are both 0")
 
@@ -82,7 +95,7 @@ class H2O(Policy):
         if layer.valid is None or layer.reading:
             visible, output = step.mask, step.dense()
             layer.valid = step.real[:, None].expand(-1, kv_heads, -1)
-            layer.budget = (_tokens(self.heavy, step.prompt_length), _tokens(self.recent, step.prompt_length))
+            layer.budget = (budget_tokens(self.heavy, step.prompt_length), budget_tokens(self.recent, step.prompt_length))
             layer.reading = step.goes_on
         else:
             step.require_before(layer.valid.shape[2])
@@ -102,7 +115,7 @@ class H2O(Policy):
 
     def entries_read(self, layer_index: int, prompt: int, length: int) -> float:
         # Eviction follows attention, so the newest token comes on top of the budget.
-        return min(length, _tokens(self.heavy, prompt) + _tokens(self.recent, prompt) + 1)
+        return min(length, budget_tokens(self.heavy, prompt) + budget_tokens(self.recent, prompt) + 1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ class DoubleSparsity(Policy):
     channels: tuple[Int[Tensor, "heads head_dim"], ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_budget("tokens", self.tokens, least=1)
+        check_budget("tokens", self.tokens, least=1)
         if self.group < 1 or self.bits < 1:
             raise InputError(f"group and bits are at least 1, not {self.group} and {self.bits}")
 
@@ -146,7 +159,7 @@ class DoubleSparsity(Policy):
             if step.goes_on:
                 return step.dense()
             layer.channels = self._channels(step)
-            layer.budget = (_tokens(self.tokens, step.prompt_length),)
+            layer.budget = (budget_tokens(self.tokens, step.prompt_length),)
         if layer.labels is None:
             layer.labels = channel_labels(step.key, layer.channels)
         else:
@@ -165,7 +178,7 @@ class DoubleSparsity(Policy):
         if layer_index < self.dense_layers:
             return length
         # A label is one of ``group`` channels of a key, which is half an entry.
-        return length / (2 * self.group) + min(length, _tokens(self.tokens, prompt))
+        return length / (2 * self.group) + min(length, budget_tokens(self.tokens, prompt))
 
     def _channels(self, step: Step) -> Int[Tensor, "heads channels"]:
         count = step.query.shape[3] // self.group
@@ -205,14 +218,14 @@ class TidalDecode(Policy):
     correction: int = 9
 
     def __post_init__(self) -> None:
-        _check_budget("tokens", self.tokens, least=1)
+        check_budget("tokens", self.tokens, least=1)
         if not 0 <= self.start <= self.correction:
             raise InputError(f"layer {self.correction} cannot correct what layer {self.start} selects")
 
     def attend(self, step: Step) -> Float[Tensor, "batch queries heads head_dim"]:
         layer, length = step.layer, step.key.shape[2]
         if layer.budget is None:
-            layer.budget = (_tokens(self.tokens, step.prompt_length),)
+            layer.budget = (budget_tokens(self.tokens, step.prompt_length),)
         if not step.is_decoding or step.layer_index < self.start:
             return step.dense()
         visible = step.last_row
@@ -231,16 +244,21 @@ class TidalDecode(Policy):
     def entries_read(self, layer_index: int, prompt: int, length: int) -> float:
         if layer_index <= self.start or layer_index == self.correction:
             return length
-        return min(length, _tokens(self.tokens, prompt))
+        return min(length, budget_tokens(self.tokens, prompt))
 
 
-def _check_budget(name: str, budget: Budget, least: int) -> None:
+def check_budget(name: str, budget: Budget, least: int) -> None:
+    """Check a number of tokens or a share.
+
+    Raises:
+        InputError: it is below ``least`` or a share outside (0, 1].
+    """
     good = 0 < budget <= 1 or budget == least == 0 if isinstance(budget, float) else budget >= least
     if not good:
         raise InputError(f"{name} is a share of the prompt, at most 1.0, or a number of tokens from {least} on, not {budget!r}")
 
 
-def _tokens(budget: Budget, length: int) -> int:
+def budget_tokens(budget: Budget, length: int) -> int:
     """A budget in tokens; a share is rounded and, unless it is 0, at least one token."""
     return budget if isinstance(budget, int) else max(round(budget * length), int(budget > 0))
 
