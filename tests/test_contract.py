@@ -25,6 +25,7 @@ from torch import Tensor
 
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
+from small_models_adapters_video import small_vidtok, small_vidtok_kl
 from small_models_byteformer import small_byteformer
 from small_models_ibq import small_ibq
 from small_models_s3tokenizer import small_s3tokenizer
@@ -68,6 +69,8 @@ RANDOM = {
     "ibq": small_ibq,
     "s3tokenizer": small_s3tokenizer,
     "snac": small_snac,
+    "vidtok": small_vidtok,
+    "vidtok-kl": small_vidtok_kl,
 }
 
 
@@ -211,7 +214,30 @@ def text_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
     ]
 
 
+def video_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
+    """Clips in every shape that is taken, of different sizes and lengths."""
+    random = np.random.default_rng(0)
+
+    def clip(frames: int, height: int, width: int) -> np.ndarray:
+        time, rows, columns = np.mgrid[0:frames, 0:height, 0:width]
+        waves = [np.sin(rows / random.uniform(2, 9) + columns / random.uniform(2, 9) + time) for _ in range(3)]
+        return ((np.stack(waves, axis=-1) + 1) * 120 + random.uniform(0, 15, (frames, height, width, 3))).astype(np.uint8)
+
+    path, levels = folder / "film.mp4", torch.from_numpy(clip(5, 16, 20))
+    zoo_media.write_video(path, levels.permute(3, 0, 1, 2) / 127.5 - 1, 12)
+    return [
+        path,
+        path.read_bytes(),
+        (clip(3, 9, 17), 30),
+        torch.from_numpy(clip(8, 16, 8)).permute(3, 0, 1, 2),
+        torch.from_numpy(clip(2, 8, 16)).permute(3, 0, 1, 2) / 127.5 - 1,
+        tuple(Image.fromarray(frame) for frame in clip(4, 10, 10)),
+        Image.fromarray(clip(1, 12, 24)[0]),
+    ]
+
+
 ITEMS = {
+    "video": video_items,
     "audio": audio_items,
     "text": text_items,
     "image": image_items,
@@ -295,7 +321,29 @@ def bad_texts(folder: Path) -> list[tuple[Any, str]]:
     ]
 
 
+def bad_videos(folder: Path) -> list[tuple[Any, str]]:
+    """Items that no video tokenizer can use, with the reason."""
+    path = zoo_media.write_video(folder / "cut.mp4", torch.zeros(3, 9, 16, 16))
+    (folder / "noise.mp4").write_bytes(b"not a film at all" * 20)
+    return [
+        (folder / "noise.mp4", "is not a video file"),
+        (path.read_bytes()[:-300], "is not a video file|truncated"),
+        (np.zeros((0, 5, 5, 3), np.uint8), "no frames"),
+        (np.zeros((2, 0, 5, 3), np.uint8), "is empty"),
+        (np.broadcast_to(np.uint8(0), (2, 2160, 3840, 3)), "max_pixels"),
+        (np.broadcast_to(np.uint8(0), (2000, 4, 4, 3)), "max_frames"),
+        (torch.full((3, 2, 9, 9), torch.nan), "NaN or infinite"),
+        (torch.full((3, 2, 9, 9), 255.0), r"must lie in \[-1, 1\]"),
+        (np.zeros((2, 9, 9, 2), np.uint8), "of shape"),
+        (np.zeros((2, 9, 9, 3), np.int64), "uint8, uint16 or floating point"),
+        ((np.zeros((2, 9, 9, 3), np.uint8), 0), "frame rate"),
+        ((np.zeros((2, 9, 9, 3), np.uint8),), "a tuple must be"),
+        ((Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))), "differ in size"),
+    ]
+
+
 BAD_ITEMS = {
+    "video": bad_videos,
     "audio": bad_audio,
     "text": bad_texts,
     "image": bad_images,
@@ -467,9 +515,11 @@ def test_media_of_the_size_it_had(tokenizer: zoo.Tokenizer, items: list[Any]) ->
         pytest.skip("encodes only")
     tokens = tokenizer.encode(items)
     sound = {"sample_rate": "original"}
-    own: dict[str, Any] = {"audio": sound, "image": {"size": "original"}}[tokenizer.spec.modality]
+    original = {"size": "original"}
+    own: dict[str, Any] = {"audio": sound, "image": original, "video": original}[tokenizer.spec.modality]
     for meta, media in zip(tokens.meta, decode(tokenizer, tokens, **own), strict=True):
         expected = (1, meta["samples"]) if "samples" in meta else (3, meta["height"], meta["width"])
+        expected = (3, meta["frames"], *expected[1:]) if "frames" in meta else expected
         assert media.shape == expected
         assert torch.isfinite(media).all()
     if size := tokenizer.spec.decoded_size or tokenizer.spec.image_size:
@@ -585,7 +635,7 @@ def test_reduced_precision_leaves_the_ids_alone(tokenizer: zoo.Tokenizer, addres
     for exact, rough in zip(numbers(tokenizer, tokens), numbers(reduced, tokens), strict=True):
         assert exact.shape == rough.shape
         # Of images, 30 dB of their range: a grey one has hardly any power to compare with.
-        image = tokenizer.spec.modality == "image" and not tokenizer.spec.continuous
+        image = tokenizer.spec.modality in ("image", "video") and not tokenizer.spec.continuous
         assert (exact - rough).square().mean() <= (4e-3 if image else 0.1 * exact.square().mean() + 1e-4)
 
 
@@ -599,6 +649,8 @@ elif plain.spec.modality == "text":
     items = ["zoo" * n for n in (200, 7, 0)]
 elif plain.spec.modality == "image":
     items = [torch.sin(torch.arange(3 * h * w) / 30).reshape(3, h, w) for h, w in ((64, 64), (50, 81), (64, 64), (3, 9))]
+elif plain.spec.modality == "video":
+    items = [torch.sin(torch.arange(3 * n * 16 * 20) / 30).reshape(3, n, 16, 20) for n in (5, 2, 5)]
 elif plain.spec.modality == "shape":
     items = [torch.sin(torch.arange(6 * n) / 30 + n).reshape(n, 6) for n in (500, 77, 500, 2048)]
 else:
@@ -677,7 +729,7 @@ def test_bad_tokens_are_named(discrete: zoo.Tokenizer, items: list[Any]) -> None
 def test_bad_latents_are_named(tokenizer: zoo.Tokenizer) -> None:
     if not tokenizer.spec.continuous:
         pytest.skip("has ids")
-    sound = torch.zeros(tokenizer.spec.dim, 2, 3)
+    sound = torch.zeros(tokenizer.spec.dim, *((4,) if tokenizer.spec.modality == "video" else ()), 2, 3)
     assert len(tokenizer.decode([sound, sound])) == 2
     for values in (sound[:1], sound[:, 0], sound * torch.nan, sound[:, :0]):
         with pytest.raises(zoo.InputError) as caught:

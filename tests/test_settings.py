@@ -177,6 +177,8 @@ for name in sys.argv[1:]:
         item = bytes(range(200))
     elif tokenizer.spec.modality == "image":
         item = torch.linspace(-1, 1, 3 * 50 * 81).reshape(3, 50, 81)
+    elif tokenizer.spec.modality == "video":
+        item = torch.linspace(-1, 1, 3 * 5 * 16 * 20).reshape(3, 5, 16, 20)
     elif tokenizer.spec.modality == "shape":
         item = torch.sin(torch.arange(6 * 500) / 30).reshape(500, 6)
     else:

@@ -66,6 +66,7 @@ def second_reader(content: bytes) -> dict[str, Any]:
         dict.fromkeys(("x", "y", "z", "scale"), number),
         {"width": count, "height": count, "fit": fit, "rows": count},
         {"text": count},
+        dict.fromkeys(("frames", "fps_num", "fps_den", "width", "height"), count) | {"fit": fit, "rows": count},
     )
 
     def text() -> str:

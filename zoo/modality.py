@@ -18,7 +18,8 @@ from zoo.errors import InputError
 #: What one module of a modality is for.
 #:
 #: - ``tokenizer``: base class of its tokenizers (`zoo.tokenizer`).
-#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where data
+#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where items
+#:   have a rate of their own ``rate(meta)``, which ``write`` gets; where data
 #:   sets are measured in more than items ``EXTENT`` and ``extent(meta)``; where there are limits beside the options of encoding
 #:   ``LIMITS`` and ``require_within(item, meta, **limits)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
@@ -123,11 +124,18 @@ def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
 
 _SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
 _PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count"))
+_CLIP: tuple[tuple[str, MetaKind], ...] = (
+    *(("frames", "count"), ("fps_num", "count"), ("fps_den", "count")),
+    *_PICTURE,
+)
 _PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
 _TEXT: tuple[tuple[str, MetaKind], ...] = (("text", "count"),)
 
 #: Files with sound that PyAV reads.
 _WITH_PYAV = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")
+
+#: Films, all of which PyAV reads.
+_FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 
 _MODALITIES: dict[str, Modality] = {
     known.name: known
@@ -137,6 +145,11 @@ _MODALITIES: dict[str, Modality] = {
             *("audio", "second", "wav", _SOUND, _homes("audio")),
             domains=("speech", "music"),
             extras=MappingProxyType(dict.fromkeys(_WITH_PYAV, "video")),
+        ),
+        Modality(
+            *("video", "clip", "mp4", _CLIP, _homes("video", "metrics", "bench", "quantize")),
+            synonyms=("clip", "clips"),
+            extras=MappingProxyType(dict.fromkeys(_FILMS, "video")),
         ),
         Modality("shape", "shape", "glb", _PLACE, _homes("shape", "quantize"), synonyms=("3d", "mesh")),
         Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),

@@ -108,6 +108,8 @@ class Spec:
         hop_length: samples per frame of ids (audio only).
         image_size: height and width of the images that go in (images only); ``None`` if any size is accepted.
         decoded_size: height and width of the images that come out; ``None`` where it is that of those that went in.
+        temporal_stride: frames that one latent frame stands for (video only).
+        patch_size: height and width in pixels that one id or latent stands for (video only).
         max_tokens: ids of an item where every item gets the same number; a prefix is shorter.
         frame: codebooks of each step of the sequence; ``None`` for a single one of ``vocab_size``.
         residual: whether the first codebooks of every frame decode, coarse to fine (`zoo.Tokens.keep`).
@@ -133,6 +135,8 @@ class Spec:
     hop_length: int | None = None
     image_size: tuple[int, int] | None = None
     decoded_size: tuple[int, int] | None = None
+    temporal_stride: int | None = None
+    patch_size: tuple[int, int] | None = None
     max_tokens: int | None = None
     frame: Frame | None = None
     residual: bool = False

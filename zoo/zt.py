@@ -50,6 +50,10 @@ META_LAYOUTS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float")),
     (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count")),
     (("text", "count"),),
+    (
+        *(("frames", "count"), ("fps_num", "count"), ("fps_den", "count")),
+        *(("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count")),
+    ),
 )
 #: Values of a "fit"; a file holds the position. Append, never reorder.
 FITS = ("crop", "stretch", "pad", "none")

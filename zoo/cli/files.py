@@ -92,6 +92,7 @@ def require_extension(name: str, suffix: str, path: Path) -> None:
     from zoo import media
 
     media_extensions = {*media.AUDIO_EXTENSIONS, *media.READ_ONLY_AUDIO_EXTENSIONS, *media.IMAGE_EXTENSIONS}
+    media_extensions |= {*media.VIDEO_EXTENSIONS}
     known = media_extensions | {*media.SHAPE_EXTENSIONS, ".zt", ".safetensors"}
     if path.suffix.lower() in known and path.suffix != suffix:
         raise ArgumentError(f"{name} writes {suffix} files, not {path.suffix}")
@@ -227,12 +228,14 @@ def write_media(tokenizer: Tokenizer[Any], item: Any, target: str, format: str, 
     rate = options.get("sample_rate") or tokenizer.spec.sample_rate
     if rate == "original":
         rate = item.meta[0]["sample_rate"] if item.meta else tokenizer.spec.sample_rate
-    write = partial(modality(tokenizer.spec.modality).home("media").write, decoded=decoded, sample_rate=rate)
+    home = modality(tokenizer.spec.modality).home("media")
+    if hasattr(home, "rate"):
+        rate = home.rate(item.meta[0] if item.meta else {})
     if target != "-":
-        write(target)
+        home.write(target, decoded, rate)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        sys.stdout.buffer.write(write(Path(scratch) / f"item.{format}").read_bytes())
+        sys.stdout.buffer.write(home.write(Path(scratch) / f"item.{format}", decoded, rate).read_bytes())
 
 
 def require_format(tokenizer: Tokenizer[Any], format: str, sample_rate: int | str | None) -> None:

@@ -29,10 +29,13 @@ from zoo.cli.options import (
     BatchSize,
     Device,
     Fit,
+    FrameRate,
     Guidance,
     Interpolation,
     Json,
+    MaxFrames,
     MaxPixels,
+    ModelSize,
     Name,
     Parts,
     Places,
@@ -45,6 +48,7 @@ from zoo.cli.options import (
     Steps,
     ValueRange,
     accepted,
+    frame_size_of,
     parts_of,
     places_of,
     range_of,
@@ -74,6 +78,9 @@ def encode(
     interpolation: Interpolation = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = None,
+    fps: FrameRate = None,
+    model_size: ModelSize = None,
+    max_frames: MaxFrames = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
     parts: Parts = None,
@@ -85,6 +92,7 @@ def encode(
     require_writable(out, folder=per_file)
     tokenizer = _load(name, device, parts=parts, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
+    given |= {"fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
     options = accepted(tokenizer.encode, tokens=prefix, **given)
     suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
     if not per_file:
@@ -208,6 +216,9 @@ def reconstruct(
     interpolation: Interpolation = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = None,
+    fps: FrameRate = None,
+    model_size: ModelSize = None,
+    max_frames: MaxFrames = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
@@ -224,6 +235,7 @@ def reconstruct(
     wanted_size = size_of(size)
     tokenizer = _load(name, device, precision, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
+    given |= {"fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
     encoding = accepted(tokenizer.encode, tokens=prefix, **given)
     sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": wanted_size}
     decoding = accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)

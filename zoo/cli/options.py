@@ -24,7 +24,7 @@ Precision = Annotated[str | None, typer.Option(help="fp32 or bf16, for decoding"
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 BatchSize = Annotated[int, typer.Option(min=1, help="items per batch")]
 SkipErrors = Annotated[bool, typer.Option(help="go on past items that cannot be read; exit code 1 at the end")]
-Fit = Annotated[str | None, typer.Option(help="images: crop, stretch, pad or none")]
+Fit = Annotated[str | None, typer.Option(help="images, video: crop, stretch, pad or none")]
 Interpolation = Annotated[str | None, typer.Option(help="images: how they are resized; bilinear or bicubic")]
 ValueRange = Annotated[
     str | None,
@@ -37,7 +37,14 @@ Places = Annotated[
     list[str] | None,
     typer.Option("--file", metavar="NAME=PLACE", help="where a piece of a model is: a file, a folder or hf-hub:org/repo"),
 ]
-MaxPixels = Annotated[int | None, typer.Option(min=1, help="images: refuse larger ones, read or restored")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="images and frames: refuse larger ones, read or restored")]
+MaxFrames = Annotated[int | None, typer.Option(min=1, help="video: refuse longer clips")]
+FrameRate = Annotated[
+    str | None, typer.Option("--fps", help="video: frames per second to bring clips to, such as 12 or 30000/1001")
+]
+ModelSize = Annotated[
+    str | None, typer.Option("--model-size", metavar="WIDTHxHEIGHT", help="video: size that --fit brings frames to")
+]
 Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: keep the first N tokens of each item")]
 Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
@@ -81,6 +88,16 @@ def sample_rate_of(text: str | None) -> int | str | None:
     if not text.isdecimal() or not int(text):
         raise ArgumentError(f"--sample-rate must be a number or 'original', not {text!r}")
     return int(text)
+
+
+def frame_size_of(text: str | None) -> tuple[int, int] | None:
+    """Height and width of ``"320x240"``."""
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ArgumentError(f"--model-size must be WIDTHxHEIGHT, not {text!r}")
+    return int(height), int(width)
 
 
 def size_of(text: str) -> str | None:

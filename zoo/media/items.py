@@ -114,6 +114,32 @@ def image_item(item: Any) -> Any:
     return item if isinstance(item, FILE_TYPES) or _is_pil(item) else _array_or_tensor(item, wanted)
 
 
+def video_item(item: Any) -> tuple[Any, Any]:
+    """A clip and, where an array comes with one, its frames per second.
+
+    The clip is a path, the bytes of a film or an image, an array or tensor in the machine's byte order, or a list of PIL images,
+    or of one. Besides what every medium takes, an item may be ``(array, fps)``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    wanted = "a video: a path, bytes, an open file, an array, a tensor, images of PIL, or (array, fps)"
+    item, rate = _opened(item, wanted), None
+    if isinstance(item, FILE_TYPES):
+        return item, None
+    if isinstance(item, tuple) and not (item and all(map(_is_pil, item))):
+        if len(item) != 2:
+            raise InputError(f"a tuple must be (array, fps), not {len(item)} values")
+        item, rate = item
+        if rate is None:
+            raise InputError("a pair must be (array, fps), and the rate is None")
+    if _is_pil(item):
+        return [item], rate
+    if isinstance(item, list | tuple) and item and all(map(_is_pil, item)):
+        return list(item), rate
+    return _array_or_tensor(item, wanted, lists=True), rate
+
+
 def shape_item(item: Any) -> Any:
     """A path, the bytes of a shape file, an object of trimesh, an array or tensor, or a pair of those, points and normals.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import KeysError, WeightsError, listing
+from zoo.precision import Float32Module
 
 # What a library's configuration says about the program that wrote it, about labels of classifiers, and about code to run.
 _NOT_SIZES = frozenset(
@@ -94,6 +96,30 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
             if parameter is not None:
                 owner._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
     return module
+
+
+class Exact(Float32Module):
+    """A part of a library's network that ids depend on: it stays in float32 whatever the tokenizer is cast to."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class Turn:
+    """A lock for networks that keep state of a call in their modules. Copies and pickles have locks of their own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
 
 
 class _WithoutNumbers(TorchFunctionMode):

@@ -115,6 +115,11 @@ def image_info(source: Any) -> tuple[int, int]:
         return _upright_size(image)
 
 
+def is_still(handle: io.BufferedIOBase) -> bool:
+    """Whether a file is of a kind that holds pictures, rather than films; animations in GIF are films here."""
+    return _kind(handle) not in (None, "GIF")
+
+
 def check_pixels(width: int, height: int, max_pixels: int, name: str) -> None:
     """Refuse empty images and those of more than ``max_pixels``."""
     if width < 1 or height < 1:
