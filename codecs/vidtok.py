@@ -88,7 +88,7 @@ def recognises(keys: Collection[str]) -> bool:
 
 
 def upstream_config(raw: Mapping[str, Any]) -> VidTokConfig | None:
-    """Settings of ``AutoencoderVidTok``, with ``version`` beside them; or diffusers' ``config.json``, whose class has one version.
+    """Settings of ``AutoencoderVidTok`` with ``version`` beside them, or diffusers' ``config.json``, whose class has one.
 
     Raises:
         WeightsError: the model is causal and of version 1.0, or of one that is not named.
@@ -113,8 +113,8 @@ def _require_version(version: Any) -> None:
         )
     if str(version) != VERSION:
         raise WeightsError(
-            f"causal VidTok of version {version} pads time with zeros and repeats frames, which AutoencoderVidTok does not: use "
-            "the checkpoint of version 1.1"
+            f"causal VidTok of version {version} pads time with zeros and repeats frames, which AutoencoderVidTok does not: "
+            "use the checkpoint of version 1.1"
         )
 
 
@@ -198,7 +198,7 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
         return network
 
     def compute_fingerprint(self) -> str:
-        """As of every tokenizer; models that are not causal have other names."""
+        """A hash over the encoder's last convolution, whose name has no ``conv`` in models that are not causal."""
         own = self.state_dict()
         self.identity = tuple(key if key in own else key.replace(".conv.", ".") for key in type(self).identity)  # type: ignore[misc]
         return super().compute_fingerprint()

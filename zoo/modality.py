@@ -18,10 +18,10 @@ from zoo.errors import InputError
 #: What one module of a modality is for.
 #:
 #: - ``tokenizer``: base class of its tokenizers (`zoo.tokenizer`).
-#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where items
-#:   have a rate of their own ``rate(meta)``, which ``write`` gets; where data
-#:   sets are measured in more than items ``EXTENT`` and ``extent(meta)``; where there are limits beside the options of encoding
-#:   ``LIMITS`` and ``require_within(item, meta, **limits)``.
+#: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where an
+#:   item has a rate of its own ``rate(meta)``, which ``write`` gets; where data sets are measured in more than items ``EXTENT``
+#:   and ``extent(meta)``; where there are limits beside the options of encoding ``LIMITS`` and
+#:   ``require_within(item, meta, **limits)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
 #: - ``bench``: the jobs of ``zoo bench``.
 #: - ``quantize``: ``SUBJECT``, a `zoo.eval.studies.quantized.base.Subject`.

@@ -117,8 +117,8 @@ def image_item(item: Any) -> Any:
 def video_item(item: Any) -> tuple[Any, Any]:
     """A clip and, where an array comes with one, its frames per second.
 
-    The clip is a path, the bytes of a film or an image, an array or tensor in the machine's byte order, or a list of PIL images,
-    or of one. Besides what every medium takes, an item may be ``(array, fps)``.
+    The clip is a path, the bytes of a film or an image, an array or tensor in the machine's byte order, or a list of images of
+    PIL. Besides what every medium takes, an item may be ``(array, fps)``.
 
     Raises:
         InputError: it is none of these.

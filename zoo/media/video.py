@@ -1,6 +1,7 @@
 """Video: films, arrays and tensors, frame by frame, brought to a model's size and back again.
 
-PyAV (the extra ``video``) reads and writes films. Frames are RGB ``[3, height, width]``; a level of 0 to 255 is ``level / 127.5 - 1``.
+PyAV (the extra ``video``) reads and writes films. Frames are RGB ``[3, height, width]``, and a level of 0 to 255 is
+``level / 127.5 - 1``.
 """
 
 from __future__ import annotations
@@ -71,15 +72,15 @@ class PreparedVideo:
 
     Attributes:
         frames: levels of 8 bits where the clip has them at this size, else float32 nominally in [-1, 1].
-        meta: ``frames``, ``fps_num`` and ``fps_den`` of the clip, ``width`` and ``height`` that it had before it was resized, and
-            ``fit``.
+        meta: ``frames``, ``fps_num`` and ``fps_den`` of the clip; the ``width`` and ``height`` that it had before it was
+            resized, and ``fit``.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"] | Float[Tensor, "frames 3 height width"]
     meta: dict[str, Any]
 
 
-def pixels_of(frames: UInt8[Tensor, "..."] | Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def pixels_of(frames: UInt8[Tensor, ...] | Float[Tensor, ...]) -> Float[Tensor, ...]:
     """Levels 0 to 255 as float32 in [-1, 1]; floats as they are."""
     return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames.float()
 
@@ -109,7 +110,7 @@ def read_video(item: Any, *, fps: Any = None, max_frames: int = MAX_FRAMES, max_
 
     Args:
         item: a path or the bytes of a film (MP4, MOV, MKV, WebM, AVI, GIF) or of a still image, an open file, an array
-            ``[frames, height, width, 1|3|4]``, a tensor ``[1|3|4, frames, height, width]``, a PIL image, a list of PIL images, or a
+            ``[frames, height, width, 1|3|4]``, a tensor ``[1|3|4, frames, height, width]``, a PIL image, a list of them, or a
             pair ``(array, fps)``. Numbers are uint8, uint16 or floats in [-1, 1]. An array of rank 3 is a single frame.
         fps: frames per second to bring the clip to: at each step the latest frame that is shown by then. Without it every frame
             is taken, and the rate is the film's average one. Arrays have 24 unless a pair says otherwise.
@@ -213,8 +214,8 @@ def write_video(
     """Write a film, its format chosen by the extension: ``.mp4`` is H.264, ``.webm`` VP9, ``.mkv`` FFV1 without any loss.
 
     H.264 as players take it has an even width and height: the last row or column is repeated where they are odd. With
-    ``lossless`` it is RGB of the size that the frames have, which few players show. Values are clipped to [-1, 1] and rounded to
-    256 levels, halves upwards.
+    ``lossless`` it is RGB of the size that the frames have, which few players show. Values are clipped to [-1, 1] and rounded
+    to 256 levels, halves upwards.
 
     Args:
         path: the file.
@@ -240,16 +241,19 @@ def write_video(
     if (rows, columns) != (height, width):
         log.info("%s: frames of %d x %d are continued to %d x %d", path.name, width, height, columns, rows)
     av = _pyav(path.name)
-    with replacing(path) as temporary, _translating(path.name, "cannot be written"):
-        with av.open(str(temporary), "w", format=muxer) as container:
-            stream = container.add_stream(codec, rate=rate, options=dict(options))
-            stream.width, stream.height, stream.pix_fmt = columns, rows, pixel_format
-            for frame in _chained(first, levels):
-                if frame.shape[:2] != (height, width):
-                    raise InputError(f"frames differ in size: {width} x {height}, then {frame.shape[1]} x {frame.shape[0]}")
-                whole = np.pad(frame, ((0, rows - height), (0, columns - width), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(whole), format="rgb24")))
-            container.mux(stream.encode())
+    with (
+        replacing(path) as temporary,
+        _translating(path.name, "cannot be written"),
+        av.open(str(temporary), "w", format=muxer) as container,
+    ):
+        stream = container.add_stream(codec, rate=rate, options=dict(options))
+        stream.width, stream.height, stream.pix_fmt = columns, rows, pixel_format
+        for frame in _chained(first, levels):
+            if frame.shape[:2] != (height, width):
+                raise InputError(f"frames differ in size: {width} x {height}, then {frame.shape[1]} x {frame.shape[0]}")
+            whole = np.pad(frame, ((0, rows - height), (0, columns - width), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(whole), format="rgb24")))
+        container.mux(stream.encode())
     return path
 
 

@@ -27,7 +27,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Timing:
-    """How the frames of a clip become latent frames.
+    """The way from the frames of a clip to latent frames.
 
     Attributes:
         lead: how often the first frame is repeated in front of the clip.
@@ -43,8 +43,8 @@ class Timing:
 class Fed:
     """The frames that a network is fed: a clip with the frames before and behind it, continued to whole cells.
 
-    A slice ``fed[start:stop]`` is float32 ``[1, 3, frames, rows, columns]`` on the network's device; nothing else of the clip is
-    there in floating point.
+    A slice ``fed[start:stop]`` is float32 ``[1, 3, frames, rows, columns]`` on the network's device. Nothing else of the
+    clip is there in floating point.
     """
 
     def __init__(self, frames: Tensor, timing: Timing, cell: tuple[int, int], device: torch.device) -> None:
@@ -89,7 +89,7 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
 
     @abstractmethod
     def timing(self, frames: int) -> Timing:
-        """What becomes of a clip of so many frames."""
+        """Frames that a clip of a length is fed with, and its latent frames."""
 
     @abstractmethod
     def encode_clip(self, clip: Fed, generator: torch.Generator | None, sample: bool) -> Tensor:
@@ -154,7 +154,7 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
         max_frames: int = media.MAX_FRAMES,
         max_pixels: int = media.MAX_FRAME_PIXELS,
     ) -> list[Prepared]:
-        """Clips as the network takes them: ``frames`` ``[frames, 3, height, width]``, levels of 8 bits where there are no others.
+        """Clips as the network takes them: ``frames`` ``[frames, 3, height, width]``, as levels of 8 bits where they are.
 
         ``amount`` counts pixels. Arguments and errors as for `encode`.
         """
@@ -216,8 +216,8 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
             tokens: what `encode` returned, or bare ids ``[batch, length]`` or a list of ``[length]``, which need ``grid``; of a
                 continuous tokenizer latents ``[batch, channels, frames, rows, columns]`` or a list.
             size: ``"original"`` for the size that the clip had, ``None`` for whole cells at the model's size.
-            grid: latent frames, rows and columns of bare ids: one grid for all of them, or a list. What they decode to has all the
-                frames that the network gives.
+            grid: latent frames, rows and columns of bare ids: one grid for all of them, or a list. They decode to all frames
+                that the network gives.
             max_pixels: refuse to restore clips with larger frames.
             progress: show a progress bar.
 
