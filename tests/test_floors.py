@@ -58,6 +58,7 @@ FLOORS = {
         ("ground", "media", "tokens", "saving"),
     ),
     "compress": Floor(("zoo.compress",), ("ground", "media", "tokens", "tokenizer")),
+    "text": Floor(("zoo.text",), ("ground",)),
     "codecs": Floor(("zoo.codecs",), ("ground", "media", "kernels", "layers", "tokens", "tokenizer")),
     "hub": Floor(
         ("zoo.hub", "zoo.hub.pieces"),
@@ -66,7 +67,7 @@ FLOORS = {
     "engine": Floor(("zoo.engine",), ("ground", "tokens", "tokenizer", "hub")),
     "front": Floor(
         ("zoo",),
-        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "hub", "engine"),
+        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "text", "hub", "engine"),
     ),
     "bench": Floor(
         ("zoo.bench",),

@@ -80,7 +80,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("compress", "engine", "quantization", "quantizers")
+_PACKAGES = ("compress", "engine", "quantization", "quantizers", "text")
 
 __all__ = [
     "ArgumentError",
@@ -125,6 +125,7 @@ __all__ = [
     "quantize",
     "register",
     "register_family",
+    "text",
 ]
 
 

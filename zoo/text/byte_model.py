@@ -1,0 +1,449 @@
+"""The exact distribution of the next byte of a language model over tokens.
+
+Phan et al., "Exact byte-level probabilities from tokenized language models for FIM-tasks and model ensembles",
+arXiv 2410.09303. A *cover* of a text is a valid list of tokens whose bytes begin with the text and whose bytes without
+the last token do not reach its end. The probability of a text is the sum over its covers of the model's probabilities
+of their tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from zoo.errors import InputError
+from zoo.text.pieces import Pieces, pieces_of
+
+Floats = NDArray[np.float64]
+
+# Lists of tokens that the model works on in one pass.
+_AT_ONCE = 20
+
+
+_NOTHING_BEFORE = "the tokenizer has no begin marker and the text no space: pass context=, ids in front of the text"
+
+
+class NextByte(NamedTuple):
+    """A distribution over what comes next; ``bytes`` and ``specials`` add up to 1.
+
+    Attributes:
+        bytes: probability of each byte ``[256]``, float64.
+        specials: probability of each special id, such as the end of the text.
+        invalid: share of the model's probability, before normalisation, on lists that the tokenizer never produces.
+    """
+
+    bytes: Floats
+    specials: dict[int, float]
+    invalid: float
+
+
+class Cover(NamedTuple):
+    """A list of tokens that begins with a text.
+
+    Attributes:
+        tokens: ids behind the context, the begin marker not among them.
+        rest: bytes by which they reach beyond the text.
+        weight: probability among all covers.
+    """
+
+    tokens: tuple[int, ...]
+    rest: bytes
+    weight: float
+
+
+class _Group(NamedTuple):
+    """Covers that differ in their last token alone; of that token, ``used`` bytes belong to the text."""
+
+    tokens: tuple[int, ...]
+    used: int
+    last: NDArray[np.int64]
+    weights: Floats
+
+
+class CachedModel:
+    """Log-probabilities of a causal language model of ``transformers``, with one cache for common beginnings.
+
+    Args:
+        model: a causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._cache, self._ids = DynamicCache(), list[int]()
+        self._known: dict[tuple[int, ...], Floats] = {}
+
+    def __call__(self, ids: Sequence[int]) -> Floats:
+        """Log-probabilities of the next token ``[vocabulary]`` behind at least one id."""
+        known = self._known.pop(tuple(ids), None)
+        if known is not None:
+            return known
+        self._keep(_common(self._ids, ids[:-1]))
+        fresh = list(ids[len(self._ids) :])
+        with torch.inference_mode():
+            out = self.model(self._tensor([fresh]), past_key_values=self._cache, use_cache=True)
+        self._ids += fresh
+        return _log_softmax(out.logits[0, -1])
+
+    def prefetch(self, lists: Sequence[Sequence[int]]) -> None:
+        """Work out the next tokens behind several lists in one pass, whose results are kept until they are asked for."""
+        lists = list({tuple(ids): ids for ids in lists}.values())
+        if len(lists) < 2:
+            return
+        common = min(_common(lists[0], ids) for ids in lists)
+        common = min(common, *(len(ids) - 1 for ids in lists))
+        if common:
+            self(lists[0][:common])
+        cache = copy.deepcopy(self._cache) if common else DynamicCache()
+        if common:
+            cache.batch_repeat_interleave(len(lists))
+        rests = [list(ids[common:]) for ids in lists]
+        width = max(map(len, rests))
+        with torch.inference_mode():
+            # Padding stands behind, where causal attention does not look.
+            rows = [rest + [rest[-1]] * (width - len(rest)) for rest in rests]
+            out = self.model(self._tensor(rows), past_key_values=cache, use_cache=True)
+        for row, (ids, rest) in enumerate(zip(lists, rests, strict=True)):
+            self._known[tuple(ids)] = _log_softmax(out.logits[row, len(rest) - 1])
+
+    def _keep(self, count: int) -> None:
+        if count < len(self._ids):
+            self._cache.crop(count - len(self._ids))
+            del self._ids[count:]
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=next(self.model.parameters()).device)
+
+
+class ByteModel:
+    """A language model over tokens as a model over bytes.
+
+    The state is a text. `next` gives the exact distribution of the byte behind it, `advance` adds a byte. Each byte costs one
+    call of the model on the tokens of the text so far, and the cache holds all but the last one or two. No prompt has to end
+    where a token ends.
+
+    Args:
+        model: a causal language model of ``transformers``; or a function from ids to the log-probabilities of the next token
+            ``[vocabulary]``.
+        tokenizer: as for `zoo.text.pieces_of`: BPE with pieces for all bytes.
+        context: ids in front of the text, whatever they are; the tokenizer's begin id by default.
+        escaped: count a space as the three bytes of U+2581, as SentencePiece writes it.
+
+    Raises:
+        InputError: the tokenizer is of another kind, or there is nothing in front of the text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        context: Sequence[int] | None = None,
+        escaped: bool = False,
+    ) -> None:
+        self.pieces: Pieces = pieces_of(tokenizer, escaped)
+        self._logprobs: Callable[[Sequence[int]], Any] = CachedModel(model) if hasattr(model, "config") else model
+        if context is None:
+            context = [] if self.pieces.begin is None else [self.pieces.begin]
+        self.context = [int(number) for number in context]
+        self.text = b""
+        self._exact: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+        self._groups: list[_Group] = []
+        self._next: tuple[NextByte, list[_Group]] | None = None
+        if self.context:
+            self.start(b"")
+
+    def start(self, text: str | bytes) -> ByteModel:
+        """Begin with a text, which may end inside of a word, a token or a character.
+
+        Raises:
+            InputError: the text is no UTF-8, or the model has no begin marker and the text no place at which tokens always end.
+        """
+        pieces = self.pieces
+        octets = text.encode() if isinstance(text, str) else bytes(text)
+        octets = pieces.lead + (octets.replace(b" ", pieces.space) if isinstance(text, str) else octets)
+        anchor = pieces.anchor(octets)
+        if not anchor and not self.context:
+            raise InputError(_NOTHING_BEFORE)
+        try:
+            tokens = tuple(pieces.encode(octets[:anchor]))
+            ends = [end for end in range(anchor, len(octets)) if end == len(octets) or octets[end] & 0xC0 != 0x80]
+            lefts = [pieces.encode(octets[:end]) for end in ends]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"the byte 0x{octets[error.start]:02x} at offset {error.start} does not belong to UTF-8"
+            ) from error
+        self._prefetch(lefts)
+        self.text = octets[:anchor]
+        self._exact, self._groups, self._next = [(tokens, 0.0)], [], None
+        for byte in octets[anchor:]:
+            self.advance(byte)
+        return self
+
+    def next(self, text: str | bytes | None = None) -> NextByte:
+        """The distribution of what comes next.
+
+        Args:
+            text: begin with this text first; ``None`` for the state as it is.
+        """
+        if text is not None:
+            self.start(text)
+        return self._expanded()[0]
+
+    def covers(self) -> list[Cover]:
+        """The covers of the text, by weight."""
+        found = [Cover(tokens, b"", weight) for tokens, weight in self._exact]
+        for group in self._groups:
+            for last, weight in zip(group.last.tolist(), group.weights.tolist(), strict=True):
+                octets = self.pieces.octets[last] or b""
+                found.append(Cover((*group.tokens, last), octets[group.used :], weight))
+        top = max(cover.weight for cover in found)
+        total = sum(np.exp(cover.weight - top) for cover in found)
+        found = [cover._replace(weight=float(np.exp(cover.weight - top) / total)) for cover in found]
+        return sorted(found, key=lambda cover: -cover.weight)
+
+    def advance(self, byte: int) -> ByteModel:
+        """Add a byte to the text.
+
+        Raises:
+            InputError: the tokenizer never produces a text that goes on with it.
+        """
+        pieces, (_, groups) = self.pieces, self._expanded()
+        exact: list[tuple[tuple[int, ...], float]] = []
+        kept = []
+        for group in groups:
+            chosen = pieces.table[group.last, group.used] == byte
+            last, weights, used = group.last[chosen], group.weights[chosen], group.used + 1
+            ended = pieces.lengths[last] == used
+            found = zip(last[ended].tolist(), weights[ended].tolist(), strict=True)
+            exact += [((*group.tokens, number), weight) for number, weight in found]
+            if not ended.all():
+                kept.append(_Group(group.tokens, used, last[~ended], weights[~ended]))
+        top = max([weight for _, weight in exact] + [float(group.weights.max()) for group in kept], default=-np.inf)
+        if top == -np.inf:
+            raise InputError(f"no list of tokens goes on with the byte 0x{byte:02x}: what it ends or continues is no UTF-8")
+        self._exact = [(tokens, weight - top) for tokens, weight in exact]
+        self._groups = [group._replace(weights=group.weights - top) for group in kept]
+        self.text += bytes([byte])
+        self._next = None
+        return self
+
+    def logprob(self, text: str | bytes) -> float:
+        """Natural logarithm of the probability that a text comes next; the state stays as it is."""
+        octets = text.encode().replace(b" ", self.pieces.space) if isinstance(text, str) else bytes(text)
+        other, total = self.copy(), 0.0
+        for place, byte in enumerate(octets):
+            if place % _AT_ONCE == 0:
+                other._look_ahead(octets[place : place + _AT_ONCE])
+            probability = float(other.next().bytes[byte])
+            if probability == 0:
+                return -np.inf
+            total += float(np.log(probability))
+            other.advance(byte)
+        return total
+
+    def _look_ahead(self, octets: bytes) -> None:
+        """Have the model work on all that the next bytes will ask for in one pass."""
+        whole, before = self.text + octets, len(self.text)
+        ends = [end for end in range(before, len(whole)) if whole[end] & 0xC0 != 0x80]
+        with suppress(UnicodeDecodeError):
+            self._prefetch([self.pieces.encode(whole[:end]) for end in ends])
+
+    def _prefetch(self, lefts: list[list[int]]) -> None:
+        if isinstance(self._logprobs, CachedModel) and 2 < len(lefts) <= _AT_ONCE:
+            self._logprobs.prefetch([[*self.context, *left] for left in lefts if self.context or left])
+
+    def sample(self, length: int, *, seed: int | None = None, temperature: float = 1.0, stop: bytes = b"") -> bytes:
+        """Bytes drawn one after the other, without the bias of the tokens that the prompt happens to end with.
+
+        Args:
+            length: bytes at most; a special token ends the text.
+            seed: of the draws.
+            temperature: 0 takes the most likely byte.
+            stop: end behind these bytes.
+        """
+        return _sampled(self, length, seed, temperature, stop)
+
+    def copy(self) -> ByteModel:
+        """The same state, to go another way from; the model is shared."""
+        other = copy.copy(self)
+        other._exact, other._groups = list(self._exact), list(self._groups)
+        return other
+
+    def _expanded(self) -> tuple[NextByte, list[_Group]]:
+        """The distribution, and all covers with what may follow the exact ones."""
+        if self._next is not None:
+            return self._next
+        pieces = self.pieces
+        groups, specials, invalid = list(self._groups), dict.fromkeys(pieces.specials, -np.inf), -np.inf
+        for tokens, weight in self._exact:
+            ids = [*self.context, *tokens]
+            if not ids:
+                raise InputError(_NOTHING_BEFORE)
+            logs = np.asarray(self._logprobs(ids), dtype=np.float64)[: len(pieces.octets)] + weight
+            allowed = pieces.follows(tokens)
+            last = np.flatnonzero(allowed)
+            groups.append(_Group(tokens, 0, last, logs[last]))
+            wrong = pieces.spelled & ~allowed
+            numbers = list(specials)
+            if pieces.unfinished(tokens):
+                wrong[numbers] = True
+            else:
+                for number in numbers:
+                    specials[number] = float(np.logaddexp(specials[number], logs[number]))
+            invalid = float(np.logaddexp(invalid, _logsumexp(logs[wrong])))
+        weights = [group.weights for group in groups]
+        top = max([float(part.max()) for part in weights if len(part)] + list(specials.values()), default=-np.inf)
+        mass = np.zeros(256)
+        for group in groups:
+            values = pieces.table[group.last, group.used]
+            mass += np.bincount(values, np.exp(group.weights - top), minlength=256)
+        of_specials = {number: float(np.exp(value - top)) for number, value in specials.items()}
+        total = float(mass.sum()) + sum(of_specials.values())
+        wasted = float(np.exp(invalid - top))
+        found = NextByte(
+            mass / total, {number: value / total for number, value in of_specials.items()}, wasted / (total + wasted)
+        )
+        self._next = found, groups
+        return self._next
+
+
+class ByteEnsemble:
+    """Several byte models of one text, whatever their vocabularies: the weighted mean of their distributions.
+
+    Args:
+        models: each a `ByteModel`.
+        weights: of the models; equal ones by default.
+
+    Raises:
+        InputError: there is no model, or the weights do not fit.
+    """
+
+    def __init__(self, models: Iterable[ByteModel], weights: Sequence[float] | None = None) -> None:
+        self.models = list(models)
+        given = [1.0] * len(self.models) if weights is None else list(weights)
+        if not self.models or len(given) != len(self.models) or min(given) < 0 or sum(given) <= 0:
+            raise InputError(f"{len(self.models)} models do not go with the weights {given}")
+        self.weights = [weight / sum(given) for weight in given]
+
+    def start(self, text: str | bytes) -> ByteEnsemble:
+        """Begin with a text."""
+        for model in self.models:
+            model.start(text)
+        return self
+
+    def next(self, text: str | bytes | None = None) -> NextByte:
+        """The mean distribution; all special tokens together are number 0."""
+        if text is not None:
+            self.start(text)
+        found = [model.next() for model in self.models]
+        weighted = list(zip(self.weights, found, strict=True))
+        octets = sum((weight * part.bytes for weight, part in weighted), np.zeros(256))
+        ended = sum(weight * sum(part.specials.values()) for weight, part in weighted)
+        return NextByte(octets, {0: ended}, sum(weight * part.invalid for weight, part in weighted))
+
+    def advance(self, byte: int) -> ByteEnsemble:
+        """Add a byte to the text."""
+        for model in self.models:
+            model.advance(byte)
+        return self
+
+    def sample(self, length: int, *, seed: int | None = None, temperature: float = 1.0, stop: bytes = b"") -> bytes:
+        """Bytes drawn one after the other, as `ByteModel.sample`."""
+        return _sampled(self, length, seed, temperature, stop)
+
+
+def byte_probabilities(model: Any, tokenizer: Any, prefix: str | bytes) -> NextByte:
+    """The exact distribution of the byte behind a text, for any causal language model of ``transformers`` over BPE tokens.
+
+    Args:
+        model, tokenizer: as for `ByteModel`.
+        prefix: the text, which may end anywhere.
+
+    Raises:
+        InputError: as `ByteModel` and its ``start``.
+    """
+    return ByteModel(model, tokenizer).start(prefix).next()
+
+
+def fill_in_the_middle(
+    model: Any,
+    tokenizer: Any,
+    prefix: str | bytes,
+    suffix: str | bytes,
+    *,
+    markers: tuple[int, int, int],
+    length: int = 256,
+    seed: int | None = None,
+    temperature: float = 1.0,
+) -> bytes:
+    """Bytes between two texts by a model that was trained to fill in; both texts may be cut anywhere.
+
+    The prompt is in the order that lets the model go on behind the prefix: ``prefix marker, suffix marker, suffix, middle
+    marker, prefix``.
+
+    Args:
+        model, tokenizer: as for `ByteModel`.
+        prefix, suffix: what stands before and behind.
+        markers: ids of the model's prefix, suffix and middle markers.
+        length: bytes at most; a special token, such as the end of the middle, ends them.
+        seed, temperature: as for `ByteModel.sample`.
+
+    Raises:
+        InputError: as `ByteModel`; the suffix is no UTF-8.
+    """
+    pieces = pieces_of(tokenizer)
+    before, behind, middle = markers
+    octets = suffix.encode() if isinstance(suffix, str) else suffix
+    try:
+        encoded = pieces.encode(pieces.lead + octets) if octets else []
+    except UnicodeDecodeError as error:
+        raise InputError(f"the byte at offset {error.start} of the suffix does not belong to UTF-8") from error
+    context = [*([] if pieces.begin is None else [pieces.begin]), before, behind, *encoded, middle]
+    return ByteModel(model, pieces, context=context).start(prefix).sample(length, seed=seed, temperature=temperature)
+
+
+def _sampled(model: ByteModel | ByteEnsemble, length: int, seed: int | None, temperature: float, stop: bytes) -> bytes:
+    generator, found = np.random.default_rng(seed), b""
+    while len(found) < length:
+        step = model.next()
+        chances = np.append(step.bytes, sum(step.specials.values()))
+        if temperature == 0:
+            byte = int(chances.argmax())
+        else:
+            with np.errstate(divide="ignore"):
+                logs = np.log(chances) / temperature
+            chances = np.exp(logs - logs.max())
+            byte = int(generator.choice(257, p=chances / chances.sum()))
+        if byte == 256:
+            break
+        found += bytes([byte])
+        if stop and found.endswith(stop):
+            break
+        model.advance(byte)
+    return found
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Count of the ids that two lists begin with alike."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _log_softmax(logits: Tensor) -> Floats:
+    return logits.double().log_softmax(-1).cpu().numpy()
+
+
+def _logsumexp(values: Floats) -> float:
+    return float(np.logaddexp.reduce(values)) if len(values) else -np.inf
