@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -119,61 +119,77 @@ def _as_float32(value: Any, numbers: bool) -> Any:
     return torch.tensor(value, dtype=torch.float32) if numbers and isinstance(value, float) else value
 
 
-@contextmanager
-def _float32_defaults() -> Iterator[None]:
-    """A default dtype of float32 and a default device of CPU for this thread, where the program has others."""
-    if getattr(_thread, "inside", False):
-        yield
-        return
-    _thread.inside = True
-    try:
-        with ExitStack() as stack:
-            if torch.get_default_dtype() != torch.float32:
-                stack.enter_context(_Float32Defaults())
-            if torch.get_default_device().type != "cpu":
-                stack.enter_context(torch.device("cpu"))
-            yield
-    finally:
-        _thread.inside = False
+def _foreign_defaults() -> list[AbstractContextManager[Any]]:
+    """Contexts that give this thread a default dtype of float32 and a default device of CPU, where the program has others."""
+    found: list[AbstractContextManager[Any]] = []
+    if torch.get_default_dtype() != torch.float32:
+        found.append(_Float32Defaults())
+    # A default device is one of the modes on this stack, and asking for it takes longer.
+    if torch._C._len_torch_function_stack() and torch.get_default_device().type != "cpu":
+        found.append(torch.device("cpu"))
+    return found
 
 
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
+class exact_float32(ContextDecorator):
     """Compute in float32 what is float32, whatever the program has set.
 
     Autocast, TF32 and bf16 shortcuts, default dtype and default device are out of force inside, and restored afterwards. The
     shortcuts are global to the process, so nested and concurrent uses are counted: the first one in turns them off and the
     last one out restores them. The others are changed for this thread alone.
     """
-    kind = device.type
-    # What is in force already is not entered again: small items would wait longer for it than for their tokens.
-    if _in_force(kind):
-        yield
-        return
-    entered = _entered()
-    outermost = kind not in entered
-    with _lock:
-        if _depth.get(kind, 0) == 0:
-            reduced = [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]
-            _saved[kind] = [(path[-1], _own_value(path)) for path in reduced]
-            for switch, _ in _saved[kind]:
-                switch.value = "ieee"
-        _depth[kind] = _depth.get(kind, 0) + 1
-    entered.add(kind)
-    try:
-        with ExitStack() as stack:
-            for name in _enabled_autocasts(kind):
-                stack.enter_context(torch.autocast(name, enabled=False))
-            stack.enter_context(_float32_defaults())
-            yield
-    finally:
-        if outermost:
-            entered.discard(kind)
+
+    def __init__(self, device: torch.device) -> None:
+        self._kind = device.type
+        # What is undone on the way out; nothing where it was in force already.
+        self._stack: ExitStack | None = None
+        self._counted = self._outermost = self._defaults = False
+
+    def _recreate_cm(self) -> exact_float32:
+        """A context of its own for every call of a decorated function."""
+        return exact_float32(torch.device(self._kind))
+
+    def __enter__(self) -> None:
+        kind = self._kind
+        # What is in force already is not entered again: small items would wait longer for it than for their tokens.
+        if _in_force(kind):
+            return
         with _lock:
-            _depth[kind] -= 1
-            if _depth[kind] == 0:
-                for switch, value in _saved.pop(kind):
-                    switch.value = value
+            if _depth.get(kind, 0) == 0:
+                reduced = [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]
+                _saved[kind] = [(path[-1], _own_value(path)) for path in reduced]
+                for switch, _ in _saved[kind]:
+                    switch.value = "ieee"
+            _depth[kind] = _depth.get(kind, 0) + 1
+        entered = _entered()
+        self._counted, self._outermost = True, kind not in entered
+        entered.add(kind)
+        contexts: list[AbstractContextManager[Any]] = [torch.autocast(name, enabled=False) for name in _enabled_autocasts(kind)]
+        if not getattr(_thread, "inside", False):
+            _thread.inside = self._defaults = True
+            contexts += _foreign_defaults()
+        if contexts:
+            self._stack = ExitStack()
+            for context in contexts:
+                self._stack.enter_context(context)
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._counted:
+            return
+        self._counted = False
+        try:
+            if self._stack is not None:
+                self._stack.__exit__(*error)
+        finally:
+            kind, self._stack = self._kind, None
+            if self._defaults:
+                _thread.inside = self._defaults = False
+            if self._outermost:
+                _entered().discard(kind)
+            with _lock:
+                _depth[kind] -= 1
+                if _depth[kind] == 0:
+                    for switch, value in _saved.pop(kind):
+                        switch.value = value
 
 
 def _entered() -> set[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.ibq.config import IBQConfig, Quantization
 from zoo.errors import KeysError, WeightsError, listing
+from zoo.nn import vqgan
 
 # The exponential averages, whose names have lost their dots.
 _AVERAGES = "model_ema."
@@ -38,10 +39,7 @@ _VQGAN = [
         (r"\.mid\.block_1\.", ".mid.resnets.0."),
         (r"\.mid\.attn_1\.", ".mid.attentions.0."),
         (r"\.mid\.block_2\.", ".mid.resnets.1."),
-        (r"\.nin_shortcut\.", ".conv_shortcut."),
-        (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
-        (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-        (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+        *vqgan.BLOCK_NAMES,
     )
 ]
 _BITS = [
@@ -58,7 +56,6 @@ _BITS = [
 ]
 _OURS = re.compile(r"(?:encoder|decoder)\.(?:conv_in|levels|mid|norm_out|conv_out|(?:post_)?quant_conv)\.|quantizer\.")
 _DECODER_LEVEL = re.compile(r"(decoder\.levels\.)(\d+)\.")
-_MATRICES = re.compile(r"attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
 # Names of a setting in Apertus' configuration, and in those of the others.
 _SETTINGS = {
@@ -173,7 +170,7 @@ def convert(state: Mapping[str, Tensor], config: IBQConfig | None) -> tuple[IBQC
     absent = {f"{part}." for part in ("encoder", "decoder") if part not in parts}
     ours = {key: tensor for key, tensor in named.items() if not key.startswith(tuple(absent))}
     return found, {
-        key: tensor[:, :, 0, 0] if tensor.ndim == 4 and _MATRICES.search(key) else tensor for key, tensor in ours.items()
+        key: tensor[:, :, 0, 0] if tensor.ndim == 4 and vqgan.MATRICES.search(key) else tensor for key, tensor in ours.items()
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.codecs.tokenflow.config import PARTS, TokenFlowConfig
 from zoo.errors import KeysError, WeightsError
+from zoo.nn import vqgan
 from zoo.nn.vit import fuse_qkv_bias
 
 # The official architectures, by the name of the teacher.
@@ -69,10 +70,7 @@ _RENAMED = [
         (r"\.mid\.0\.", ".mid.resnets.0."),
         (r"\.mid\.1\.", ".mid.attentions.0."),
         (r"\.mid\.2\.", ".mid.resnets.1."),
-        (r"\.nin_shortcut\.", ".conv_shortcut."),
-        (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
-        (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-        (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+        *vqgan.BLOCK_NAMES,
         # OpenAI's CLIP.
         (r"^encoder_vqkd\.class_embedding$", "encoder.semantic.class_token"),
         (r"^encoder_vqkd\.positional_embedding$", "encoder.semantic.positions"),
@@ -102,7 +100,7 @@ _RENAMED = [
 ]
 # Projections of queries, keys and values that stand apart: SigLIP's, and the biases of the semantic decoder.
 _PARTS = re.compile(r"(.*\.attn\.)([qkv])[._](weight|bias)")
-_MATRICES = re.compile(r"attentions\.\d+\.to_\w+(\.0)?\.weight$|^semantic_decoder\.patches\.weight$")
+_PATCHES = "semantic_decoder.patches.weight"
 _OURS = re.compile(r"(encoder\.(semantic|pixels|to_codes)|quantizer|decoder|semantic_decoder)\.")
 
 
@@ -272,7 +270,7 @@ def _our_tensors(named: Mapping[str, Tensor], config: TokenFlowConfig) -> dict[s
             ours[name] = tensor.reshape(1, -1)
         elif name.endswith("positions"):
             ours[name] = _resize_positions(name, tensor.flatten(0, -2), config)
-        elif tensor.ndim == 4 and _MATRICES.search(name):
+        elif tensor.ndim == 4 and (name == _PATCHES or vqgan.MATRICES.search(name)):
             ours[name] = tensor[:, :, 0, 0]
         else:
             ours[name] = tensor

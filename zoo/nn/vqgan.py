@@ -5,6 +5,7 @@ Every norm and attention sees the whole image, so images are never padded to a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 import torch
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from zoo.nn.norm import GroupNorm, exact_group_norms
 from zoo.nn.resnet import EPS, Level, Maps, Middle
 from zoo.precision import compute_dtype
+
+#: Names of parts of a block in the official files, and in ours: patterns and what they are replaced by, one after the other.
+BLOCK_NAMES = (
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+#: Our names of weights that are matrices here and convolutions of one pixel in the official files.
+MATRICES = re.compile(r"attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
 
 class ConvEncoder(nn.Module):

@@ -181,7 +181,15 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.parameters()).device
+        # Every call asks for it; `parameters` takes longer than a small item.
+        waiting: list[torch.nn.Module] = [self]
+        while waiting:
+            module = waiting.pop()
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    return parameter.device
+            waiting.extend(reversed([child for child in module._modules.values() if child is not None]))
+        return torch.device("cpu")
 
     @property
     def num_parameters(self) -> int:
