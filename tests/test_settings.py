@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Model:
         """Tokens, media and embeddings."""
         tokens = tokenizer.encode(self.items)
         media = tokenizer.decode(tokens, **QUICK.get(tokenizer.family, {}))
-        return tokens, media, tokenizer.embed(tokens) if tokenizer.spec.dim else torch.zeros(0)
+        return tokens, media, tokenizer.embed(tokens) if tokenizer.spec.dim else torch.zeros(0, dtype=torch.float32, device=CPU)
 
     def check(self, found: tuple[Any, list[Any], Tensor], tolerance: float = 1e-4) -> None:
         """Ids are equal, media and embeddings the same within a bound, of the usual type and place, and without gradients."""
@@ -151,11 +151,28 @@ def settings() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_changes_nothing(model: Model, setting: str) -> None:
-    """Neither where the model was loaded before nor where it is loaded under the setting."""
+# Set at once, as each of them takes a run of every model; those of a group do not replace one another.
+GROUPS = (
+    ("default dtype float64", "autocast bfloat16", "bf16 for everything"),
+    ("default dtype bfloat16", "default device meta", "medium products"),
+    ("default dtype float16", "autocast float16", "bf16 for oneDNN", "deterministic"),
+    ("default device cpu", "bf16 products", "bf16 convolutions", "gradients", "two threads"),
+    ("denormals are zero", "inference mode", "one thread"),
+    ("no gradients",),
+)
+
+
+def test_every_setting_is_tried() -> None:
+    assert sorted(name for group in GROUPS for name in group) == sorted(SETTINGS)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=", ".join)
+def test_settings_change_nothing(model: Model, group: tuple[str, ...]) -> None:
+    """Neither where the model was loaded before nor where it is loaded under the settings."""
     usual = settings()
-    with SETTINGS[setting]():
+    with ExitStack() as stack:
+        for name in group:
+            stack.enter_context(SETTINGS[name]())
         before = settings()
         found = model.run(model.tokenizer), model.run(zoo.load(model.address))
         assert settings() == before
