@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,9 +26,12 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from zoo import engine  # noqa: E402  (it needs pyarrow)
-from zoo.engine import parts, report  # noqa: E402  (likewise)
+from zoo.engine import parts, plan, report  # noqa: E402  (likewise)
 from zoo.engine.lock import Lock  # noqa: E402  (likewise)
+from zoo.engine.nursery import Nursery  # noqa: E402  (likewise)
+from zoo.engine.sources import Choice, Listing  # noqa: E402  (likewise)
 from zoo.engine.store import Store  # noqa: E402  (likewise)
+from zoo.engine.work import Loading  # noqa: E402  (likewise)
 
 
 def fill(folder: Path, contents: Sequence[bytes], suffix: str = ".bin") -> Path:
@@ -505,7 +509,7 @@ def test_a_crash_is_the_item_s_fault(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hangs_kills_and_crashes_of_batches(tmp_path: Path) -> None:
-    contents = [b"one", b"hang", b"killed", b"exit", b"encode crash", b"two", b"encode killed", b"three"]
+    contents = [b"one", b"hang", b"killed", b"exit", b"encode crash", b"two", b"encode killed", b"three", b"encode hang", b"4"]
     folder = fill(tmp_path / "in", contents)
     summary = run(folder, tmp_path / "out", workers=2, unit_items=4, item_seconds=2.0)
     reasons = [row["error"] for row in rows(tmp_path / "out")]
@@ -518,8 +522,45 @@ def test_hangs_kills_and_crashes_of_batches(tmp_path: Path) -> None:
         None,
         "its process was killed, as the system does when memory runs out",
         None,
+        "it took longer than 2 s to encode",
+        None,
     ]
-    assert summary.failures == 5
+    assert summary.failures == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker loads the tokenizer")
+def test_workers_are_forks_that_end_with_the_process_they_come_from() -> None:
+    nursery = Nursery(Loading.of(Hazard()), {})
+    try:
+        assert nursery.hello().header.tokenizer == "hazard"
+        one, two = nursery.worker(), nursery.worker()
+        one.kill()
+        assert one.messages.get(timeout=60) is None and one.ended() == -signal.SIGKILL
+        assert nursery._first is not None and nursery._first.forks
+        nursery._first.worker.kill()
+        assert two.messages.get(timeout=60) is None and two.ended() == -signal.SIGKILL
+        three = nursery.worker()
+        three.tell(("nothing", None, None))
+        three.kill()
+        assert three.messages.get(timeout=60) is None and three.ended() == -signal.SIGKILL
+    finally:
+        nursery.close()
+
+
+def test_units_grow_if_no_size_is_asked_for(tmp_path: Path) -> None:
+    """So that the first results come soon and the last ones at about the same time, whatever the number of workers."""
+    lines = "".join(json.dumps({"path": "a.bin"}) + "\n" for _ in range(2000))
+    (tmp_path / "a.bin").write_bytes(b"a")
+    (tmp_path / "a.jsonl").write_text(lines)
+    store = Store(tmp_path / "out")
+    listing = Listing([str(tmp_path / "a.jsonl")], Choice("bytes", None), store.place)
+    header = parts.Header("hazard", "0" * 16, 512, "bytes")
+    with Lock(store):
+        made = plan.create(store, plan.Plan(header, {}, (), (), 512, 1 << 27, growing=True), listing)
+    assert plan.Plan.read(store) == made
+    sizes = [len(found) for _, found in made.rows(store, lambda unit: True)]
+    assert sum(sizes) == 2000 and sizes[:32] == [16] * 32 and max(sizes) == max(sizes[-3:]) <= 2000 // 32
+    assert sizes[:-1] == sorted(sizes[:-1])
 
 
 @pytest.mark.slow

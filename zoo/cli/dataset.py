@@ -43,7 +43,9 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes; one a core by default, or two a GPU; 0 for this very process")
     ] = None,
-    unit_items: Annotated[int | None, typer.Option(min=1, help="items of a unit, that is of a part; 512 by default")] = None,
+    unit_items: Annotated[
+        int | None, typer.Option(min=1, help="items of a unit, that is of a part; by default 16 that become up to 512")
+    ] = None,
     unit_mb: Annotated[float | None, typer.Option(min=0.001, help="megabytes of input of a unit; 128 by default")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="list the sources again and add what is new")] = False,
     new: Annotated[bool, typer.Option("--new", help="begin a data set; an error if there is one")] = False,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from zoo.engine.nursery import Nursery
 from zoo.engine.seat import ProcessSeat, StoppedError
 from zoo.engine.work import Done, Hello, Job, Loading, Work, WorkerError
 from zoo.engine.worker import portable
@@ -58,7 +59,7 @@ class _Host:
     """What runs on a machine of the cluster: a worker process, and what shields it."""
 
     def __init__(self, loading: Loading, options: Mapping[str, Any]) -> None:
-        self._seat = ProcessSeat(loading, options)
+        self._seat = ProcessSeat(Nursery(loading, options))
 
     def hello(self) -> Hello | Exception:
         try:

@@ -33,6 +33,8 @@ VERSION = 1
 
 #: Rows after which a row group of the listing may end; it ends with a unit.
 _GROUP = 1 << 14
+#: Items of the first units where units grow, and the share of all earlier items that a later one has.
+_FIRST_ITEMS, _SHARE = 16, 32
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -78,6 +80,7 @@ class Plan:
         sources: that were listed.
         carried: columns that are carried over.
         unit_items, unit_bytes: where units end.
+        growing: whether the first units are smaller; see `_is_full`.
         loaded: the name by which the tokenizer was loaded; empty if it was handed over.
         listings: what was listed.
     """
@@ -90,6 +93,7 @@ class Plan:
     unit_bytes: int
     loaded: str = ""
     listings: tuple[Listed, ...] = ()
+    growing: bool = False
 
     @property
     def units(self) -> int:
@@ -105,6 +109,7 @@ class Plan:
     def digest(self) -> str:
         """Identity of the plan: of the checkpoint, the options, the format and the listings."""
         content = [self.identity, [listed.sha256 for listed in self.listings], self.unit_items, self.unit_bytes]
+        content += ["growing"] if self.growing else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -127,6 +132,7 @@ class Plan:
             "carried_schema": base64.b64encode(schema.serialize().to_pybytes()).decode(),
             "unit_items": self.unit_items,
             "unit_bytes": self.unit_bytes,
+            "growing": self.growing,
             "loaded": self.loaded,
             "listings": [asdict(listed) for listed in self.listings],
         }
@@ -166,6 +172,7 @@ class Plan:
                 content["unit_bytes"],
                 content["loaded"],
                 tuple(Listed(**listed) for listed in content["listings"]),
+                content.get("growing", False),
             )
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             if isinstance(error, FormatError):
@@ -328,7 +335,7 @@ def _write_listing(store: Store, file: str, found: Iterable[Row], plan: Plan, fi
             for row in found:
                 if known.has(row):
                     continue
-                if items and _is_full(items, size, row, rows[-1] if rows else None, plan):
+                if items and _is_full(items, size, row, rows[-1] if rows else None, plan, len(hashes) - items):
                     unit, items, size = unit + 1, 0, 0
                     if len(rows) >= _GROUP:
                         writer.write_batch(_as_batch(rows, units), row_group_size=len(rows))
@@ -367,12 +374,17 @@ def _scratch(store: Store) -> str | None:
     return store.path(FOLDER)
 
 
-def _is_full(items: int, size: int, row: Row, before: Row | None, plan: Plan) -> bool:
-    """Whether a unit ends before a row; where it may, with a row group, which is read as a whole."""
-    if items >= plan.unit_items or size + row.bytes > plan.unit_bytes:
+def _is_full(items: int, size: int, row: Row, before: Row | None, plan: Plan, earlier: int) -> bool:
+    """Whether a unit ends before a row; where it may, with a row group, which is read as a whole.
+
+    Units grow with the items of earlier ones if no size was asked for: results come soon, and at the end no worker has much
+    more to do than another, whatever the size of the data set.
+    """
+    most = min(plan.unit_items, max(_FIRST_ITEMS, earlier // _SHARE)) if plan.growing else plan.unit_items
+    if items >= most or size + row.bytes > plan.unit_bytes:
         return True
     new_group = row.kind == "row" and before is not None and (before.place, before.group) != (row.place, row.group)
-    return new_group and (2 * items >= plan.unit_items or 2 * size >= plan.unit_bytes)
+    return new_group and (2 * items >= most or 2 * size >= plan.unit_bytes)
 
 
 def _as_batch(rows: list[Row], units: list[int]) -> pa.RecordBatch:

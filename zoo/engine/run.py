@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from zoo.engine.lock import Lock
+from zoo.engine.nursery import Nursery
 from zoo.engine.parts import FORMAT
 from zoo.engine.places import whole_place
 from zoo.engine.plan import Plan, create
@@ -28,7 +29,7 @@ from zoo.errors import ArgumentError, InputError, listing
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-#: Where units end by default.
+#: Where units end by default; the first ones are smaller.
 UNIT_ITEMS = 512
 UNIT_MB = 128
 #: Workers for each GPU: one prepares items while the other one's are encoded.
@@ -116,7 +117,7 @@ def tokenize(
         encode: options of encoding, such as ``{"tokens": 64}``.
         column: column of tables, field of JSON lines or extension in tars that holds the media; found where there is one.
         keep: columns that are carried over, ``["*"]`` for all; by default all of JSON lines and none of others.
-        unit_items, unit_mb: where units end: items, 10⁶ bytes of input. 512 and 128 by default.
+        unit_items, unit_mb: where units end: items, 10⁶ bytes of input. By default 128, and 16 items that become up to 512.
         workers: processes with one thread each, by default one a core, or two a GPU. 0 works in this very process, where a
             crash of a library is its end and nothing limits the time of an item.
         device, files, parts: as for `zoo.load`.
@@ -174,7 +175,7 @@ def tokenize(
         if plan is None:
             ends = (unit_items or UNIT_ITEMS, int((unit_mb or UNIT_MB) * 1e6))
             loaded = tokenizer if isinstance(tokenizer, str) else ""
-            plan = create(store, Plan(hello.header, identity, wholes, (), *ends, loaded), found)
+            plan = create(store, Plan(hello.header, identity, wholes, (), *ends, loaded, growing=unit_items is None), found)
         else:
             _require_same(plan, identity, wholes, unit_items, unit_mb, extend, store)
             if extend:
@@ -372,6 +373,7 @@ class _Crew:
     ) -> None:
         self._loading, self._options, self._workers, self._gpus, self._cluster = loading, options, workers, gpus, cluster
         self._seats: list[Seat] = []
+        self._nurseries: dict[str | None, Nursery] = {}
         self._stack = ExitStack()
         self.count = 0
 
@@ -395,6 +397,8 @@ class _Crew:
     def __exit__(self, *_: object) -> None:
         for seat in self._seats:
             seat.stop()
+        for nursery in self._nurseries.values():
+            nursery.close()
         self._stack.close()
 
     def _seat(self, number: int) -> Seat:
@@ -408,7 +412,10 @@ class _Crew:
         if isinstance(loading, Loading) and loading.device == "cuda" and number:
             gpus = self._gpus or self.hello.devices
             loading = replace(loading, device=f"cuda:{number % gpus}")
-        return ProcessSeat(loading, self._options)
+        # One for each device.
+        if loading.device not in self._nurseries:
+            self._nurseries[loading.device] = Nursery(loading, self._options)
+        return ProcessSeat(self._nurseries[loading.device])
 
     @property
     def begun(self) -> int:

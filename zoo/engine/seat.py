@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass, replace
+from queue import Empty
 from typing import Any, Protocol, runtime_checkable
 
+from zoo.engine.nursery import Nursery, Worker, cause_of
 from zoo.engine.work import Done, Hello, Job, Loading, Phase, Work, WorkerError
-from zoo.engine.worker import receive, send
 
 #: Crashes at one item after which it has failed: a process may also be killed for no fault of the item's.
 STRIKES = 2
@@ -26,6 +23,22 @@ KILLS = 3
 
 class StoppedError(Exception):
     """The seat was told to stop."""
+
+
+@dataclass(frozen=True)
+class _Crash:
+    """The end of a process that was working on a unit.
+
+    Attributes:
+        cause: how it ended.
+        allowed: how often that may happen.
+        phase, indices: what it did, to which items.
+    """
+
+    cause: str
+    allowed: int
+    phase: Phase | None
+    indices: tuple[int, ...]
 
 
 @runtime_checkable
@@ -85,58 +98,76 @@ class InlineSeat:
 
 
 class ProcessSeat:
-    """A worker process, replaced when it crashes or hangs."""
+    """A worker process, replaced when it crashes or hangs.
 
-    def __init__(self, loading: Loading, options: Mapping[str, Any]) -> None:
-        self._loading, self._options = loading, options
-        self._process: subprocess.Popen[bytes] | None = None
-        self._messages: SimpleQueue[Any] = SimpleQueue()
+    Args:
+        nursery: where processes come from.
+    """
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._worker: Worker | None = None
         self._stopped = False
         self._lock = threading.Lock()
         self.begun = 0
 
     def hello(self) -> Hello:
-        hello: Hello = self._start()
-        return hello
+        return self._nursery.hello()
 
     def run(self, work: Work, job: Job) -> Done:
         strikes: Counter[tuple[int, ...]] = Counter()
         while True:
-            if self._process is None:
-                self._start()
-            crash = self._attempt(work, job)
+            crash = self._attempt(self._ready(), work, job)
             if isinstance(crash, Done):
                 return crash
-            cause, allowed, phase, indices = crash
-            guilty = indices if phase in ("prepare", "encode") else ()
+            guilty = crash.indices if crash.phase in ("prepare", "encode") else ()
             strikes[guilty] += 1
-            if strikes[guilty] < allowed:
+            if strikes[guilty] < crash.allowed:
                 continue
             if not guilty:
-                raise WorkerError(f"unit {job.unit}: {cause}, {allowed} times and at no item: nothing can be done about it")
-            job = job.without(guilty[0], cause) if len(guilty) == 1 else replace(job, alone=job.alone | set(guilty))
+                raise WorkerError(
+                    f"unit {job.unit}: {crash.cause}, {crash.allowed} times and at no item: nothing can be done about it"
+                )
+            single = len(guilty) == 1
+            job = job.without(guilty[0], crash.cause) if single else replace(job, alone=job.alone | set(guilty))
 
-    def _attempt(self, work: Work, job: Job) -> Done | tuple[str, int, Phase | None, tuple[int, ...]]:
-        """Work on a unit: what came of it, or how the process ended, how often that may happen, and at which items."""
-        assert self._process is not None
-        assert self._process.stdin is not None
+    def _ready(self) -> Worker:
+        """The process, or another one in its place."""
+        if self._worker is None:
+            try:
+                found = self._nursery.worker()
+            except WorkerError:
+                if self._stopped:
+                    raise StoppedError from None
+                raise
+            with self._lock:
+                self._worker = found
+                if self._stopped:
+                    found.kill()
+        assert self._worker is not None
+        return self._worker
+
+    def _attempt(self, worker: Worker, work: Work, job: Job) -> Done | _Crash:
+        """Work on a unit: what came of it, or how the process ended."""
         phase: Phase | None = None
         indices: tuple[int, ...] = ()
         self.begun = 0
-        with suppress(OSError):
-            # Of a process that is dead already, the end of its messages tells.
-            send(self._process.stdin, (work, job))
+        worker.tell(("unit", work, job))
         while True:
             try:
-                message = self._messages.get(timeout=work.item_seconds if phase == "prepare" else None)
+                message = worker.messages.get(timeout=work.item_seconds if phase in ("prepare", "encode") else None)
             except Empty:
-                self._kill()
-                return f"it took longer than {work.item_seconds:g} s to read", STRIKES, phase, indices
+                worker.kill()
+                self._forget(worker)
+                what = "read" if phase == "prepare" else "encode"
+                # Of several that are encoded at once each may be within its time.
+                allowed = STRIKES if len(indices) == 1 else 1
+                return _Crash(f"it took longer than {work.item_seconds:g} s to {what}", allowed, phase, indices)
             if message is None:
+                code = self._forget(worker)
                 if self._stopped:
                     raise StoppedError
-                cause, allowed = self._cause()
-                return cause, allowed, phase, indices
+                return _Crash(cause_of(code), KILLS if code == -signal.SIGKILL else STRIKES, phase, indices)
             kind, *content = message
             if kind == "at":
                 phase, indices = content[0], content[1]
@@ -147,75 +178,17 @@ class ProcessSeat:
             else:
                 raise content[0]
 
-    def _start(self) -> Any:
-        """Start a process and wait until it has loaded the tokenizer."""
-        with self._lock:
-            if self._stopped:
-                raise StoppedError
-            changed = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-            changed["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from zoo.engine.worker import main; main()", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=os.environ | changed,
-                # Keys that interrupt a terminal's programs are for the run, which lets its workers finish.
-                start_new_session=True,
-            )
-        self._messages = SimpleQueue()
-        threading.Thread(target=_listen, args=(self._process, self._messages), daemon=True).start()
-        assert self._process.stdin is not None
+    def _forget(self, worker: Worker) -> int:
+        """Wait for the end of a process, which was killed or has nothing more to say; gives its exit code."""
+        code = worker.ended()
         with suppress(OSError):
-            send(self._process.stdin, (self._loading, self._options))
-        message = self._messages.get()
-        if message is None:
-            if self._stopped:
-                raise StoppedError
-            raise WorkerError(f"the worker process ended before it had loaded the tokenizer: {self._cause()[0]}")
-        kind, content = message
-        if kind == "error":
-            self._kill()
-            raise content
-        return content
-
-    def _cause(self) -> tuple[str, int]:
-        """How the process ended, and how often that may happen at one item."""
-        assert self._process is not None
-        code = self._process.wait()
-        self._forget()
-        if code == -signal.SIGKILL:
-            return "its process was killed, as the system does when memory runs out", KILLS
-        if code < 0:
-            return f"its process crashed ({signal.Signals(-code).name})", STRIKES
-        return f"its process ended with exit code {code}", STRIKES
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._forget()
-
-    def _forget(self) -> None:
-        assert self._process is not None
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                assert stream is not None
-                stream.close()
-        self._process = None
+            worker.outgoing.close()
+        with self._lock:
+            self._worker = None
+        return code
 
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            process = self._process
-        if process is not None:
-            process.kill()
-            process.wait()
-
-
-def _listen(process: subprocess.Popen[bytes], messages: SimpleQueue[Any]) -> None:
-    """Put what a process says in a queue, and ``None`` when it is gone."""
-    assert process.stdout is not None
-    with suppress(EOFError, OSError, ValueError):
-        while True:
-            messages.put(receive(process.stdout))
-    messages.put(None)
+            if self._worker is not None:
+                self._worker.kill()

@@ -19,6 +19,7 @@ from zoo.engine.store import Store
 from zoo.engine.work import Done, Hello, Job, Watch, Work
 from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, ZooError
 from zoo.modality import modality
+from zoo.progress import heard_by
 from zoo.tokenizer import Prepared, Tokenizer
 
 #: Bytes of prepared items that go to the network in one call. Part of the format of results: it decides what shares a batch.
@@ -123,9 +124,12 @@ class _Encoder:
             self._encode(sorted(waiting, key=lambda pair: (pair[1].amount, pair[0])))
 
     def _encode(self, items: Sequence[tuple[int, Prepared]]) -> None:
-        self._watch("encode", [index for index, _ in items])
+        indices = [index for index, _ in items]
+        self._watch("encode", indices)
         try:
-            tokens = self._tokenizer.encode_prepared([prepared for _, prepared in items], **self._encoding)
+            # Every batch that is done is a sign of life.
+            with heard_by(lambda: self._watch("encode", indices)):
+                tokens = self._tokenizer.encode_prepared([prepared for _, prepared in items], **self._encoding)
         except (ArgumentError, WeightsError):
             raise
         except Exception as error:
@@ -139,7 +143,7 @@ class _Encoder:
                 for pair in items:
                     self._encode([pair])
             return
-        self._keep([index for index, _ in items], tokens)
+        self._keep(indices, tokens)
 
     def _encode_rest(self, items: Sequence[tuple[int, Prepared]]) -> None:
         if items:

@@ -1,4 +1,4 @@
-"""Images brought to a model's size by torchvision, and back again."""
+"""Images brought to a model's size as torchvision would, and back again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -130,7 +132,6 @@ def write_image(path: str | os.PathLike[str], pixels: Float[Tensor, "3 height wi
         InputError: no image format has that extension.
     """
     from PIL import Image
-    from torchvision.transforms.v2 import functional as F
 
     path = Path(path)
     kind = next((kind for kind, extensions in FORMATS.items() if path.suffix.lower() in extensions), None)
@@ -141,7 +142,7 @@ def write_image(path: str | os.PathLike[str], pixels: Float[Tensor, "3 height wi
     levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     with replacing(path) as temporary:
         # The compressing formats' own default costs more than many a tokenizer loses.
-        F.to_pil_image(levels.cpu()).save(temporary, format=kind, quality=95)
+        Image.fromarray(levels.cpu().permute(1, 2, 0).numpy()).save(temporary, format=kind, quality=95)
     return path
 
 
@@ -157,24 +158,28 @@ def _size(image: Image.Image | Tensor) -> tuple[int, int]:
 
 def _to_tensor(image: Image.Image | Tensor) -> Float[Tensor, "3 height width"]:
     """float32 in [-1, 1], with the roundings of torchvision's ``ToTensor`` and ``Normalize(0.5, 0.5)``."""
-    from torchvision.transforms.v2 import functional as F
-
     if isinstance(image, Tensor):
         return image.contiguous()
-    # v2's own conversion multiplies by 1 / 255, which is not the same in the last bit.
-    return F.normalize(F.pil_to_tensor(image) / 255, [0.5] * 3, [0.5] * 3)
+    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return (levels / 255).sub_(0.5).div_(0.5)
 
 
 def _resize(image: Any, size: tuple[int, int], interpolation: str = "bilinear") -> Any:
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
+    """An image of Pillow, or pixels, in another size, with the filters of torchvision's ``resize``.
 
-    if interpolation == "bicubic" and isinstance(image, Tensor) and _size(image) != size:
+    Importing torchvision takes as long as importing torch itself, and all images but few need no more of it.
+    """
+    from PIL import Image
+
+    if _size(image) == size:
+        return image
+    if interpolation == "bicubic" and isinstance(image, Tensor):
         levels = eight_bit_levels(image)
-        image = image if levels is None else F.to_pil_image(levels)
-    resized = F.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
-    overshoots = interpolation == "bicubic" and isinstance(image, Tensor)
-    return resized.clamp(image.min(), image.max()) if overshoots else resized
+        image = image if levels is None else Image.fromarray(levels.cpu().permute(1, 2, 0).numpy())
+    if not isinstance(image, Tensor):
+        return image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()])
+    resized = F.interpolate(image[None], list(size), mode=interpolation, align_corners=False, antialias=True)[0]
+    return resized.clamp(image.min(), image.max()) if interpolation == "bicubic" else resized
 
 
 def eight_bit_levels(pixels: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"] | None:
@@ -186,8 +191,6 @@ def eight_bit_levels(pixels: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "
 
 
 def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str, interpolation: str) -> Float[Tensor, "3 height width"]:
-    from torchvision.transforms.v2 import functional as F
-
     own = _size(image)
     if fit == "stretch":
         return _to_tensor(_resize(image, size, interpolation))
@@ -198,7 +201,11 @@ def _fit(image: Image.Image | Tensor, size: tuple[int, int], fit: str, interpola
                 f"{own[1]} x {own[0]} pixels are too oblong to crop: covering {size[1]} x {size[0]} takes an image of "
                 f"{covering[1]} x {covering[0]}; pad, stretch or cut it"
             )
-        return _to_tensor(F.center_crop(_resize(image, covering, interpolation), list(size)))
+        top, left = round((covering[0] - size[0]) / 2), round((covering[1] - size[1]) / 2)
+        whole = _resize(image, covering, interpolation)
+        if isinstance(whole, Tensor):
+            return whole[:, top : top + size[0], left : left + size[1]].contiguous()
+        return _to_tensor(whole.crop((left, top, left + size[1], top + size[0])))
     inner = _inner_size(own, size)
     top, left = _centred(inner, size)
     # Mid-grey lies between two levels of 8 bits, so the bars are added to the tensor.
