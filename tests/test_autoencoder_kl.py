@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL as Reference
+from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
 
 import zoo
@@ -98,6 +100,87 @@ def test_images_of_any_size_keep_it(tokenizer: AutoencoderKL) -> None:
         assert tokenizer.encode(image).equal(latents[index])
 
 
+def small(cls: type[Any], **settings: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = cls(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=3,
+            **settings,
+        )
+        if cls is AutoencoderKLFlux2:
+            model.bn.running_mean.normal_()
+            model.bn.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_without_convolutions_between_the_halves(tmp_path: Path) -> None:
+    model = small(Reference, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609)
+    model.save_pretrained(tmp_path)
+    tokenizer = zoo.load(f"local-dir:{tmp_path}")
+    assert not tokenizer.config.quant_convs
+    image = picture(16, 24)
+    mean = model.encode(image[None]).latent_dist.mean
+    latents = tokenizer.encode(image)
+    assert (latents.values[0] - (mean[0] - 0.0609) * 1.5305).abs().max() < 1e-4
+    assert (tokenizer.decode(latents)[0] - model.decode(mean).sample[0]).abs().max() < 1e-4
+    changed = {key: tensor + 1 if key == "encoder.conv_out.bias" else tensor for key, tensor in model.state_dict().items()}
+    other = zoo.load_upstream("autoencoder_kl", tmp_path / "config.json", changed)
+    assert (
+        other.fingerprint
+        != tokenizer.fingerprint
+        == zoo.load(f"local-dir:{tokenizer.save_pretrained(tmp_path / 'saved')}").fingerprint
+    )
+
+
+@torch.no_grad()
+def test_normalised_patches_of_flux2(tmp_path: Path) -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+
+    model = small(AutoencoderKLFlux2)
+    model.save_pretrained(tmp_path)
+    tokenizer = zoo.load(f"local-dir:{tmp_path}")
+    assert tokenizer.spec.dim == 12
+    for height, width in ((16, 24), (17, 9)):
+        image = picture(height, width)
+        whole = torch.nn.functional.pad(image[None], (0, -width % 8, 0, -height % 8), mode="replicate")
+        mean = model.encode(whole).latent_dist.mean
+        expected = Flux2Pipeline._patchify_latents(mean) - model.bn.running_mean[:, None, None]
+        expected /= (model.bn.running_var + model.config.batch_norm_eps).sqrt()[:, None, None]
+        latents = tokenizer.encode(image)
+        assert (latents.values[0] - expected[0]).abs().max() < 1e-4
+        [decoded] = tokenizer.decode(latents)
+        assert (decoded - model.decode(mean).sample[0, :, :height, :width]).abs().max() < 1e-4
+    saved = zoo.load(f"local-dir:{tokenizer.save_pretrained(tmp_path / 'saved')}")
+    assert saved.encode(image).equal(latents)
+    state = {key: tensor for key, tensor in model.state_dict().items() if key != "bn.running_var"}
+    with pytest.raises(zoo.KeysError, match=r"missing: patch_norm\.variance"):
+        zoo.load_upstream("autoencoder_kl", tmp_path / "config.json", state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("sd-vae-ft-mse", 83653863),
+        ("sdxl-vae", 83653863),
+        ("sd3-vae", 83819683),
+        ("flux1-vae", 83819683),
+        ("flux2-vae", 84046115),
+    ],
+)
+def test_official_sizes(name: str, numbers: int) -> None:
+    config = registry.check_config(registry.get(name))
+    with torch.device("meta"):
+        outline = AutoencoderKL(config)
+    assert sum(tensor.numel() for tensor in outline.vae.parameters()) == numbers
+
+
 def test_spec_embedding_and_files(tokenizer: AutoencoderKL, tmp_path: Path) -> None:
     assert tokenizer.spec.continuous and tokenizer.spec.dim == 5
     latents = tokenizer.encode([picture(16, 24), picture(8, 8)])
@@ -133,7 +216,13 @@ def test_bad_latents_are_named(tokenizer: AutoencoderKL) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"act_fn": "relu"}, {"in_channels": 4}, {"use_quant_conv": False}, {"down_block_types": ["AttnDownEncoderBlock2D"] * 3}],
+    [
+        {"act_fn": "relu"},
+        {"in_channels": 4},
+        {"use_post_quant_conv": False},
+        {"decoder_block_out_channels": [8, 8, 32]},
+        {"down_block_types": ["AttnDownEncoderBlock2D"] * 3},
+    ],
 )
 def test_other_autoencoders_are_refused(folder: Path, change: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text()) | change
@@ -141,7 +230,7 @@ def test_other_autoencoders_are_refused(folder: Path, change: dict[str, object])
         zoo.load_upstream("autoencoder_kl", config, folder / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("name", zoo.list(family="autoencoder_kl"))
+@pytest.mark.parametrize("name", zoo.list("flextok-*", family="autoencoder_kl"))
 def test_manifest_maps_both_ways(name: str) -> None:
     entry = registry.get(name)
     manifests = [json.loads(path.read_text()) for path in MANIFESTS.glob("flextok-vae_*.json")]

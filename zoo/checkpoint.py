@@ -21,6 +21,11 @@ def every_tensor(key: str) -> bool:
     return True
 
 
+def no_companions(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """All settings stand in one file."""
+    return ()
+
+
 def no_configuration(raw: Mapping[str, Any]) -> None:
     """No upstream configuration is known: the sizes follow from the tensors."""
 
@@ -37,6 +42,8 @@ class Checkpoint:
             Raises `WeightsError` where it cannot be used.
         wanted: whether an upstream tensor is needed; all others are dropped deliberately.
         metadata: upstream's own configuration where the metadata of a safetensors file holds it; ``None`` if it does not.
+        companions: names of the files beside upstream's configuration that it cannot do without, ``preprocessor_config.json``
+            say. `config` finds the content of each under its name.
     """
 
     recognises: Callable[[Collection[str]], bool]
@@ -44,6 +51,7 @@ class Checkpoint:
     config: Callable[[Mapping[str, Any]], Any] = no_configuration
     wanted: Callable[[str], bool] = every_tensor
     metadata: Callable[[Mapping[str, str]], Mapping[str, Any] | None] = no_configuration
+    companions: Callable[[Mapping[str, Any]], Collection[str]] = no_companions
 
 
 def as_ours(cls: type[Any], state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:

@@ -70,6 +70,8 @@ def recognises(keys: Collection[str]) -> bool:
     found = set(keys)
     bits = {"decoder.adaptive.0.gamma.weight", "encoder.conv_out.weight"} <= found
     codebook = {"quantize.embedding.weight", "quant_conv.weight", "encoder.mid.attn_1.q.weight"} <= found
+    # Levels of these decoders are counted from the finest, which has nothing to upsample to.
+    codebook &= "decoder.up.0.upsample.conv.weight" not in found
     return bits or codebook or "model.vision_tokenizer.quantize.embedding.weight" in found
 
 

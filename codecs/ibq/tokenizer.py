@@ -17,14 +17,12 @@ from zoo.codecs.ibq.config import IBQConfig
 from zoo.codecs.ibq.network import BitDecoder, BitEncoder, Decoder, Encoder
 from zoo.codecs.ibq.preparing import EMU_AREA, PRESETS, UNIT, eight_bits, exact_pixels, margins, padded
 from zoo.codecs.ibq.quantizer import Bits, Codebook
-from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, naming_item
+from zoo.errors import ArgumentError, InputError, WeightsError, naming_item
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, precision_named, runs_of_equals
-from zoo.tokenizer.image import Image, Images, ImageTokenizer
+from zoo.tokenizer.image import Grid, Image, Images, ImageTokenizer, grids_of
 from zoo.tokens import Meta, Tokens
-
-Grid = tuple[int, int]
 
 
 class IBQ(ImageTokenizer[IBQConfig, Tokens]):
@@ -239,23 +237,7 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
         Raises:
             ItemError: the number of ids is not that of the grid, or nothing tells the grid; names the item.
         """
-        found = []
-        for index, length in enumerate(tokens.lengths.tolist()):
-            with naming_item(index):
-                found.append(grid or self._grid_of(tokens.meta[index] if tokens.meta else {}, length))
-                if min(found[-1]) < 1 or math.prod(found[-1]) != length:
-                    raise InputError(f"{length} ids are no grid of {found[-1][0]} x {found[-1][1]}")
-                if length < self._fewest_cells:
-                    raise ItemError(f"a grid has {self._fewest_cells} ids at least, not {length}", index)
-        return found
-
-    def _grid_of(self, meta: Meta, length: int) -> Grid:
-        if "rows" in meta:
-            return meta["rows"], length // max(1, meta["rows"])
-        side = math.isqrt(length)
-        if side * side != length:
-            raise InputError(f"{length} ids are no square: pass grid=(rows, columns)")
-        return side, side
+        return grids_of(tokens, grid, self._fewest_cells)
 
     def as_uint8(self, image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
         """Levels of 8 bits as the originals make them: clamped and rounded down, where `zoo.media.write_image` rounds."""

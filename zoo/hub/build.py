@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,6 +123,23 @@ def json_config(path: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise CorruptWeightsError(f"{path} is not valid JSON: {error}") from error
     return raw if isinstance(raw, Mapping) else {}
+
+
+def with_companions(
+    cls: type[AnyTokenizer], raw: Mapping[str, Any], beside: Callable[[str], Path], what: Path | str
+) -> Mapping[str, Any]:
+    """Upstream's configuration and, under their names, the files that the family reads beside it.
+
+    Args:
+        beside: path of a file that lies where the configuration does.
+        what: the configuration, for messages.
+
+    Raises:
+        WeightsError, HubError: one of the files cannot be had.
+    """
+    with blaming(what):
+        needed = [file for file in cls.checkpoint.companions(raw) if file not in raw]
+    return {**raw, **{file: json_config(beside(file)) for file in needed}}
 
 
 def outline(

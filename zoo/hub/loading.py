@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -22,7 +22,17 @@ from zoo.errors import (
     WeightsError,
     listing,
 )
-from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state, json_config, log, read_config
+from zoo.hub.build import (
+    AnyTokenizer,
+    Request,
+    blaming,
+    build,
+    converted_state,
+    json_config,
+    log,
+    read_config,
+    with_companions,
+)
 from zoo.hub.converted import find_converted
 from zoo.hub.own import embedded_path, from_saved, from_saved_file
 from zoo.hub.pieces import (
@@ -179,8 +189,15 @@ def fetch_entry(entry: Entry, request: Request) -> tuple[Path, Mapping[str, Any]
     assert path is not None
     if weights.config is None or weights.repo is None or MAIN in request.sources.places:
         return path, None
+    repo, config = weights.repo, PurePosixPath(weights.config)
     revision = request.sources.revision or weights.revision
-    return path, read_config(request.sources.download(weights.repo, weights.config, revision, ask=f"zoo pull {entry.name}"))
+
+    def beside(file: str) -> Path:
+        return request.sources.download(repo, str(config.with_name(file)), revision, ask=f"zoo pull {entry.name}")
+
+    raw = read_config(beside(config.name))
+    assert raw is not None
+    return path, with_companions(registry.family_class(entry.family), raw, beside, f"{repo}/{config}")
 
 
 def _from_address(name: str, request: Request) -> AnyTokenizer:
@@ -204,7 +221,9 @@ def _from_repo(repo: str, revision: str, request: Request) -> AnyTokenizer:
     file = DIFFUSERS_WEIGHTS_FILE if "_diffusers_version" in config else WEIGHTS_FILE
     path = request.sources.download(repo, file, revision)
     verify(path, None, None)
-    return from_saved(config, path, request) if "zoo" in config else _from_foreign(path, name, config, request)
+    if "zoo" in config:
+        return from_saved(config, path, request)
+    return _from_foreign(path, name, config, request, lambda file: request.sources.download(repo, file, revision))
 
 
 def _from_file(path: Path, request: Request) -> AnyTokenizer:
@@ -215,7 +234,9 @@ def _from_file(path: Path, request: Request) -> AnyTokenizer:
         raise WeightsError(f"{path} is neither a folder nor a .safetensors file; load_upstream opens other kinds")
     with opening_safetensors(path) as file:
         own = "zoo" in (file.metadata() or {})
-    return from_saved_file(path, request, None) if own else _from_foreign(path, f"local-dir:{path}", {}, request)
+    if own:
+        return from_saved_file(path, request, None)
+    return _from_foreign(path, f"local-dir:{path}", {}, request, path.with_name)
 
 
 def _from_folder(folder: Path, request: Request) -> AnyTokenizer:
@@ -227,18 +248,24 @@ def _from_folder(folder: Path, request: Request) -> AnyTokenizer:
     found = json_config(config) if config.exists() else {}
     if "zoo" in found:
         return from_saved(found, weights, request)
-    return _from_foreign(weights, f"local-dir:{folder}", found, request)
+    return _from_foreign(weights, f"local-dir:{folder}", found, request, folder.joinpath)
 
 
-def _from_foreign(path: Path, name: str, config: Mapping[str, Any], request: Request) -> AnyTokenizer:
-    """A checkpoint in some upstream's layout, recognised by its keys, with the ``config.json`` beside it or an empty one."""
+def _from_foreign(
+    path: Path, name: str, config: Mapping[str, Any], request: Request, beside: Callable[[str], Path]
+) -> AnyTokenizer:
+    """A checkpoint in some upstream's layout, recognised by its keys, with the ``config.json`` beside it or an empty one.
+
+    ``beside`` gives the path of a file that lies where the configuration does.
+    """
     if request.parts is not None:
         raise InputError(f"parts= chooses from a catalogue entry or from a tokenizer that was saved; {name} is neither")
     keys = set(safetensors_keys(path))
     for family in dict.fromkeys(entry.family for entry in registry.entries().values()):
         cls = registry.family_class(family)
         if cls.checkpoint.recognises(keys):
-            return from_upstream_file(cls, config or None, path, name, request)
+            upstream = with_companions(cls, config, beside, name) if config else None
+            return from_upstream_file(cls, upstream, path, name, request)
     raise WeightsError(f"{name}: no family recognises this checkpoint; load_upstream takes one whose family you know")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.download import download
-from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state, log, read_config
+from zoo.hub.build import AnyTokenizer, Request, blaming, build, converted_state, log, read_config, with_companions
 from zoo.hub.pieces import (
     Sources,
 )
@@ -31,6 +31,7 @@ def load_upstream(
     Args:
         family: name of the codec family; that of a plug-in has to be registered before.
         config: upstream's own configuration, as a mapping or the path of a yaml or json file; ``None`` to go by the weights.
+            Further files that a family reads beside it belong into a mapping under their names.
         weights: a ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth``, ``.bin`` or ``.onnx`` file or the state dict itself, in
             upstream's keys.
 
@@ -41,6 +42,9 @@ def load_upstream(
     with exact_float32(torch.device("cpu")):
         cls = registry.family_class(family)
         raw = read_config(config)
+        if raw is not None and not isinstance(config, Mapping):
+            path = Path(config)  # type: ignore[arg-type]  # or there would be nothing to read
+            raw = with_companions(cls, raw, path.with_name, path)
         name = f"{family}-upstream"
         request = Request(Sources(download))
         if not isinstance(weights, Mapping):
@@ -67,12 +71,22 @@ def from_upstream_file(
     with blaming(path):
         config = None if raw is None else cls.checkpoint.config(raw)
     if config is not None and expected is not None and config != expected:
-        found, known = asdict(config), asdict(expected)
-        differing = [f"{key} is {found[key]}, not {known[key]}" for key in found if found[key] != known[key]]
-        log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, "; ".join(differing))
+        differing = _difference(asdict(config), asdict(expected), "; ")
+        log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, differing)
     with blaming(path):
         found, state = converted_state(cls, read_state(path, cls.checkpoint.wanted), config or expected)
     return build(cls, found, state, name=name, request=request, path=path)
+
+
+def _difference(found: Mapping[str, Any], known: Mapping[str, Any], between: str) -> str:
+    """Fields of two configurations that differ, with both values; of a field that is a mapping, those within it."""
+    parts = []
+    for key in [*found, *(key for key in known if key not in found)]:
+        own, other = found.get(key), known.get(key)
+        if own != other:
+            nested = isinstance(own, Mapping) and isinstance(other, Mapping)
+            parts.append(f"{key}: {_difference(own, other, ', ')}" if nested else f"{key} is {own}, not {other}")
+    return between.join(parts)
 
 
 def read_prefixed(cls: type[AnyTokenizer], path: Path, prefix: str) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ library rename what older releases wrote and is strict where the library warns. 
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -48,6 +50,47 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the configuration holds more than plain values: {error}") from error
     return plain
+
+
+def full_settings(network: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a library's network, those that are not given at the library's default, as plain values of JSON.
+
+    Equal settings build equal networks, and go on to when the library's defaults change.
+
+    Args:
+        network: class of transformers' configurations (a subclass of ``PreTrainedConfig``) or of diffusers' models.
+        settings: by name; in what `plain_config` gives there may be others, which `known_settings` leaves out.
+
+    Raises:
+        WeightsError: there is no setting of a name, or a value is impossible.
+    """
+    names = _setting_names(network)
+    if unknown := sorted(settings.keys() - names.keys()):
+        raise WeightsError(f"{network.__name__} has no settings {listing(unknown)}")
+    if not hasattr(network, "model_type"):
+        return plain_config(names | dict(settings))
+    try:
+        config = network(**settings)
+    except Exception as error:
+        raise WeightsError(f"{network.__name__} cannot be used: {repr(error)[:300]}") from error
+    return plain_config({name: getattr(config, name) for name in names})
+
+
+def known_settings(network: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a library's configuration file that its class takes, without what belongs to programs around it."""
+    names = _setting_names(network)
+    return {name: value for name, value in plain_config(settings).items() if name in names}
+
+
+def _setting_names(network: type[Any]) -> dict[str, Any]:
+    """Names of the settings of a class, with its defaults where it is one of diffusers."""
+    if hasattr(network, "model_type"):
+        from transformers import PreTrainedConfig
+
+        common = {field.name for field in fields(PreTrainedConfig)}
+        return {field.name: None for field in fields(network) if field.name not in common | {"model_type"}}
+    parameters = list(inspect.signature(network.__init__).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def present_names(network: type[Any], config: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

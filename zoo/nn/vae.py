@@ -29,12 +29,14 @@ class VAESizes:
         layers_per_block: residual blocks per resolution.
         groups: of the group norms.
         latent_channels: channels of a latent.
+        quant_convs: whether 1x1 convolutions stand behind the encoder and before the decoder.
     """
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     groups: int = 32
     latent_channels: int = 16
+    quant_convs: bool = True
 
     @property
     def factor(self) -> int:
@@ -64,28 +66,32 @@ class VAEEncoder(Float32Module):
 class VAEDecoder(nn.Module):
     """Latents to images, in the precision of its weights."""
 
-    def __init__(self, network: nn.Module, post_quant_conv: nn.Conv2d) -> None:
+    def __init__(self, network: Decoder, post_quant_conv: nn.Module) -> None:
         super().__init__()
         self.post_quant_conv = post_quant_conv
         self.network = network
 
     def forward(self, latents: Float[Tensor, "batch latent rows columns"]) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
-        latents = latents.to(compute_dtype(self.post_quant_conv), memory_format=torch.channels_last)
+        latents = latents.to(compute_dtype(self.network.conv_in), memory_format=torch.channels_last)
         images: Tensor = self.network(self.post_quant_conv(latents))
         return images.float().contiguous()
 
 
 class VAE(nn.Module):
-    """Encoder and decoder. Its state dict has ``encoder.network``, ``encoder.quant_conv`` and the same for the decoder."""
+    """Encoder and decoder. Its state dict has ``encoder.network``, ``encoder.quant_conv`` and the same for the decoder.
+
+    Stable Diffusion 3 and FLUX.1 have no such convolutions, and no entries for them.
+    """
 
     def __init__(self, sizes: VAESizes) -> None:
         super().__init__()
         widths, latent = sizes.widths, sizes.latent_channels
         encoder = exact_group_norms(Encoder(2 * latent, widths, sizes.layers_per_block, sizes.groups))
         decoder = Decoder(latent, 3, widths, sizes.layers_per_block, sizes.groups)
-        self.encoder = VAEEncoder(encoder, nn.Conv2d(2 * latent, 2 * latent, 1))
-        self.decoder = VAEDecoder(decoder, nn.Conv2d(latent, latent, 1))
+        convs = sizes.quant_convs
+        self.encoder = VAEEncoder(encoder, nn.Conv2d(2 * latent, 2 * latent, 1) if convs else nn.Identity())
+        self.decoder = VAEDecoder(decoder, nn.Conv2d(latent, latent, 1) if convs else nn.Identity())
 
 
 def is_sampled(posterior: str) -> bool:
@@ -128,7 +134,7 @@ def our_key(key: str) -> str | None:
 
 def our_tensor(key: str, tensor: Tensor) -> Tensor:
     """A tensor under `our_key`'s name: projections stored as 1x1 convolutions become matrices."""
-    return tensor[:, :, 0, 0] if ".attentions." in key and tensor.ndim == 4 else tensor
+    return tensor[:, :, 0, 0] if ".attentions." in key and ".to_" in key and tensor.ndim == 4 else tensor
 
 
 def infer_sizes(state: Mapping[str, Tensor], groups: int, prefix: str = "") -> VAESizes:
@@ -147,4 +153,5 @@ def infer_sizes(state: Mapping[str, Tensor], groups: int, prefix: str = "") -> V
     output = state.get(f"{prefix}encoder.network.conv_out.weight")
     if output is None or not widths:
         raise KeysError("the encoder of the image autoencoder is missing")
-    return VAESizes(tuple(widths[level] for level in sorted(widths)), layers, groups, output.shape[0] // 2)
+    convs = f"{prefix}encoder.quant_conv.weight" in state
+    return VAESizes(tuple(widths[level] for level in sorted(widths)), layers, groups, output.shape[0] // 2, convs)

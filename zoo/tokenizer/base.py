@@ -270,11 +270,15 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         """Compile the hot modules, which each family lists. The first calls are slow."""
         raise ArgumentError(f"{self.family} has nothing to compile")
 
+    def identity_keys(self) -> tuple[str, ...]:
+        """The ``identity`` of this model, where not all of a family have the same tensors."""
+        return self.identity
+
     def compute_fingerprint(self) -> str:
         """Identity of the weights: a hash over the ``identity`` tensors, equal on every machine and for every dtype stored."""
         state = self.state_dict()
         digest = hashlib.sha256(self.family.encode())
-        for key in self.identity:
+        for key in self.identity_keys():
             digest.update(key.encode() + str(tuple(state[key].shape)).encode())
             digest.update(state[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as functional
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo import media
-from zoo.errors import ArgumentError, InputError, naming_item
+from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
-from zoo.tokens import Tokens
+from zoo.tokens import Meta, Tokens
 
 Image = Float[Tensor, "3 _height _width"]
 Images = Float[Tensor, "batch 3 height width"]
+#: Rows and columns of ids.
+Grid = tuple[int, int]
 #: What takes a batch of images and gives the ids, or the latents, of each.
 Encoder = Callable[[Images], Sequence[Tensor]]
 
@@ -209,3 +213,54 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         if size is None or not encoded.meta:
             return list(images)
         return [media.restore_image(image, meta, max_pixels) for image, meta in zip(images, encoded.meta, strict=True)]
+
+
+# ---- families whose images are grids of cells
+
+
+def whole_cells(images: Images, factor: int) -> Float[Tensor, "batch 3 padded_height padded_width"]:
+    """Images whose right and lower edges are continued up to multiples of ``factor`` pixels."""
+    height, width = images.shape[2:]
+    return functional.pad(images, (0, -width % factor, 0, -height % factor), mode="replicate")
+
+
+def without_margins(images: Sequence[Image], encoded: Tokens | Latents, size: str | None) -> list[Image]:
+    """Decoded images without the margins that `whole_cells` gave them, where ``size`` asks for that and the size is known."""
+    if size is None or not encoded.meta:
+        return list(images)
+    return [
+        image[:, : meta.get("height", image.shape[1]), : meta.get("width", image.shape[2])]
+        for image, meta in zip(images, encoded.meta, strict=True)
+    ]
+
+
+def grids_of(tokens: Tokens, grid: Grid | None = None, fewest: int = 1) -> list[Grid]:
+    """Rows and columns of ids of each item: what ``meta`` remembers as ``rows``, and of bare ids a square.
+
+    Args:
+        tokens: of one id per cell, row by row.
+        grid: of all items, whatever they remember.
+        fewest: cells of the smallest grid.
+
+    Raises:
+        ItemError: the number of ids is not that of the grid, is too small, or nothing tells the grid; names the item.
+    """
+    found = []
+    for index, length in enumerate(tokens.lengths.tolist()):
+        with naming_item(index):
+            rows, columns = grid or _grid_of(tokens.meta[index] if tokens.meta else {}, length)
+            if min(rows, columns) < 1 or rows * columns != length:
+                raise InputError(f"{length} ids are no grid of {rows} x {columns}")
+            if length < fewest:
+                raise ItemError(f"a grid has {fewest} ids at least, not {length}", index)
+            found.append((rows, columns))
+    return found
+
+
+def _grid_of(meta: Meta, length: int) -> Grid:
+    if "rows" in meta:
+        return meta["rows"], length // max(1, meta["rows"])
+    side = math.isqrt(length)
+    if side * side != length:
+        raise InputError(f"{length} ids are no square: pass grid=(rows, columns)")
+    return side, side

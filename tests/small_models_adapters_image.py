@@ -1,0 +1,90 @@
+"""Random image models of transformers and diffusers, small enough for every test, and our tokenizers around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+from transformers import Emu3VQVAE, Emu3VQVAEConfig, JanusVQVAE
+from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+import zoo
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PLAIN = dict(
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(32, 64, 64),
+    layers_per_block=1,
+    latent_channels=4,
+)
+MOVQ = PLAIN | dict(
+    down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    norm_type="spatial",
+)
+
+
+def refilled(model: Any, spread: float = 0.5, seed: int = 0) -> Any:
+    """A model with weights of unit gain, so that activations neither vanish nor grow, and codes of the given spread."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "quantize.embedding" in name:
+                parameter.copy_(spread * noise)
+            elif parameter.ndim > 1:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_(0.1 * noise + name.endswith("weight"))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    return model.eval().requires_grad_(False)
+
+
+def emu3() -> Emu3VQVAE:
+    sizes = dict(base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1, attn_resolutions=[2], hidden_size=64)
+    return refilled(Emu3VQVAE(Emu3VQVAEConfig(**sizes, codebook_size=300)), spread=0.15)
+
+
+def janus() -> JanusVQVAE:
+    sizes = dict(base_channels=32, channel_multiplier=[1, 2, 2], num_res_blocks=1, latent_channels=16, num_patches=8)
+    return refilled(JanusVQVAE(JanusVQVAEConfig(**sizes, num_embeddings=300)))
+
+
+def amused() -> VQModel:
+    return refilled(VQModel(**PLAIN, num_vq_embeddings=300, mid_block_add_attention=False, lookup_from_codebook=True))
+
+
+def movq() -> VQModel:
+    return refilled(VQModel(**MOVQ, num_vq_embeddings=300, vq_embed_dim=4))
+
+
+VQ: dict[str, Callable[[], Any]] = {"emu3": emu3, "janus": janus, "amused": amused, "movq": movq}
+
+
+def save(model: nn.Module, folder: Path) -> Path:
+    """Write a model as its library does, with an image processor where there is one to be."""
+    model.save_pretrained(folder)
+    if isinstance(model, Emu3VQVAE | JanusVQVAE):
+        Emu3ImageProcessor(**HALF).save_pretrained(folder)
+    return folder
+
+
+def small_vq(kind: str) -> zoo.Tokenizer:
+    """Our tokenizer around one of the models."""
+    model = VQ[kind]()
+    config = dict(model.config) if isinstance(model, VQModel) else model.config.to_dict() | {"preprocessor_config.json": HALF}
+    if isinstance(model, VQModel):
+        config["_class_name"] = "VQModel"
+    return zoo.load_upstream("vq_images", config, model.state_dict())
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
