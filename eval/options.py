@@ -1,4 +1,4 @@
-"""Command-line options that studies share, and the values that their texts stand for. Does not import torch."""
+"""Command-line options that studies share, and the values behind their texts. Does not import torch."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ PAGES = [
 
 PHRASES = re.compile(r"\b(so many|as far as|of which|those only)\b", re.IGNORECASE)
 # A public docstring leads with the noun or the verb. "Whether" stands in front of a yes or no.
+# Relative pronouns: a sentence has one relative clause.
+RELATIVE = re.compile(r"\b(which|who|whom|whose)\b", re.IGNORECASE)
 OPENINGS = re.compile(r"(what|how|where|which|when|those|that|as)\b", re.IGNORECASE)
 
 
@@ -44,6 +46,13 @@ def helps(tree: ast.Module) -> Iterator[str]:
             yield str(node.value.value)
 
 
+def nested(text: str) -> list[str]:
+    """Sentences with more than one relative pronoun; code and examples are not counted."""
+    prose = re.sub(r"``.*?``|`.*?`", "X", text.split(">>>")[0], flags=re.DOTALL)
+    sentences = [" ".join(sentence.split()) for sentence in re.split(r"(?<=[.;:!?])\s+|\n\n", prose)]
+    return [sentence for sentence in sentences if len(RELATIVE.findall(sentence)) > 1]
+
+
 def refused(text: str) -> list[str]:
     flat = " ".join(text.split())
     return [flat[max(0, found.start() - 60) : found.end() + 30] for found in PHRASES.finditer(flat)]
@@ -59,6 +68,7 @@ def test_docstrings(folder: str) -> None:
         name = path.relative_to(ROOT)
         wrong += [f"{name}: …{found}" for text in [*docstrings(tree), *helps(tree)] for found in refused(text)]
         wrong += [f"{name}: {text.splitlines()[0]}" for text in docstrings(tree, public=True) if OPENINGS.match(text)]
+        wrong += [f"{name}: {found}" for text in docstrings(tree, public=True) for found in nested(text)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -89,3 +99,5 @@ option = typer.Option(help="the first so many")
     assert [found for found in docstrings(tree) if refused(found)] == ["As far\nas that goes."]
     assert refused(*helps(tree)) == ["the first so many"]
     assert not OPENINGS.match("Assign") and not OPENINGS.match("Whether")
+    assert nested("A maker, whose parts\nare known. One which stays.") == []
+    assert nested("A maker, whose parts\nare known, which stays.") == ["A maker, whose parts are known, which stays."]

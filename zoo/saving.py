@@ -25,7 +25,7 @@ CONFIG_FILE = "config.json"
 
 
 class Saveable(nn.Module):
-    """A module that says who it is.
+    """A module that knows its identity.
 
     Attributes:
         config: a dataclass of plain values.

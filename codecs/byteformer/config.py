@@ -43,7 +43,7 @@ class ByteFormerConfig:
         sample_type: of WAV files, one of `SAMPLE_TYPES`.
         keep: share of the bytes that the privacy camera keeps (section 4.5 of the paper); 1 for all.
         noise: lowest and highest value that obfuscation adds to every byte; empty for none.
-        shuffle: order in which the bytes are read, one of `FIXED_SHUFFLES`, which decoding undoes, or of `RANDOM_SHUFFLES`;
+        shuffle: order in which the bytes are read, one of `FIXED_SHUFFLES`, undone by decoding, or of `RANDOM_SHUFFLES`;
             empty for the file's own.
         shuffle_stride: distance of the bytes that ``stride`` brings together.
         shuffle_window: bytes in a window of ``window_shuffle``.

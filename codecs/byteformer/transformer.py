@@ -1,7 +1,7 @@
 """Windowed attention and token merging over files of mixed lengths, packed one after the other without padding.
 
-Attention knows no order within its window: positions are in the tokens. A window is therefore a set of tokens, and the filler
-that completes the last window of a file, equal rows all of them, is one key whose weight is multiplied by their number.
+Attention knows no order within its window: positions are in the tokens. A window is therefore a set of tokens. The filler
+of a file's last window, equal rows all of them, is one key whose weight is multiplied by their number.
 """
 
 from __future__ import annotations

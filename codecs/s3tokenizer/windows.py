@@ -33,7 +33,7 @@ class Window:
 
 
 def windows(frames: int, config: S3TokenizerConfig) -> Iterator[Window]:
-    """The windows of a recording, whose ids that count are those of the recording, one for each step in time."""
+    """The windows of a recording; their ids that count are those of the recording, one for each step in time."""
     yield from _cut(range(0, max(frames - WINDOW + STEP, 1), STEP), frames, config)
 
 

@@ -37,12 +37,12 @@ class Window:
 
     @property
     def middle(self) -> slice:
-        """The frames that attention takes, within those that go in."""
+        """The frames that attention takes, counted from the first that goes in."""
         return slice(self.seen - self.first, self.seen_end - self.first)
 
     @property
     def kept(self) -> slice:
-        """The frames that are wanted, within those that attention takes."""
+        """The wanted frames, counted from the first that attention takes."""
         return slice(self.start - self.seen, self.stop - self.seen)
 
 

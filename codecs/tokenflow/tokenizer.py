@@ -136,7 +136,7 @@ class TokenFlow(ImageTokenizer[TokenFlowConfig, Tokens]):
         return self._map_tokens(self._decode_semantic, items, scales)
 
     def features(self, items: Any, *, scales: int | None = None) -> LatentTensor:
-        """The sum of all scales, which models that understand images are fed: ``.flatten(2).mT`` is their sequence.
+        """The sum of all scales, as models that understand images are fed it: ``.flatten(2).mT`` is their sequence.
 
         The first `TokenFlowConfig.semantic_code_dim` channels are the semantic ones.
 

@@ -1,4 +1,4 @@
-"""Configuration and tensors of the reference design, which stands where an official checkpoint would."""
+"""Configuration and tensors of the reference design, in the place of an official checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms: HiFi-GAN's, which its loss compares, and which serve small models as speech vectors."""
+"""Log-mel spectrograms: HiFi-GAN's, for its loss and as the speech vectors of small models."""
 
 from __future__ import annotations
 

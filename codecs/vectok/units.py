@@ -82,7 +82,7 @@ class BPE:
         Args:
             sequences: units of each recording.
             num_units: number of units, used or not.
-            vocab_size: ids wanted; there are fewer where no pair is left that occurs ``min_frequency`` times.
+            vocab_size: ids wanted; there are fewer once no pair is left with ``min_frequency`` times.
         """
         from tokenizers import Tokenizer, models, trainers
 

@@ -287,7 +287,7 @@ class Synthesis:
 
     @property
     def context(self) -> int:
-        """Frames on either side that the convolutions around the parts that see everything reach."""
+        """Frames that the convolutions around the global parts reach on either side."""
         return self.backbone.halo + self.backbone.HALO + 2
 
     def overlapped(

@@ -1,8 +1,7 @@
 """The baseline for images: a thumbnail coded in the same number of bits, and blown up again.
 
 A thumbnail is a grid of samples quantised evenly: RGB at a few bits per channel, or luma with chroma at half or a quarter of
-its resolution. Only the samples count: no header says which layout was chosen or how large the grid is, which favours the
-baseline.
+its resolution. Only the samples count. No header tells the layout or the size of the grid, in the baseline's favour.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Thumbnail:
 
 
 def thumbnail(image: Float[Tensor, "3 height width"], bits: int) -> Thumbnail:
-    """The thumbnail of at most that many bits that comes closest to an image in [0, 1] by PSNR.
+    """The thumbnail, within a number of bits, that is closest to an image in [0, 1] by PSNR.
 
     Of each layout the largest grid of the image's aspect is tried. Shrinking and blowing up are bicubic, shrinking antialiased.
     """

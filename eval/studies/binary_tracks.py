@@ -48,7 +48,7 @@ class Track(ABC):
 
     @abstractmethod
     def work(self, model: Any) -> Callable[[], Any]:
-        """The inference that is timed and whose operations are counted."""
+        """The inference to time and to count operations of."""
 
     @abstractmethod
     def running(self, model: Any) -> Sequence[nn.Module]:

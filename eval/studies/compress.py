@@ -2,8 +2,8 @@
 
     zoo study compress --out eval/results/compress-vlm-tiny.json --plot eval/results/compress-vlm-tiny.png
 
-The model is ``vlm-tiny``, the questions are about scenes that it has not seen (`zoo.weights.data.scenes`), each about one
-object of five to eight, so that a method which drops that object's tokens loses the answer.
+The model is ``vlm-tiny``, the questions are about unseen scenes (`zoo.weights.data.scenes`), each about one object of five to
+eight. A method that drops that object's tokens loses the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a tokenizer that draws pictures anew draws the kind of scene that it was shown.
+"""Whether a tokenizer that draws pictures anew draws the kind of scene shown to it.
 
     zoo study consistency seed-tiny --out eval/results/seed-tiny-consistency.json
 

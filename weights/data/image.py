@@ -335,8 +335,10 @@ def backdrop(canvas: Canvas) -> None:
 
 
 def scatter(canvas: Canvas, count: Number, smallest: Number, largest: Number, top: Number = -0.1, bottom: Number = 1.1) -> None:
-    """Dead leaves: shapes whose radii fall like r⁻³, the density at which every scale covers as much, largest first
-    more often than not, within a band of the picture (shares of its height)."""
+    """Dead leaves: shapes whose radii fall like r⁻³, largest first more often than not, within a band of the picture.
+
+    At that density every scale covers as much. The band is given in shares of the picture's height.
+    """
     rng = canvas.rng
     radii = smallest / np.sqrt(rng.uniform((smallest / largest) ** 2, 1, count))
     order = np.argsort(-radii * rng.lognormal(0, rng.uniform(0.1, 2), count))

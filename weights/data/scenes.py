@@ -77,7 +77,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Question:
-    """A question in words, its kind, the word that answers it, and the cells where the answer can be seen."""
+    """A question in words, its kind, the answer's word, and the cells that show the answer."""
 
     words: tuple[str, ...]
     kind: str

@@ -431,7 +431,7 @@ class Samples:
 
 
 def sample(solids: list[Solid], points: int, volume: int, near: int, generator: torch.Generator) -> tuple[Samples, list[int]]:
-    """Samples of those of the solids that have a surface to speak of, and which ones these are."""
+    """Samples of the solids that have a surface to speak of, and their indices."""
     made = Solids(solids)
     tried, found = _near_surface(made, points, generator)
     kept = [index for index, count in enumerate(found.sum(1).tolist()) if count > points // 4]

@@ -9,8 +9,8 @@ those of `image_data`; no photograph is used. It starts from the closed forms of
 1. Encoder, quantizer and flow, jointly on cached latents, by the flow's loss alone with nested dropout. Most of the noise
    levels are t = 1: there the velocity is the noise minus the mean of the latents, which a single step of sampling gives.
    Latents are nearly linear in pixels, so pictures are mirrored, lit and coloured differently as latents.
-2. The same at lower rates, where errors at t = 1 count by their logarithm: pictures of low contrast, whose errors are small,
-   get the weight that PSNR gives them.
+2. The same at lower rates, where errors at t = 1 count by their logarithm: pictures of low contrast and small errors get
+   the weight that PSNR gives them.
 3. The autoencoder's decoder, on what the flow makes of 1 to 64 tokens in one step, and on clean latents.
 """
 

@@ -4,8 +4,8 @@
 
 Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. The pictures are
 those of `image_data`; no photograph and no other network is used. There is no CLIP whose image embeddings could be the target,
-so they are made in closed form: the name of the scene, which the pictures' maker knows, and the layout of colours, which are
-the principal components of a thumbnail. Four stages:
+so they are made in closed form: the name of the scene, known to the pictures' maker, and the layout of colours, the
+principal components of a thumbnail. Four stages:
 
 1. Vision transformer, causal Q-Former and head learn the embedding without a codebook.
 2. With a codebook, from k-means over what the Q-Former gives; and the reconstruction of the Q-Former's output.

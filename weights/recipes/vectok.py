@@ -6,9 +6,10 @@ Seeded and resumable: run the same command again and it goes on from the last ch
 espeak-ng speech in many voices and languages (`audio_data`), or your own recordings as well with ``--data``.
 
 Speech vectors are log-mel frames, standardised by their statistics, in the place of WavLM's. Then follow, each from what the
-ones before have made: k-means on mini-batches, byte pairs, the inverse model, which learns to turn corrupted units and a prompt
-back into vectors (``inverse``), and the vocoder (``vocoder``), which starts from the spectral part of ``wavtokenizer-tiny``'s
-decoder and, in its last third, hears the inverse model's vectors as well as true ones, as kNN-VC's vocoder hears matched ones.
+ones before have made: k-means on mini-batches; byte pairs; the inverse model (``inverse``), which learns to turn corrupted
+units and a prompt back into vectors; and the vocoder (``vocoder``). It starts from the spectral
+part of the decoder of ``wavtokenizer-tiny``. In its last third it hears the inverse model's vectors as well as true ones, as
+kNN-VC's vocoder hears matched ones.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ It exists to measure what dropping visual tokens costs: `zoo.eval.studies.compre
 them. Seeded and resumable: run the same command again and it goes on from the last checkpoint beside ``--out``. Three stages,
 on the scenes of `vlm_data`:
 
-1. The vision tower. Patches of its last layer but one, which LLaVA reads, have to name the object that covers them and where
-   they are, and [CLS] of the last layer which objects there are, so that its attention goes to objects as that of CLIP does.
+1. The vision tower. Patches of its last layer but one, the layer of LLaVA, have to name their place and the object that covers
+   them. [CLS] of the last layer has to name all objects, so its attention goes to objects as that of CLIP does.
 2. Projector and language model on features of the frozen tower. Each scene comes with several questions that do not see each
    other, so that each is learned as it will be asked, alone.
 3. The same with gaps: most batches lack a random part of the visual tokens, ground rather than objects in various degrees, and
@@ -300,7 +300,7 @@ class GapStage(LanguageStage):
 
 
 def question_mask(real: Bool[Tensor, "batch questions block"], prefix: int) -> Bool[Tensor, "batch 1 length length"]:
-    """Who sees whom: everything the prefix in causal order, a question besides it only itself without its padding."""
+    """The mask of attention: everything the prefix in causal order, a question besides it only itself without its padding."""
     batch, questions, block = real.shape
     length = prefix + questions * block
     owner = torch.cat([torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(block)])

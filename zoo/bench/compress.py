@@ -106,7 +106,7 @@ class Result:
         formula_flops: of the language model's layers, by `zoo.compress.stats.prefill_flops`.
         method_flops: counted beyond the layers by the formula and what the full model does outside of them; below 0 where the
             tower has less to do.
-        overhead: seconds that the method takes beyond what its token counts take, over the seconds that those save.
+        overhead: seconds that the method takes beyond its token counts' own, over the seconds saved by them.
         drift: KL divergence in nats of the next-token distribution from the full model's, mean over the steps.
     """
 

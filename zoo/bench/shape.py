@@ -60,7 +60,7 @@ def ball(points: int, seed: int) -> tuple[Float[Tensor, "points 3"], Float[Tenso
 
 
 def ball_mesh(extract: Callable[..., Any], field: Any, resolution: int, *, dense: bool = False) -> Any:
-    """The mesh of a ball, for which a field is computed at every node that its extraction asks for.
+    """The mesh of a ball, extracted with a field computed at every node asked for.
 
     Fields of random weights have a surface everywhere, and would give the coarse grid no chance.
     """

@@ -1,4 +1,4 @@
-"""The ``zoo`` command. Modules that import torch are imported by the commands that need them, so that ``zoo list`` is quick."""
+"""The ``zoo`` command. Commands import the modules with torch themselves, and ``zoo list`` is quick."""
 
 from __future__ import annotations
 

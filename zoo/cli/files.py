@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def sources_of(tokenizer: Tokenizer[Any], arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The files that the arguments name (``-`` stays), and folders that could not be looked into with the reason.
+    """The files that the arguments name (``-`` stays), and unreadable folders with the reason.
 
     What folders hold besides is told on standard error.
     """

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the values that their texts stand for."""
+"""Options that several commands share, and the values behind their texts."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ def apply(model: Any, method: str, *, keep: float | None = None, positions: str 
 
 
 def remove(model: Any) -> None:
-    """Takes the method that `apply` put in out of the model, which is then as before, bit for bit.
+    """Takes the method of `apply` out of the model, which is then as before, bit for bit.
 
     Raises:
         InputError: there is none.

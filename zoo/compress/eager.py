@@ -15,7 +15,7 @@ FunctionT = TypeVar("FunctionT")
 
 
 def eagerly(function: FunctionT) -> FunctionT:
-    """A function that `torch.compile` calls, with all that it calls, instead of tracing it."""
+    """A function that `torch.compile` calls whole, instead of tracing it."""
     return torch.compiler.disable(function)
 
 

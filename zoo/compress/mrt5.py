@@ -1,4 +1,4 @@
-"""MrT5's delete gate: an encoder of bytes that learns which of them to drop (arXiv 2410.20771, ICLR 2025).
+"""MrT5's delete gate: an encoder of bytes that learns what to drop (arXiv 2410.20771, ICLR 2025).
 
     encoder = MrT5Encoder.from_upstream(config, state)
     ids, mask = byte_ids([b"a text", b"another"])

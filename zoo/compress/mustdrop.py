@@ -30,7 +30,7 @@ class MergedWindows(NamedTuple):
 
     Attributes:
         hidden: [CLS], the merged windows from the most uniform on, the untouched tokens in raster order.
-        valid: which of them are tokens and which padding.
+        valid: true for tokens, false for padding.
         size: how many tokens each one stands for, 0 for padding.
         anchor: grid index that each one but [CLS] stands at, -1 for padding; a merged window stands at its last token.
         num_merged: windows merged per item.

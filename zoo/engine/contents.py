@@ -50,7 +50,7 @@ class Contents:
         rows: of the listing.
         carried: columns that are carried over.
         budget: bytes that are read ahead; a single item may be larger.
-        patience: seconds that a file is waited for whose file system is away.
+        patience: seconds to wait for a file while its file system is away.
         accept_missing: items that vanished count as broken.
 
     Raises:

@@ -125,7 +125,7 @@ def tokenize(
         item_seconds: that reading and preparing one item may take.
         max_seconds: longer recordings fail.
         accept_missing: items that vanished since they were listed fail; otherwise their unit is not done, which is an error.
-        patience: seconds that a source is waited for whose file system is away.
+        patience: seconds to wait for a source while its file system is away.
         extend: list the sources again, and add what is new in units at the end.
         new: begin a data set; an error if there is one.
         cluster: address of a Ray cluster, ``"auto"`` for the one that is running; ``"local"`` starts one here.
@@ -419,7 +419,7 @@ class _Crew:
 
     @property
     def begun(self) -> int:
-        """Items that are being worked on, or were in units that are not done."""
+        """Items at work, or in units that are not done."""
         return sum(seat.begun for seat in self._seats)
 
     def run(self, work: Work, plan: Plan, store: Store, wanted: set[int], tally: _Tally, lock: Lock) -> None:

@@ -105,7 +105,7 @@ class Listing:
     Args:
         sources: folders, files, glob patterns, URLs.
         choice: what is taken.
-        leave_out: folder that is not looked into, that of the output.
+        leave_out: folder that is not looked into: the output's.
 
     Attributes:
         skipped: what was left out.

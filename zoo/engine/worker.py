@@ -49,8 +49,8 @@ def receive(stream: IO[bytes]) -> Any:
 def main() -> None:
     """Serve the process that started this one, and end with it.
 
-    Messages on standard input: the tokenizer and options first, then ``("unit", work, job)``, and where this process forks
-    ``("fork",)``, for which a socket comes through the one whose number is the second argument, and ``("wait", process)``.
+    Messages on standard input: the tokenizer and options first, then ``("unit", work, job)``. A process that forks also takes
+    ``("fork",)`` and ``("wait", process)``; the fork's socket comes through the one that the second argument numbers.
     """
     incoming, outgoing = _streams()
     hatch = socket.socket(fileno=int(sys.argv[2]))

@@ -70,7 +70,7 @@ def load(
 ) -> AnyTokenizer:
     """Load a tokenizer, ready to encode and decode.
 
-    Tensors are memory-mapped where their type is the wanted one, and converted piece by piece where it is not.
+    Tensors of the wanted type are memory-mapped, others converted piece by piece.
 
     Args:
         name: a name in the catalogue, ``hf-hub:org/repo[@revision]`` or ``local-dir:path``, where the path is

@@ -43,7 +43,7 @@ class PieceFiles:
 
 
 def parts_of(config: Any) -> tuple[str, ...]:
-    """Names of the parts that a model is made of, where it is made of parts."""
+    """Names of a model's parts, where it has some."""
     return getattr(config, "parts", ())
 
 
@@ -55,7 +55,7 @@ def wanted_pieces(entry: Entry, config: Any) -> dict[str, Piece]:
 
 
 def require_place(entry: Entry, name: str, piece: Piece, sources: Sources) -> None:
-    """Refuse to go on without a piece that only the user can bring, and pieces that the entry does not have.
+    """Refuse to go on without a piece that only the user can bring, or with pieces unknown to the entry.
 
     Raises:
         WeightsError: the piece must be supplied by the user; the message says how.

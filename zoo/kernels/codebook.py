@@ -1,8 +1,8 @@
 """Exact search of the nearest codeword without a queries x codes matrix in memory.
 
-"Nearest" means the smallest index among the codes at the smallest Euclidean distance, or, where that is the metric, with the
-largest dot product, evaluated exactly. A product in low precision screens the codes; a bound on its error, measured on the
-numbers that go into it, proves which codes cannot win, and where more than one remains they are compared in float64. The answer
+"Nearest" means the smallest index among the codes at the smallest Euclidean distance, or with the largest dot product if that
+is the metric, evaluated exactly. A product in low precision screens the codes; a bound on its error, measured on the
+numbers at hand, rules codes out. Where more than one remains they are compared in float64. The answer
 therefore does not depend on tiling, threads, device, batch or precision settings: those decide the time alone.
 
 With queries ``x`` and codes ``c``, both less the mean code, the screening score is ``x . c - |c|^2 / 2``: it grows as the

@@ -1,9 +1,9 @@
 """Codebook search on a GPU: fused kernels that never write a score to memory.
 
-`_screen` multiplies queries with codes in float16 parts and keeps the two best scores of each query; `_merge` brings the parts
-of the codebook together that were searched side by side, and lists the queries whose two best scores are closer than the error
-bound; `_pick` and `_compare_exactly` finish in float64, the first among the few codes that shared the best score's place, the
-second among all codes for the listed queries. No shape depends on values, so the search can be captured in a CUDA graph.
+`_screen` multiplies queries with codes in float16 parts and keeps the two best scores of each query. `_merge` joins what was
+searched side by side, and lists the queries whose two best scores are closer than the error bound. `_pick` and
+`_compare_exactly` finish in float64: the first among the few codes that shared the best score's place, the second among all
+codes for the listed queries. No shape depends on values, so the search can be captured in a CUDA graph.
 Terms are summed in the order of `zoo.kernels.codebook.exact_distance`, so the answer is that of a CPU bit for bit.
 """
 

@@ -268,7 +268,7 @@ def restore_audio(
     trim: bool = True,
     sample_rate: int | str | None = None,
 ) -> Float[Tensor, "channels _"]:
-    """Bring decoded audio to the length of the recording that was encoded, and to the rate that is asked for.
+    """Bring decoded audio to the length of the original recording and to the wanted rate.
 
     Args:
         waveform: at ``rate``.

@@ -4,8 +4,8 @@ One definition for all rates, torchaudio's with its defaults: output ``j`` is th
 ``input[n] * scale * sinc(t) * cos(pi * t / 12) ** 2``, where ``t = scale * (n - j * rate / new_rate)`` and
 ``scale = 0.99 * min(1, new_rate / rate)``.
 
-torchaudio holds that kernel for each output between two coinciding samples, which takes ``rate * new_rate`` numbers where the
-rates have no common divisor. Up to a few megabytes the same table is used here, the same to the last bit. Beyond, and where
+torchaudio holds that kernel for each output between two coinciding samples: ``rate * new_rate`` numbers for rates without a
+common divisor. Up to a few megabytes the same table is used here, the same to the last bit. Beyond, and where
 the new rate is a hundredth or less, the kernel is interpolated between a few positions, within 1e-7 of the definition.
 """
 

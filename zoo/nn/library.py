@@ -1,8 +1,8 @@
 """Networks that transformers and diffusers carry, as parts of our own models.
 
-A family that takes its network from a library builds the library's class in its ``__init__`` (`built`), from the library's own
-configuration, which its ``Config`` holds as a mapping (`plain_config`). Files go through `present_names`, which lets the
-library rename what older releases wrote and is strict where the library warns. `built` makes the module that they are put into.
+Such a family builds the library's class in its ``__init__`` (`built`), from the library's own configuration, a mapping in its
+``Config`` (`plain_config`). Files go through `present_names`: the library renames what older releases wrote, and its warnings
+are errors.
 """
 
 from __future__ import annotations

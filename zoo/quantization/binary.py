@@ -94,7 +94,7 @@ class _Trained(BinaryLayer):
 
     @classmethod
     def from_float(cls, layer: nn.Module, method: str, official: bool = False) -> _Trained:
-        """A binary layer that starts from the weights of one of full precision, with learned scales that suit them.
+        """A binary layer that starts from the weights of one of full precision, with suitable learned scales.
 
         Raises:
             InputError: the layer cannot be binarized: its weights are not finite or there are none, or BiBench's layer of this

@@ -1,4 +1,4 @@
-"""The finished layers of a quantization on disk, so that one that was interrupted goes on where it stopped."""
+"""The finished layers of a quantization on disk: an interrupted one goes on where it stopped."""
 
 from __future__ import annotations
 

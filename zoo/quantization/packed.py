@@ -191,7 +191,7 @@ def restore(model: ModuleT, described: Mapping[str, Mapping[str, Any]]) -> Modul
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a module where another one of that name is, and wherever else the model has that one."""
+    """Put a module in the place of another one, wherever the model has that one."""
     replaced = model.get_submodule(name)
     layer.train(replaced.training)
     for parent in list(model.modules()):

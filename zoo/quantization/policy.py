@@ -5,8 +5,8 @@ By default
 - linear layers and convolutions are quantized, embeddings, norms, LSTMs and biases are not;
 - nothing inside a `zoo.precision.Float32Module` or a tokenizer's `exact_parts` is, because ids flip when encoders and
   codebooks are rounded, nor is what identifies a checkpoint;
-- nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings, which needs the
-  weight as it is: packed, the model would grow;
+- nothing whose weight is tied to another part of the model, such as a language model's head to its embeddings: the other part
+  needs the weight as it is, and packed, the model would grow;
 - layers whose class has a ``forward`` of its own stay, unless the class says ``plain_product = True``: that the weight is
   used as PyTorch's layer uses it;
 - layers with fewer than 32 weights per output stay as they are: a depth-wise convolution's scales would cost as much as its

@@ -40,7 +40,7 @@ from zoo.quantization.rounding import fake_quantize
 
 @dataclass(frozen=True)
 class Unit:
-    """A module whose output counts, and the layers inside of it that are learned for that; a layer can be its own.
+    """A module whose output counts, and the layers inside of it to learn for that; a layer can be its own.
 
     Attributes:
         name: of the module.

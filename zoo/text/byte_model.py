@@ -1,8 +1,8 @@
 """The exact distribution of the next byte of a language model over tokens.
 
 Phan et al., "Exact byte-level probabilities from tokenized language models for FIM-tasks and model ensembles",
-arXiv 2410.09303. A *cover* of a text is a valid list of tokens whose bytes begin with the text and whose bytes without
-the last token do not reach its end. The probability of a text is the sum over its covers of the model's probabilities
+arXiv 2410.09303. A *cover* of a text is a valid list of tokens whose bytes begin with the text. Without the last
+token they do not reach its end. The probability of a text is the sum over its covers of the model's probabilities
 of their tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Pieces of a tokenizer as bytes: which bytes each id stands for, and which id may follow which.
+"""Pieces of a tokenizer as bytes: the bytes of each id, and the ids that may follow it.
 
 A list of ids is valid if encoding its own text gives the list back. A tokenizer only ever produces valid lists.
 """

@@ -1,4 +1,4 @@
-"""Tokenizers: the contract that all keep, and a base class for each kind of media that makes the trip for its families."""
+"""Tokenizers: the contract, and a base class for each kind of media that makes the trip for its families."""
 
 from zoo.errors import listing, naming_item
 from zoo.moved import names_of

@@ -209,7 +209,7 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
 
     @staticmethod
     def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
-        """Images in the size that their originals had, where that is asked for and known."""
+        """Images in the size of their originals, if it is wanted and known."""
         if size is None or not encoded.meta:
             return list(images)
         return [media.restore_image(image, meta, max_pixels) for image, meta in zip(images, encoded.meta, strict=True)]

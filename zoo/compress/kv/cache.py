@@ -19,7 +19,7 @@ class PolicyLayer(DynamicLayer):
     """A layer of a `DynamicCache` with what a policy remembers of it.
 
     Attributes:
-        evicted: tokens that are gone, which positions go on counting.
+        evicted: tokens that are gone; positions go on counting them.
         valid: which entries are no padding; ``None`` while nobody has asked.
         scores: attention received, for H2O.
         leaving: entries to keep and values to give them once the whole model has run, when nothing else reads the others.

@@ -80,7 +80,7 @@ def h2o_scores(
     Args:
         attention: what each of the entries received in this call, as `attention_mass` gives it.
         kv_heads: heads of the cache.
-        previous: scores of the entries that were there before, which come first.
+        previous: scores of the entries from before; they come first.
     """
     scores = attention.float().unflatten(1, (kv_heads, -1)).sum(2)
     if previous is not None:

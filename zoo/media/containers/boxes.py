@@ -1,4 +1,4 @@
-"""MP4 and Matroska: whether all that their boxes claim is there, which FFmpeg does not mind."""
+"""MP4 and Matroska: whether their boxes are there to the end. FFmpeg does not mind if not."""
 
 from __future__ import annotations
 

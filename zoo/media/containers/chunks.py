@@ -49,7 +49,7 @@ class MpegInside(Exception):
 
 
 def is_placeholder(length: int, bits: int = 32) -> bool:
-    """Whether a length is one that writers leave where they do not know it."""
+    """Whether a length is one of those that writers leave for an unknown one."""
     if length <= 0 or length >= _LARGEST_REAL:
         return True
     return bits == 32 and any(low <= length < high for low, high in _PLACEHOLDERS_32)

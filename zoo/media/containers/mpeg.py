@@ -1,8 +1,8 @@
 """MPEG audio (MP3 and layers I and II): a run of frames, most of the time with no word on how many.
 
 libsndfile takes the number of samples from a Xing or Info frame; where there is none, it estimates it from the file's size and
-the first frame, and stops there. So the frames are counted by their headers. A tag that is right is passed on, with the
-encoder's delay and padding that are cut by it; a wrong one is replaced; and where there is none, an empty ID3 tag behind the
+the first frame, and stops there. So the frames are counted by their headers. A right tag is passed on, and the
+encoder's delay and padding are cut by it; a wrong one is replaced; and where there is none, an empty ID3 tag behind the
 frames, as long as it takes, makes the estimate too large, so that the frames are read to their end.
 """
 

@@ -1,7 +1,7 @@
 """glTF 2.0 and its binary form: every accessor, primitive and transform that makes a surface or points.
 
-What is read is the default scene (or the first one, or every node that no other one holds where there are no scenes), as it
-stands before anything moves: skins, morph targets and animations are passed over. A mesh that has a skin lies where its
+The default scene is read (or the first one, or without scenes every node that no other one holds), as it stands before
+anything moves: skins, morph targets and animations are passed over. A mesh with a skin lies where its
 vertices say, for its node's transform has no effect. Lines have no surface and are passed over too.
 """
 

@@ -17,9 +17,9 @@ _NEIGHBOURS = 16
 def estimate_normals(points: Vectors) -> Vectors:
     """Estimate outward normals for a point cloud; orientation is a best guess.
 
-    A normal is the direction in which the 16 nearest neighbours spread least. From the point farthest from the centroid, whose
-    normal looks away from it, orientation is passed on along the tree of neighbours whose normals differ least (Hoppe et al.
-    1992).
+    A normal is the direction in which the 16 nearest neighbours spread least. The normal at the point
+    farthest from the centroid looks away from it. From there orientation is passed on along the tree of neighbours whose
+    normals differ least (Hoppe et al. 1992).
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
