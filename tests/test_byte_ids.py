@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,14 @@ SCRIPTS = st.text(
 )
 
 
-@pytest.fixture(scope="module")
-def tok() -> ByteIds:
+@cache
+def loaded() -> ByteIds:
     return zoo.load("byte-ids")
+
+
+@pytest.fixture
+def tok() -> ByteIds:
+    return loaded()
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.parent.name)
@@ -46,17 +52,17 @@ def test_golden(path: Path, tok: ByteIds) -> None:
             assert tok.decode([sequence["ids"]], compat="upstream", keep_specials=keep) == [sequence[key]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(items=st.lists(SCRIPTS | st.binary(max_size=60), min_size=1, max_size=4))
 def test_every_text_comes_back(items: list[str | bytes]) -> None:
-    tok = zoo.load("byte-ids")
+    tok = loaded()
     tokens = tok.encode(items, specials="upstream")
     assert tok.decode(tokens) == items
     assert tok.decode(zoo.Tokens.from_bytes(tokens.to_bytes())) == items
     assert tok.decode(tok.encode(items)) == items
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_124>", "<extra_id_125>"]) | SCRIPTS, max_size=6
@@ -64,7 +70,7 @@ def test_every_text_comes_back(items: list[str | bytes]) -> None:
 )
 def test_special_names_are_parsed_as_in_transformers(parts: list[str]) -> None:
     text, theirs = "".join(parts), ByT5Tokenizer()
-    tokens = zoo.load("byte-ids").encode(text, specials="upstream", parse_specials=True)
+    tokens = loaded().encode(text, specials="upstream", parse_specials=True)
     assert tokens.tolist() == [theirs(text)["input_ids"]]
 
 

@@ -202,6 +202,9 @@ def shape_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
 def text_items(tokenizer: zoo.Tokenizer, folder: Path) -> list[Any]:
     """Texts in every shape that is taken, of very different lengths."""
     path = folder / "notes.txt"
+    if tokenizer.family == "genome":
+        path.write_text("GATTACA" * 900, encoding="utf-8")
+        return [path, "ACGTNNNNNNacgtRYKU", b"acgt" * 20, bytearray(b"T"), memoryview(b"NNN"), {"text": "GGGCCC" * 99}, ""]
     path.write_text("A file is bytes,\nwhatever is in it: Müller.\n" * 20, encoding="utf-8")
     return [
         path,

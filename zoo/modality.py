@@ -129,7 +129,7 @@ _CLIP: tuple[tuple[str, MetaKind], ...] = (
     *_PICTURE,
 )
 _PLACE: tuple[tuple[str, MetaKind], ...] = (("x", "float"), ("y", "float"), ("z", "float"), ("scale", "float"))
-_TEXT: tuple[tuple[str, MetaKind], ...] = (("text", "count"),)
+_TEXT: tuple[tuple[str, MetaKind], ...] = (("text", "count"), ("residue", "octets"), ("kept", "octets"))
 
 #: Files with sound that PyAV reads.
 _WITH_PYAV = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3")

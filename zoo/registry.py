@@ -96,7 +96,7 @@ class Weights(_Strict):
     revision: str = "main"
     size: int | None = None
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    format: Literal["safetensors", "ckpt", "pt", "onnx"] = "safetensors"
+    format: Literal["safetensors", "ckpt", "pt", "onnx", "json"] = "safetensors"
     mirrors: list[Mirror] = []
     pieces: dict[str, Piece] = {}
     note: str = ""

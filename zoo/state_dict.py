@@ -19,6 +19,8 @@ from torch import Tensor
 from zoo.errors import CorruptWeightsError, HubError, UnsafePickleError, WeightsError
 from zoo.onnx_weights import read_onnx
 
+#: Key of the bytes of a tokenizer of the library `tokenizers`.
+TOKENIZER_FILE = "tokenizer.json"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # Bytes of a checkpoint in one memory mapping: what of it was read counts as memory used until all of it is let go.
 _MAPPED_AT_ONCE = 256 << 20
@@ -64,10 +66,14 @@ def _map_state(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Ten
     if path.suffix == ".safetensors":
         with opening_safetensors(path) as file:
             return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}, True  # noqa: SIM118  (not a mapping)
+    if path.suffix == ".json":
+        # A tokenizer of the library `tokenizers`, as it is: one tensor of its bytes.
+        return ({TOKENIZER_FILE: _octets(path)} if wanted(TOKENIZER_FILE) else {}), False
     if path.suffix == ".onnx":
         return {key: tensor for key, tensor in read_onnx(path).items() if wanted(key)}, False
     if path.suffix not in _PICKLES:
-        raise CorruptWeightsError(f"{path}: unknown kind of checkpoint; expected .safetensors, .onnx, {', '.join(_PICKLES)}")
+        known = ", ".join((".safetensors", ".onnx", ".json", *_PICKLES))
+        raise CorruptWeightsError(f"{path}: unknown kind of checkpoint; expected {known}")
     content, mapped = _unpickle(path)
     try:
         state = _unwrapped(content, path)
@@ -77,6 +83,13 @@ def _map_state(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Ten
         raise CorruptWeightsError(f"{path} holds no sound state dict: {error}") from error
     _require_backed(found, path)
     return found, mapped
+
+
+def _octets(path: Path) -> Tensor:
+    try:
+        return torch.frombuffer(bytearray(path.read_bytes()) or bytearray(1), dtype=torch.uint8)
+    except OSError as error:
+        raise CorruptWeightsError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _unwrapped(content: Any, path: Path) -> Mapping[Any, Any]:

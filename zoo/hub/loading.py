@@ -152,7 +152,7 @@ def _from_entry(entry: Entry, request: Request) -> AnyTokenizer:
 def _configured_upstream(entry: Entry) -> bool:
     """Whether upstream's own configuration, or the graph that an ONNX file holds, has a say in an entry's."""
     return (
-        entry.weights.format == "onnx"
+        entry.weights.format in ("onnx", "json")
         or entry.weights.config is not None
         or any(piece.config_field for piece in entry.weights.pieces.values())
     )
