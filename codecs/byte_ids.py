@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint, renamed, require_agreement, shape_of
@@ -23,14 +21,18 @@ from zoo.errors import ArgumentError, InputError, naming_item
 from zoo.media.bytes import MAX_BYTES
 from zoo.spec import Spec
 from zoo.tokenizer import Prepared
-from zoo.tokenizer.text import Errors, Specials, TextTokenizer
-from zoo.tokens import Meta, Tokens
-
-PAD, END, UNKNOWN = 0, 1, 2
-#: Id of byte 0.
-FIRST_BYTE = 3
-#: Id of the first of the sentinels ``<extra_id_0>`` to ``<extra_id_124>``, which stand for spans that were cut out.
-FIRST_SENTINEL, SENTINELS = FIRST_BYTE + 256, 125
+from zoo.tokenizer.byte_text import (
+    END,
+    FIRST_BYTE,
+    FIRST_SENTINEL,
+    PAD,
+    SENTINELS,
+    UNKNOWN,
+    VOCAB_SIZE,
+    ByteTextTokenizer,
+)
+from zoo.tokenizer.text import Errors, Specials
+from zoo.tokens import Tokens
 
 _NAMES = {PAD: b"<pad>", END: b"</s>", UNKNOWN: b"<unk>"} | {
     FIRST_SENTINEL + number: b"<extra_id_%d>" % number for number in range(SENTINELS)
@@ -50,10 +52,10 @@ class ByteIdsConfig:
 
     dim: int = 0
 
-    vocab_size = FIRST_SENTINEL + SENTINELS
+    vocab_size = VOCAB_SIZE
 
 
-class ByteIds(TextTokenizer[ByteIdsConfig]):
+class ByteIds(ByteTextTokenizer[ByteIdsConfig]):
     """Any bytes, one id each, and back without loss.
 
     Ids 0 (padding), 1 (end) and the sentinels from 259 on decode to nothing, and id 2 (unknown) is refused. Ids are the same in
@@ -63,7 +65,6 @@ class ByteIds(TextTokenizer[ByteIdsConfig]):
     Config = ByteIdsConfig
     family = "byte_ids"
     identity = ()
-    markers = ((), (END,))
 
     def __init__(self, config: ByteIdsConfig | None = None, *, name: str = "byte-ids") -> None:
         super().__init__(config or ByteIdsConfig(), name)
@@ -128,10 +129,6 @@ class ByteIds(TextTokenizer[ByteIdsConfig]):
             sequences.append(torch.tensor([*ids, *(behind if ids[-1:] != [END] else ())], dtype=torch.int64))
         return self.tokens(sequences, [item.meta for item in items])
 
-    def ids(self, octets: UInt8[Tensor, " length"]) -> Int[Tensor, " length"]:
-        """One id for each byte."""
-        return octets.to(torch.int64) + FIRST_BYTE
-
     # ---- and back
 
     def decode(
@@ -164,7 +161,7 @@ class ByteIds(TextTokenizer[ByteIdsConfig]):
             wanted = checked.meta[index].get("text", 0) if as_text is None and checked.meta else as_text
             with naming_item(index):
                 if compat is None and UNKNOWN in ids:
-                    raise InputError(_UNKNOWN_HAS_NO_TEXT)
+                    raise InputError(f"id {UNKNOWN} is the unknown one, which stands for no text")
                 content = b"".join(
                     bytes([number - FIRST_BYTE]) if FIRST_BYTE <= number < FIRST_SENTINEL else _NAMES[number] * keep_specials
                     for number in ids
@@ -174,21 +171,6 @@ class ByteIds(TextTokenizer[ByteIdsConfig]):
                 else:
                     texts.append(content.decode(errors=errors) if wanted else content)
         return texts
-
-    def octets(self, ids: Int[Tensor, " length"], meta: Meta) -> NDArray[np.uint8]:
-        """The bytes of ids; those of markers, padding and sentinels are none.
-
-        Raises:
-            InputError: one is id 2, which stands for no text.
-        """
-        if (ids == UNKNOWN).any():
-            raise InputError(_UNKNOWN_HAS_NO_TEXT)
-        values = ids[self.widths(ids, meta).bool()] - FIRST_BYTE
-        return values.to(torch.uint8).numpy()
-
-    def widths(self, ids: Int[Tensor, " length"], meta: Meta) -> Int[Tensor, " length"]:
-        """1 for the id of a byte, 0 for any other."""
-        return ((ids >= FIRST_BYTE) & (ids < FIRST_SENTINEL)).long()
 
     def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
         """The checkpoint's vector of each id; zero where an item has ended.
@@ -200,9 +182,6 @@ class ByteIds(TextTokenizer[ByteIdsConfig]):
             return super().embed(tokens)
         ids = self.check(tokens).ids.to(self.device)
         return self.vectors.detach().float()[ids.clamp(min=0)] * (ids >= 0)[..., None]
-
-
-_UNKNOWN_HAS_NO_TEXT = "id 2 is the unknown one, which stands for no text"
 
 
 def _parsed(content: bytes) -> list[int]:

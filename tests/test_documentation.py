@@ -55,7 +55,7 @@ def test_readme_commands(folder: Path) -> None:
     assert list((folder / "reconstructed").iterdir())
 
 
-@pytest.mark.parametrize("script", ["use_mulaw.py", "use_text.py", "use_first.py", "use_format.py"])
+@pytest.mark.parametrize("script", ["use_mulaw.py", "use_verse.py", "use_first.py", "use_format.py"])
 def test_contributing_walkthrough(folder: Path, script: str) -> None:
     """The first line of each block names its file."""
     (folder / "plugin").mkdir()

@@ -57,7 +57,7 @@ FLOORS = {
         ("zoo.tokenizer", "zoo.checkpoint", "zoo.vocabulary"),
         ("ground", "media", "tokens", "saving"),
     ),
-    "compress": Floor(("zoo.compress",), ("ground", "media", "tokens", "tokenizer")),
+    "compress": Floor(("zoo.compress",), ("ground", "media", "layers", "tokens", "tokenizer")),
     "text": Floor(("zoo.text",), ("ground",)),
     "codecs": Floor(("zoo.codecs",), ("ground", "media", "kernels", "layers", "tokens", "tokenizer")),
     "hub": Floor(

@@ -18,9 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from zoo.codecs.genome import Genome
-from zoo.hub import load_upstream
+from zoo.hub import load_upstream, write_saved_file
 from zoo.media.genome import read, reverse_complement
-from zoo.saving import write_saved_file
 
 SPECIALS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 NAME = "genome-tiny"
