@@ -2,8 +2,8 @@
 
 `tokenizers` merges a word in time that grows faster than its length, and a chromosome is one word. What is cut up here is put
 together exactly, by a property of merges in the order of training: a list of tokens is the encoding of its text if and only if
-every two neighbours are the encoding of theirs. (van Antwerpen and Neubeck, "So many tokens, so little time", GitHub 2024, with
-the crate ``bpe``; Berglund and van der Merwe, "Formalizing BPE Tokenization", NCMA 2023.)
+every two neighbours are the encoding of theirs. (van Antwerpen and Neubeck, GitHub's blog of 2024 on the crate ``bpe``;
+Berglund and van der Merwe, "Formalizing BPE Tokenization", NCMA 2023.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the ids of a sequence do not hold: letters that have no id, lower case, folded runs, and U in place of T.
+"""The rest of a sequence beside its ids: letters that have no id, lower case, folded runs, and U in place of T.
 
 Kept as bytes beside the ids: one byte of flags, then for each list of runs their number and the runs, each as the distance from
 the run before, its length and, of letters, the letter. Numbers are in LEB128: a run of a megabase takes six bytes or less.
@@ -31,7 +31,7 @@ def _no_runs() -> Runs:
 
 @dataclass(frozen=True)
 class Residue:
-    """What the ids of one sequence do not hold. Runs are ``[runs, 2]``: first letter and length, in order.
+    """The rest of one sequence beside its ids. Runs are ``[runs, 2]``: first letter and length, in order.
 
     Attributes:
         rna: every T is a U.
@@ -48,7 +48,7 @@ class Residue:
     folded: Runs = field(default_factory=_no_runs)
 
     def to_bytes(self) -> bytes:
-        """As bytes; none where nothing is left over."""
+        """Bytes of it; none where nothing is left over."""
         flags = self.rna * _FLAGS["rna"]
         body = b""
         for name, runs in (("letters", self.runs), ("lower", self.lower), ("folded", self.folded)):

@@ -63,7 +63,7 @@ class NetworkOutput(NamedTuple):
 
 
 class MrT5(ByteTextTokenizer[MrT5ModelConfig]):
-    """Byte ids, of which a gate in the encoder keeps some.
+    """Byte ids, and a gate in the encoder that keeps some of them.
 
     Ids hold the whole text, with an end marker as the network was trained, so that it comes back without loss. The positions
     that are kept are remembered beside them; `embed` gives the encoder's states of these. Official checkpoints were trained to

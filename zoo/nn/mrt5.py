@@ -209,7 +209,7 @@ class SelfAttention(nn.Module):
         return self.attend(x, *self.keys_and_values(x), bias)
 
     def keys_and_values(self, x: Hidden) -> tuple[PerHead, PerHead]:
-        """What tokens are found by, and what is found."""
+        """Keys and values of tokens, head by head."""
         return self._split(self.k(x)), self._split(self.v(x))
 
     def _split(self, x: Float[Tensor, "batch length inner"]) -> PerHead:
@@ -222,7 +222,7 @@ class SelfAttention(nn.Module):
         value: PerHead,
         bias: Bias,
     ) -> Float[Tensor, "batch queries dim"]:
-        """What tokens find among keys."""
+        """Attention of tokens to given keys."""
         query = self._split(self.q(x))
         if self.use_softmax1:
             scores = query.float() @ key.float().transpose(-1, -2) + bias.float()
