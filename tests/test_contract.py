@@ -25,6 +25,7 @@ from torch import Tensor
 
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
+from small_models_adapters import AUDIO_ADAPTERS
 from small_models_adapters_video import small_vidtok, small_vidtok_kl
 from small_models_byteformer import small_byteformer
 from small_models_ibq import small_ibq
@@ -73,6 +74,7 @@ RANDOM = {
     "mrt5": small_mrt5,
     "vidtok": small_vidtok,
     "vidtok-kl": small_vidtok_kl,
+    **AUDIO_ADAPTERS,
 }
 
 
@@ -523,7 +525,7 @@ def test_media_of_the_size_it_had(tokenizer: zoo.Tokenizer, items: list[Any]) ->
     original = {"size": "original"}
     own: dict[str, Any] = {"audio": sound, "image": original, "video": original}[tokenizer.spec.modality]
     for meta, media in zip(tokens.meta, decode(tokenizer, tokens, **own), strict=True):
-        expected = (1, meta["samples"]) if "samples" in meta else (3, meta["height"], meta["width"])
+        expected = (type(tokenizer).channels, meta["samples"]) if "samples" in meta else (3, meta["height"], meta["width"])
         expected = (3, meta["frames"], *expected[1:]) if "frames" in meta else expected
         assert media.shape == expected
         assert torch.isfinite(media).all()
@@ -738,7 +740,7 @@ def test_bad_tokens_are_named(discrete: zoo.Tokenizer, items: list[Any]) -> None
 def test_bad_latents_are_named(tokenizer: zoo.Tokenizer) -> None:
     if not tokenizer.spec.continuous:
         pytest.skip("has ids")
-    sound = torch.zeros(tokenizer.spec.dim, *((4,) if tokenizer.spec.modality == "video" else ()), 2, 3)
+    sound = torch.zeros(tokenizer.spec.dim, *(4, 2, 3)[3 - len(tokenizer.latent_axes) :])
     assert len(tokenizer.decode([sound, sound])) == 2
     for values in (sound[:1], sound[:, 0], sound * torch.nan, sound[:, :0]):
         with pytest.raises(zoo.InputError) as caught:

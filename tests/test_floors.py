@@ -43,6 +43,7 @@ FLOORS = {
             "zoo.progress",
             "zoo.spec",
             "zoo.state_dict",
+            "zoo.streams",
         ),
         (),
     ),

@@ -41,6 +41,7 @@ class Checkpoint:
         config: upstream's own configuration to the family's ``Config``; ``None`` if it leaves the sizes to the checkpoint.
             Raises `WeightsError` where it cannot be used.
         wanted: whether an upstream tensor is needed; all others are dropped deliberately.
+        settings: names of settings of ours that upstream's configuration does not know: the catalogue's are kept.
         metadata: upstream's own configuration where the metadata of a safetensors file holds it; ``None`` if it does not.
         companions: names of the files beside upstream's configuration that it cannot do without, ``preprocessor_config.json``
             say. `config` finds the content of each under its name.
@@ -52,6 +53,7 @@ class Checkpoint:
     wanted: Callable[[str], bool] = every_tensor
     metadata: Callable[[Mapping[str, str]], Mapping[str, Any] | None] = no_configuration
     companions: Callable[[Mapping[str, Any]], Collection[str]] = no_companions
+    settings: tuple[str, ...] = ()
 
 
 def as_ours(cls: type[Any], state: Mapping[str, Tensor], config: Any | None) -> tuple[Any, dict[str, Tensor]]:

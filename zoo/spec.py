@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from zoo.errors import InputError
 
@@ -117,6 +117,8 @@ class Spec:
         sampled: whether decoding draws random numbers, and so takes a seed.
         parts: what is loaded to encode and decode with: ``encoder``, ``decoder`` and what else the family has. Without a
             ``decoder`` a tokenizer encodes only.
+        streaming: whether ``stream_encoder`` and ``stream_decoder`` give what a single pass gives (``"exact"``), or one of them
+            comes close to it only (``"approximate"``); ``None`` where there are none.
 
     >>> spec = zoo.load("wavtokenizer-tiny").spec
     >>> spec.token_rate, spec.bits_per_token, spec.bit_rate
@@ -143,6 +145,7 @@ class Spec:
     prompted: bool = False
     sampled: bool = False
     parts: tuple[str, ...] = ("encoder", "decoder")
+    streaming: Literal["exact", "approximate"] | None = None
 
     def __post_init__(self) -> None:
         if self.frame is not None and self.frame.vocab_size != self.vocab_size:

@@ -70,6 +70,7 @@ class SNAC(AudioTokenizer[SNACConfig, Tokens]):
             frame=frame,
             residual=len(frame.sizes) > 1,
             sampled=self.config.noise,
+            streaming="exact",
         )
 
     def exact_parts(self) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
             fingerprint=self.fingerprint,
             sample_rate=self.config.sample_rate,
             hop_length=self.config.hop_length,
+            # The encoder's is exact.
+            streaming="approximate",
         )
 
     # ---- encode

@@ -194,10 +194,38 @@ def _original_s3tokenizer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Co
     yield Contender("s3tokenizer 0.3", lambda audio: (lambda: encode(audio.cpu()), None))
 
 
+def _transformers_class(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    """The library's own class at the same sizes: a batch of one length at once, as it takes it."""
+    import transformers
+
+    name = {"dac": "DacModel", "encodec": "EncodecModel", "mimi": "MimiModel"}[tokenizer.family]
+    model = getattr(transformers, name)(tokenizer.sizes).eval().to(device)
+    count = tokenizer.spec.codebooks
+
+    def encode(audio: Tensor) -> Any:
+        if tokenizer.family == "encodec":
+            rate = min(model.config.target_bandwidths, key=lambda own: abs(own * 1000 - (tokenizer.spec.bit_rate or 0)))
+            return model.encode(audio[:, None], bandwidth=rate)
+        hop = tokenizer.spec.hop_length or 1
+        padded = torch.nn.functional.pad(audio, (0, -audio.shape[1] % hop))[:, None]
+        return model.encode(padded, count)
+
+    def prepare(audio: Tensor) -> tuple[Work, Work]:
+        codes = encode(audio).audio_codes
+        if tokenizer.family == "encodec":
+            return lambda: encode(audio), lambda: model.decode(codes, [None])
+        return lambda: encode(audio), lambda: model.decode(audio_codes=codes)
+
+    yield Contender(name, prepare)
+
+
 #: The peers of a family, and the package that has them.
 _PEERS: dict[str, tuple[str, Callable[[Tokenizer[Any], str], Iterator[Contender]]]] = {
     "wavtokenizer": ("transformers", _transformers_peers),
     "snac": ("snac", _original_snac),
+    "dac": ("transformers", _transformers_class),
+    "encodec": ("transformers", _transformers_class),
+    "mimi": ("transformers", _transformers_class),
     "s3tokenizer": ("s3tokenizer", _original_s3tokenizer),
 }
 

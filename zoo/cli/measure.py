@@ -76,6 +76,7 @@ def evaluate(
 _OPTIONS = {
     "codebook": set[str](),
     "engine": {"items"},
+    "padding": set[str](),
     "against": {"batch"},
     "quantize": {"batch"},
     "compress": {"batch", "steps", "method", "keep", "size", "plot"},
@@ -93,8 +94,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="a name in the catalogue, nothing is downloaded; or codebook, compress, engine, quantize; with --against, a "
-            "pattern"
+            help="a name in the catalogue, nothing is downloaded; or codebook, compress, engine, padding, quantize; with "
+            "--against, a pattern"
         ),
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
@@ -156,6 +157,11 @@ def bench(
 
         settings: dict[str, Any] = {"batches": batch} if batch else {}
         content = products.run(peers=peers, **settings, **common)
+    elif name == "padding":
+        from zoo.bench import padding
+
+        content = padding.run(json_path=out)
+        show = padding.print_table
     elif name == "engine":
         from zoo.bench import engine
 

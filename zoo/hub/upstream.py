@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ def from_upstream_file(
             raw = cls.checkpoint.metadata(file.metadata() or {})
     with blaming(path):
         config = None if raw is None else cls.checkpoint.config(raw)
-    if config is not None and expected is not None and config != expected:
+    if config is not None and expected is not None and cls.checkpoint.settings:
+        config = replace(config, **{name: getattr(expected, name) for name in cls.checkpoint.settings})
+    elif config is not None and expected is not None and config != expected:
         differing = _difference(asdict(config), asdict(expected), "; ")
         log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, differing)
     with blaming(path):

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -115,9 +116,31 @@ class Resampler:
         rest = None if self._engine is None else self._engine.finish()
         return torch.zeros(self._channels, 0, dtype=torch.float32) if rest is None else rest
 
+    def state(self) -> dict[str, Any]:
+        """The state of the stream, as tensors and plain values, for `restore`."""
+        return {"channels": self._channels, "engine": None if self._engine is None else _remembered(self._engine)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` of a resampler of the same rates gave."""
+        self._channels = state["channels"]
+        if self._engine is not None:
+            _recall(self._engine, state["engine"])
+
     def block_samples(self, channels: int) -> int:
         """Number of samples to push at once so that memory stays small."""
         return max(1, min(_BLOCK_VALUES, _BLOCK_VALUES * self.rate // self.new_rate) // channels)
+
+
+def _remembered(engine: Any) -> dict[str, Any]:
+    return {name: _remembered(own) if isinstance(own, _Reducer) else own for name, own in vars(engine).items()}
+
+
+def _recall(engine: Any, state: Mapping[str, Any]) -> None:
+    for name, own in vars(engine).items():
+        if isinstance(own, _Reducer):
+            _recall(own, state[name])
+        else:
+            setattr(engine, name, state[name])
 
 
 def resample(waveform: Float[Tensor, "channels samples"], rate: int, new_rate: int) -> Float[Tensor, "channels _"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import KeysError, WeightsError, listing
@@ -31,6 +33,10 @@ _NOT_SIZES = frozenset(
         *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder", "tie_word_embeddings"),
     )
 )
+
+# Buffers that the library once stored.
+_FORMER_BUFFERS = re.compile(r"rotary_emb\.inv_freq|(^|\.)position_ids$")
+_NORM = re.compile(r"\.parametrizations\.weight\.original([01])$")
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +113,7 @@ def present_names(network: type[Any], config: Any, state: Mapping[str, Tensor]) 
         KeysError: tensors are missing or unexpected, or have other shapes; the library fills in random numbers there.
     """
     given = dict(state)
+
     with _quiet_loading():
         model, report = network.from_pretrained(
             None, config=config, state_dict=given, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -116,9 +123,58 @@ def present_names(network: type[Any], config: Any, state: Mapping[str, Tensor]) 
         "unexpected": sorted(report["unexpected_keys"]),
         "of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
     }
+    present = model.state_dict()
+    if model._keys_to_ignore_on_load_unexpected and not any(problems.values()):
+        # Such a class overlooks all that is surplus in its halves: there are as many tensors as it has, by whatever names.
+        loaded = [key for key in given if not _FORMER_BUFFERS.search(key)]
+        if len(loaded) > len(present):
+            problems["unexpected"] = sorted(set(loaded) - present.keys())
     if found := [f"{what}: {listing(keys)}" for what, keys in problems.items() if keys]:
         raise KeysError(f"the tensors do not fit {network.__name__}: {'; '.join(found)}")
-    return {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    return {key: tensor.detach() for key, tensor in present.items()}
+
+
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with weight norm multiplied out, in either of PyTorch's spellings, in float32; others as they are.
+
+    Raises:
+        KeysError: one of the two tensors of a weight is missing.
+    """
+    named = {_NORM.sub(lambda found: f".weight_{'gv'[int(found[1])]}", key): tensor for key, tensor in state.items()}
+    for name in [name for name in named if name.endswith((".weight_v", ".weight_g"))]:
+        stem = name[:-2]
+        if name not in named:
+            continue
+        if missing := [f"{stem}_{which}" for which in "gv" if f"{stem}_{which}" not in named]:
+            raise KeysError(f"missing: {missing[0]}")
+        direction, gain = named.pop(f"{stem}_v").float(), named.pop(f"{stem}_g").float()
+        if gain.ndim != direction.ndim or any(
+            size not in (1, own) for size, own in zip(gain.shape, direction.shape, strict=True)
+        ):
+            raise KeysError(f"{stem}_g is {list(gain.shape)}, and {stem}_v {list(direction.shape)}")
+        # The norm runs over the axes that have one gain in common: all but one.
+        shared = [axis for axis, size in enumerate(gain.shape) if size == 1 and direction.shape[axis] > 1]
+        norm = torch.linalg.vector_norm(direction, dim=shared, keepdim=True) if shared else direction.abs()
+        named[stem] = direction * (gain / norm)
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in named.items()}
+
+
+def without_weight_norm(module: nn.Module) -> nn.Module:
+    """A library's module with plain weights where it has parametrized ones; `folded` makes these of a checkpoint."""
+    for own in module.modules():
+        if parametrize.is_parametrized(own, "weight"):
+            parametrize.remove_parametrizations(own, "weight")
+            # It would look for the former names, and cannot be pickled.
+            own._load_state_dict_pre_hooks.clear()
+        elif "weight_g" in own._parameters:
+            nn.utils.remove_weight_norm(own)
+    return module
+
+
+def in_own_dtype(network: nn.Module, x: Tensor) -> Tensor:
+    """The output of a network of any floating-point type, in float32."""
+    found: Tensor = network(x.to(next(network.parameters()).dtype))
+    return found.float()
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
@@ -147,6 +203,9 @@ class Exact(Float32Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network(*args, **kwargs)
 
 
 class Turn:

@@ -1,0 +1,207 @@
+"""DAC, the Descript audio codec: convolutions with Snake activations around a residual quantizer of many small codebooks.
+
+Paper: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", arXiv 2306.06546. The network is the one of the
+library transformers, ``DacModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.checkpoint import Checkpoint, layer_numbers
+from zoo.errors import KeysError, WeightsError
+from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config
+from zoo.nn.residual import ResidualQuantizer
+from zoo.nn.stages import Chain, Each, Reach, Window, convolutions
+from zoo.precision import Float32Module
+from zoo.spec import Frame, Spec
+from zoo.tokenizer import Budget
+from zoo.tokenizer.stepped import SteppedAudioTokenizer
+from zoo.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class DACConfig:
+    """Sizes of one model.
+
+    Attributes:
+        library: ``transformers.DacConfig`` as a mapping; what is left out has that class's defaults.
+        codebooks: codes of a frame that `DAC.encode` gives; all that the checkpoint has by default.
+        parts: what is loaded.
+
+    Raises:
+        ValueError: there is no part.
+    """
+
+    library: Mapping[str, Any] = field(default_factory=dict)
+    codebooks: int | None = None
+    parts: tuple[str, ...] = ("encoder", "decoder")
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("a model has an encoder, a decoder or both")
+
+
+class Snake(Float32Module):
+    """``x + sin(a x)^2 / a`` with a rate ``a`` for each channel (arXiv 2006.08195), in one buffer; in float32 always."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Float[Tensor, "batch channels time"]) -> Float[Tensor, "batch channels time"]:
+        scale = 1 / (self.alpha + 1e-9)
+        if torch.is_grad_enabled():
+            return (x + scale * torch.sin(self.alpha * x).square()).to(x.dtype)
+        wave = (x * self.alpha).sin_()
+        return torch.addcmul(x, wave.square_(), scale, out=wave).to(x.dtype)
+
+
+def with_quick_snakes(network: nn.Module) -> nn.Module:
+    """A network of the library with its Snake activations replaced, under the same names."""
+    for owner in list(network.modules()):
+        for name, own in list(owner.named_children()):
+            if type(own).__name__ == "Snake1d":
+                setattr(owner, name, Snake(own.alpha.shape[1]).to(own.alpha.device))
+    return network
+
+
+# ---- checkpoints of transformers
+
+
+def recognises(keys: Collection[str]) -> bool:
+    """Whether these are the keys of a DAC of transformers."""
+    own = {"encoder.block.0.res_unit1.snake1.alpha", "quantizer.quantizers.0.codebook.weight"}
+    return own <= set(keys) and not any(key.startswith(("semantic_model.", "acoustic_encoder.")) for key in keys)
+
+
+def upstream_config(raw: Mapping[str, Any]) -> DACConfig | None:
+    """Read the library's ``config.json``.
+
+    Raises:
+        WeightsError: it is that of another model.
+    """
+    if raw.get("model_type") != "dac":
+        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of dac")
+    return DACConfig(plain_config(raw))
+
+
+def convert(state: Mapping[str, Tensor], config: DACConfig | None) -> tuple[DACConfig, dict[str, Tensor]]:
+    """The library's tensors in our names, weight norm multiplied out.
+
+    Raises:
+        KeysError: there is no configuration, or half of a weight norm is missing.
+    """
+    if config is None:
+        raise KeysError("the tensors of DAC tell neither its sample rate nor its strides: pass config.json")
+    named = {}
+    for key, tensor in folded(state).items():
+        part, _, rest = key.partition(".")
+        if part == "quantizer":
+            rest = rest.removeprefix("quantizers.").replace("codebook.weight", "codebook")
+            named[f"quantizer.levels.{rest}"] = (
+                tensor[:, :, 0] if rest.endswith("_proj.weight") and tensor.ndim == 3 else tensor
+            )
+        elif part not in ("encoder", "decoder") or part in config.parts:
+            named[f"encoder.network.{rest}" if part == "encoder" else key] = tensor
+    levels, sizes = len(layer_numbers(named, "quantizer.levels")), sizes_of(config)
+    if levels != sizes.n_codebooks:
+        raise KeysError(f"there are {levels} codebooks in the tensors and {sizes.n_codebooks} in the configuration")
+    return config, named
+
+
+def sizes_of(config: DACConfig) -> Any:
+    """The library's configuration.
+
+    Raises:
+        WeightsError: it is not a possible one.
+    """
+    from transformers import DacConfig
+
+    try:
+        return DacConfig.from_dict(dict(config.library))
+    except Exception as error:
+        raise WeightsError(f"the configuration of DAC cannot be used: {error}") from error
+
+
+class DAC(SteppedAudioTokenizer[DACConfig, Tokens]):
+    """The audio codec of arXiv 2306.06546: a frame has a code of each codebook, coarse to fine.
+
+    Code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``. Audio of any sample rate and channel count is averaged to
+    mono and resampled; an item is padded with zeros to whole frames. The decoder of the models with an odd stride leaves out a
+    few samples at the very end, which are silence here. The first codebooks decode alone (`zoo.Tokens.keep`). Encoding always
+    runs in float32.
+    """
+
+    Config = DACConfig
+    family = "dac"
+    identity = ("quantizer.levels.0.codebook",)
+    checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, settings=("codebooks", "parts"))
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1 << 17, 1 << 22), "decode": Budget(200, 8_000)}
+
+    def __init__(self, config: DACConfig | None = None, *, name: str = "dac") -> None:
+        from transformers import DacModel
+
+        super().__init__(config or DACConfig(), name)
+        sizes = self.sizes = sizes_of(self.config)
+        network = cast(Any, built(lambda: with_quick_snakes(DacModel(sizes))))
+        if "encoder" in self.config.parts:
+            self.encoder = Exact(network.encoder)
+        self.quantizer = ResidualQuantizer(
+            sizes.n_codebooks, sizes.codebook_size, sizes.codebook_dim, sizes.hidden_size, angles=True
+        )
+        if "decoder" in self.config.parts:
+            self.decoder = network.decoder
+
+    @property
+    def spec(self) -> Spec:
+        count = self.config.codebooks or self.all_codebooks
+        frame = Frame((self.sizes.codebook_size,) * count)
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="audio",
+            vocab_size=frame.vocab_size,
+            dim=self.sizes.hidden_size,
+            fingerprint=self.fingerprint,
+            sample_rate=self.sizes.sampling_rate,
+            hop_length=self.sizes.hop_length,
+            frame=frame,
+            residual=count > 1,
+            parts=self.config.parts,
+            streaming="exact",
+        )
+
+    @property
+    def all_codebooks(self) -> int:
+        """Codebooks that the checkpoint has."""
+        return int(self.sizes.n_codebooks)
+
+    def exact_parts(self) -> tuple[str, ...]:
+        return ("encoder", "quantizer")
+
+    def encoder_steps(self, codebooks: int) -> Chain:
+        """See `SteppedAudioTokenizer`."""
+        reach = Reach.of(convolutions(self.encoder), rows_in=self.hop_length)
+        quantize = Each(lambda latents: self.quantizer.codes(latents.transpose(1, 2), codebooks).transpose(1, 2))
+        return Chain([Window(self.encoder, reach), quantize])
+
+    def decoder_steps(self) -> Chain:
+        """See `SteppedAudioTokenizer`."""
+        reach = Reach.of(convolutions(self.decoder), rows_out=self.hop_length)
+        vectors = Each(lambda codes: self.quantizer.vectors(codes.transpose(1, 2)).transpose(1, 2))
+        return Chain([vectors, Window(lambda latents: in_own_dtype(self.decoder, latents), reach)])
+
+    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
+        """The projected code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
+        codes = self.check(tokens).codes().to(self.device)
+        return (self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]).flatten(1, 2)
+
+
+TOKENIZER = DAC

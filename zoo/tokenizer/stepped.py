@@ -1,0 +1,412 @@
+"""Tokenizers of audio whose networks take recordings piece by piece: bounded memory and streams, with one pass's numbers."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo import media
+from zoo.errors import ArgumentError, InputError
+from zoo.latents import Latents
+from zoo.precision import exact_float32
+from zoo.progress import progress_bar
+from zoo.spec import Spec
+from zoo.tokenizer.audio import AudioTokenizer, Rate, Waveform
+from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, groups_of_equals
+from zoo.tokenizer.recordings import ForwardReader
+from zoo.tokens import Meta
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A network in the middle of a sequence; see `zoo.nn.stages.Stage`."""
+
+    @property
+    def delay(self) -> int: ...
+    def push(self, x: Tensor | None, last: bool) -> Tensor | None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
+    """A tokenizer of audio that gives its networks as steps, `encoder_steps` and `decoder_steps`.
+
+    Items of equal length go through them side by side, so that nothing of one reaches another, and long ones in pieces, so that
+    memory does not grow with them. Streams are the same steps, fed with what arrives.
+    """
+
+    streams = True
+    #: Whether items are padded with zeros to whole frames before they are encoded. Otherwise the network sees where they end.
+    whole_frames: ClassVar[bool] = True
+
+    @abstractmethod
+    def encoder_steps(self, codebooks: int) -> Steps:
+        """Encoding of one sequence: waveforms ``[batch, channels, samples]`` to codes ``[batch, codebooks, frames]``.
+
+        Of a continuous tokenizer to latents ``[batch, dim, frames]``.
+        """
+
+    @abstractmethod
+    def decoder_steps(self) -> Steps:
+        """Decoding of one sequence, the other way; codes may be those of the first few codebooks."""
+
+    # ---- codebooks
+
+    @property
+    def all_codebooks(self) -> int:
+        """Codebooks that the checkpoint has; by default as many as the tokenizer gives."""
+        return self.spec.codebooks
+
+    def with_codebooks(self, codebooks: int) -> SteppedAudioTokenizer[ConfigT, EncodedT]:
+        """The same tokenizer, with the same weights, that gives codes of that many codebooks.
+
+        Raises:
+            ArgumentError: the checkpoint has fewer, or there is but one.
+        """
+        self._require_codebooks(codebooks, self.all_codebooks)
+        other = copy.copy(self)
+        other.config = replace(self.config, codebooks=codebooks)  # type: ignore[type-var]  # every Config is a dataclass
+        return other
+
+    def _require_codebooks(self, codebooks: int, most: int) -> None:
+        if not 1 <= codebooks <= most:
+            more = f"; with_codebooks({codebooks}) gives a tokenizer of more" if most < codebooks <= self.all_codebooks else ""
+            raise ArgumentError(f"codebooks must lie in [1, {most}], not {codebooks}{more}")
+
+    # ---- encode
+
+    def encode(self, items: Any, *, codebooks: int | None = None, progress: bool = False) -> EncodedT:
+        """Audio to tokens, or to the latents of a continuous tokenizer; see `AudioTokenizer.encode`.
+
+        Args:
+            items: as there.
+            codebooks: codes of each frame, coarse to fine; as many as the tokenizer's ``spec`` says by default.
+            progress: show a progress bar.
+        """
+        return self.encode_prepared(self.prepare(items), codebooks=codebooks, progress=progress)
+
+    def encode_prepared(self, items: Sequence[Prepared], *, codebooks: int | None = None, progress: bool = False) -> EncodedT:
+        """Encode what `prepare` gave, to tokens or latents; errors as for `encode`."""
+        self.require("encoder", "encoding")
+        spec = self.spec
+        count = spec.codebooks if codebooks is None else codebooks
+        self._require_codebooks(count, spec.codebooks)
+        hop = self.hop_length
+        lengths = [-(-item.amount // hop) * hop if self.whole_frames else item.amount for item in items]
+        found: dict[int, Tensor] = {}
+        with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
+            for group in self._groups(lengths, self.budget("encode")):
+                readers = [ForwardReader(items[i], i) for i in group]
+                piece = max(1, self.budget("encode") // (len(group) * hop)) * hop
+                steps, parts, length = self.encoder_steps(count), [], lengths[group[0]]
+                for start in range(0, length, piece):
+                    stop = min(start + piece, length)
+                    waves = [reader.part(start, stop) for reader in readers]
+                    batch = torch.stack([F.pad(wave, (0, stop - start - wave.shape[1])) for wave in waves]).to(self.device)
+                    parts.append(steps.push(batch, stop == length))
+                    advance((stop - start) * len(group))
+                whole = torch.cat([part for part in parts if part is not None], dim=-1)
+                found |= zip(group, whole, strict=True)
+        wrapped = self.wrap_values([found[i] for i in range(len(items))], [item.meta for item in items])
+        return wrapped if count == spec.codebooks else wrapped.keep(count)  # type: ignore[union-attr, return-value]
+
+    def _groups(self, lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
+        """Items that go side by side. Latents are to be those of the item alone to the last bit, and so go singly."""
+        return [[index] for index in range(len(lengths))] if self.spec.continuous else groups_of_equals(lengths, budget)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples that go in for a frame."""
+        hop = self.spec.hop_length
+        assert hop is not None
+        return hop
+
+    def wrap_values(self, values: Sequence[Tensor], meta: Sequence[Meta]) -> EncodedT:
+        """The result of `encode`, of what `encoder_steps` gave for each item."""
+        spec = self.spec
+        if spec.continuous:
+            return self.wrap(values, meta)
+        full = spec.ids_per_frame
+        # Codebooks that were not asked for are filled in and dropped again.
+        codes = [F.pad(own.T, (0, full - len(own))) for own in values]
+        return self.wrap(codes if full > 1 else [own[:, 0] for own in codes], meta)
+
+    # ---- decode
+
+    def decode(self, tokens: Any, *, trim: bool = True, sample_rate: Rate = None, progress: bool = False) -> list[Waveform]:
+        """Tokens, or latents, to audio; see `AudioTokenizer.decode`."""
+        self.require("decoder", "decoding")
+        checked = self.check(tokens)
+        values = self._values_of(checked)
+        frames = [value.shape[-1] for value in values]
+        spec = self.spec
+        hop = spec.hop_length
+        assert hop is not None
+        waves: dict[int, Tensor] = {}
+        with progress_bar("decode", sum(frames), progress, unit="frame") as advance:
+            for group in self._groups(frames, self.budget("decode")):
+                stacked = torch.stack([values[i] for i in group])
+                count, done = stacked.shape[-1], 0
+                steps = self.decoder_steps()
+                piece = max(1, self.budget("decode") // len(group))
+                # What transposed convolutions leave out at the end is silence.
+                whole = torch.zeros(len(group), self.channels, count * hop, dtype=torch.float32, device=self.device)
+                for start in range(0, count, piece):
+                    stop = min(start + piece, count)
+                    given = steps.push(stacked[..., start:stop].to(self.device), stop == count)
+                    if given is not None:
+                        whole[..., done : done + given.shape[-1]] = given
+                        done += given.shape[-1]
+                    advance((stop - start) * len(group))
+                waves |= zip(group, whole, strict=True)
+        ready = [self.finished(waves[i], own) for i, own in enumerate(checked.meta or [{}] * len(values))]
+        return self.restored(ready, checked.meta, trim, sample_rate)
+
+    def finished(self, wave: Waveform, meta: Mapping[str, Any]) -> Waveform:
+        """Decoded audio as it goes out; a family may undo here what it did on the way in."""
+        return wave
+
+    def _values_of(self, checked: Any) -> list[Tensor]:
+        """What `decoder_steps` takes of each item."""
+        if isinstance(checked, Latents):
+            return list(checked.values)
+        return [(own[:, None] if own.ndim == 1 else own).T for own in self._codes_of(checked)]
+
+    # ---- streams
+
+    def stream_encoder(self, sample_rate: int | None = None) -> StreamEncoder:
+        """Encode audio as it arrives, with exactly the tokens of the whole recording; see `StreamEncoder`."""
+        self.require("encoder", "encoding")
+        rate = self.spec.sample_rate
+        assert rate is not None
+        return StreamEncoder(self, sample_rate or rate)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Decode tokens as they arrive, with exactly the audio of the whole sequence; see `StreamDecoder`."""
+        self.require("decoder", "decoding")
+        return StreamDecoder(self)
+
+
+class _Stream:
+    """A sequence that comes in pieces. Any number of them may be under way at once, each at its own place."""
+
+    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], steps: Steps) -> None:
+        self._tokenizer, self._steps = tokenizer, steps
+        self._spec: Spec = tokenizer.spec
+        self._finished = False
+
+    @property
+    def latency(self) -> float:
+        """Seconds from the end of a frame to the end of the last one that it depends on."""
+        assert self._spec.frame_rate is not None
+        return self._steps.delay / self._spec.frame_rate
+
+    def _refuse_if_finished(self) -> None:
+        if self._finished:
+            raise InputError("the stream has been finished; open another one")
+
+    def _push(self, x: Tensor | None, last: bool) -> Tensor | None:
+        device = self._tokenizer.device
+        with torch.no_grad(), exact_float32(device):
+            return self._steps.push(None if x is None else x.to(device), last)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._finished:
+            self.finish()
+        self._finished = True
+
+    def finish(self) -> Tensor:
+        """The sequence has ended: what remains."""
+        raise NotImplementedError
+
+
+class StreamEncoder(_Stream):
+    """Encodes audio as it arrives; the tokens are exactly those of the whole recording, however it is cut.
+
+    Use as a context manager, or call `finish` at the end::
+
+        with tokenizer.stream_encoder() as stream:
+            for chunk in microphone:
+                ids = stream.push(chunk)
+        tokens = stream.tokens
+
+    `state` stores where it is; `restore` of a new stream of the same tokenizer goes on from there.
+    """
+
+    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], sample_rate: int) -> None:
+        super().__init__(tokenizer, tokenizer.encoder_steps(tokenizer.spec.codebooks))
+        self.sample_rate = sample_rate
+        rate = self._spec.sample_rate
+        assert rate is not None
+        self._hop = tokenizer.hop_length
+        self._resampler = media.Resampler(sample_rate, rate)
+        self._pending = torch.zeros(tokenizer.channels, 0, dtype=torch.float32, device="cpu")
+        self._samples = 0
+        self._values: list[Tensor] = []
+
+    @property
+    def tokens(self) -> Any:
+        """All that has been encoded so far, as tokens, or latents, of one item.
+
+        Raises:
+            InputError: nothing has.
+        """
+        if not self._values:
+            raise InputError("no frame of the stream is settled yet")
+        meta = {"samples": self._samples, "sample_rate": self.sample_rate}
+        return self._tokenizer.wrap_values([torch.cat(self._values, dim=-1)], [meta])
+
+    def push(self, chunk: Any) -> Tensor:
+        """Take the next samples, ``[samples]`` or ``[channels, samples]``, and return the ids ``[ids]`` that they settle.
+
+        Of a continuous tokenizer latents ``[dim, frames]``.
+
+        Raises:
+            InputError: the samples are not finite or not an array, or the stream has been finished.
+        """
+        self._refuse_if_finished()
+        tokenizer = self._tokenizer
+        audio = media.read_audio((chunk, self.sample_rate), mono=tokenizer.channels == 1)
+        self._samples += audio.original_samples
+        self._append(self._resampler.push(tokenizer.as_channels(audio.waveform)))
+        whole = self._pending.shape[1] // self._hop * self._hop
+        if not whole:
+            return self._given(None)
+        ready, self._pending = self._pending[:, :whole], self._pending[:, whole:].clone()
+        return self._given(self._push(ready[None], False))
+
+    def finish(self) -> Tensor:
+        """The audio has ended: the remaining ids or latents."""
+        self._refuse_if_finished()
+        self._append(self._resampler.finish())
+        self._finished = True
+        if not self._samples:
+            return self._given(None)
+        missing = -self._pending.shape[1] % self._hop if self._tokenizer.whole_frames else 0
+        rest = F.pad(self._pending, (0, missing))
+        return self._given(self._push(rest[None] if rest.shape[1] else None, True))
+
+    def _append(self, waveform: Float[Tensor, "channels samples"]) -> None:
+        if waveform.shape[1]:
+            self._pending = torch.cat([self._pending, waveform], dim=1)
+
+    def _given(self, values: Tensor | None) -> Tensor:
+        if values is None:
+            empty = (self._spec.dim, 0) if self._spec.continuous else (0,)
+            dtype = torch.float32 if self._spec.continuous else torch.int64
+            return torch.zeros(*empty, dtype=dtype, device=self._tokenizer.device)
+        [own] = values
+        self._values.append(own.cpu())
+        if self._spec.continuous:
+            return own
+        offsets = (0,) if self._spec.frame is None else self._spec.frame.offsets
+        return (own.T + torch.tensor(offsets, dtype=torch.int64, device=own.device)).reshape(-1)
+
+    def state(self) -> dict[str, Any]:
+        """The place of the stream, as tensors and plain values, for ``torch.save``."""
+        return {
+            "steps": self._steps.state(),
+            "resampler": self._resampler.state(),
+            "pending": self._pending,
+            "samples": self._samples,
+            "values": list(self._values),
+            "finished": self._finished,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` of a stream of the same tokenizer and sample rate gave."""
+        self._steps.restore(state["steps"])
+        self._resampler.restore(state["resampler"])
+        self._pending, self._samples, self._values = state["pending"], state["samples"], list(state["values"])
+        self._finished = state["finished"]
+
+    def __enter__(self) -> StreamEncoder:
+        return self
+
+
+class StreamDecoder(_Stream):
+    """Decodes tokens as they arrive; the audio is exactly that of the whole sequence, however it is cut.
+
+    Use as a context manager, or call `finish` at the end. Ids may come singly; a frame is taken when it is complete. `state`
+    stores where it is; `restore` of a new stream of the same tokenizer goes on from there.
+    """
+
+    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any]) -> None:
+        super().__init__(tokenizer, tokenizer.decoder_steps())
+        self._ids = torch.zeros(0, dtype=torch.int64, device="cpu")
+        self._frames = self._given_samples = 0
+
+    def push(self, ids: Int[Tensor, " ids"] | Float[Tensor, "dim frames"]) -> Float[Tensor, "channels samples"]:
+        """Take the next ids, flat as `encode` gives them, or the next latents, and return the audio that is ready.
+
+        Raises:
+            InputError: an id is out of range or at a wrong place, latents have another shape, or the stream has been finished.
+        """
+        self._refuse_if_finished()
+        values = self._latents(ids) if self._spec.continuous else self._codes(torch.as_tensor(ids, dtype=torch.int64).cpu())
+        if values is None:
+            return self._audio(None)
+        self._frames += values.shape[-1]
+        return self._audio(self._push(values[None], False))
+
+    def _latents(self, latents: Tensor) -> Tensor | None:
+        if not latents.shape[-1]:
+            return None
+        [own] = self._tokenizer.check([latents]).values
+        checked: Tensor = own
+        return checked
+
+    def _codes(self, ids: Int[Tensor, " ids"]) -> Tensor | None:
+        places = self._spec.ids_per_frame
+        pending = torch.cat([self._ids, ids])
+        whole = len(pending) // places * places
+        ready, self._ids = pending[:whole], pending[whole:].clone()
+        return self._tokenizer.check([ready]).codes()[0].T if whole else None
+
+    def finish(self) -> Float[Tensor, "channels samples"]:
+        """The sequence has ended: the remaining audio.
+
+        Raises:
+            InputError: the last frame is not complete.
+        """
+        self._refuse_if_finished()
+        self._finished = True
+        if len(self._ids):
+            raise InputError(f"the sequence ends within a frame, after {len(self._ids)} of its ids")
+        rest = self._audio(self._push(None, True))
+        assert self._spec.hop_length is not None
+        # As in `decode`: silence where transposed convolutions leave samples out.
+        return F.pad(rest, (0, self._frames * self._spec.hop_length - self._given_samples))
+
+    def _audio(self, batch: Tensor | None) -> Float[Tensor, "channels samples"]:
+        if batch is None:
+            return torch.zeros(self._tokenizer.channels, 0, dtype=torch.float32, device=self._tokenizer.device)
+        self._given_samples += batch.shape[-1]
+        return batch[0]
+
+    def state(self) -> dict[str, Any]:
+        """The place of the stream, as tensors and plain values, for ``torch.save``."""
+        return {
+            "steps": self._steps.state(),
+            "ids": self._ids,
+            "frames": self._frames,
+            "given": self._given_samples,
+            "finished": self._finished,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` of a stream of the same tokenizer gave."""
+        self._steps.restore(state["steps"])
+        self._ids = state["ids"]
+        self._frames, self._given_samples, self._finished = state["frames"], state["given"], state["finished"]
+
+    def __enter__(self) -> StreamDecoder:
+        return self
