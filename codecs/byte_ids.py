@@ -204,7 +204,9 @@ _VECTORS = "shared.weight"
 
 def _convert(state: Mapping[str, Tensor], config: ByteIdsConfig | None) -> tuple[ByteIdsConfig, dict[str, Tensor]]:
     found = ByteIdsConfig(shape_of(state, _VECTORS, rank=2)[1])
-    require_agreement(found, config)
+    # The catalogue does not know the width of every model.
+    if config is not None and config.dim:
+        require_agreement(found, config)
     return found, renamed(state, {_VECTORS: "vectors"}.get, "byte-level T5", CHECKPOINT.wanted)
 
 

@@ -153,7 +153,7 @@ _MODALITIES: dict[str, Modality] = {
         ),
         Modality("shape", "shape", "glb", _PLACE, _homes("shape", "quantize"), synonyms=("3d", "mesh")),
         Modality("bytes", "file", "bin", (), _homes("bytes"), synonyms=("file", "files")),
-        Modality("text", "text", "txt", _TEXT, _homes("text", "metrics", "bench", "quantize")),
+        Modality("text", "text", "txt", _TEXT, _homes("text", "quantize")),
     )
 }
 

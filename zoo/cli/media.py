@@ -237,7 +237,9 @@ def reconstruct(
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
     given |= {"fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
     encoding = accepted(tokenizer.encode, tokens=prefix, **given)
-    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": wanted_size}
+    # Files and texts have no size to choose.
+    sized = "size" in type(tokenizer).options("decode") or size != "original"
+    sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": wanted_size} if sized else {}
     decoding = accepted(tokenizer.decode, steps=steps, guidance=guidance, seed=seed, prompt=prompt, **sizes)
     if max_pixels is not None and "max_pixels" in inspect.signature(tokenizer.decode).parameters:
         decoding["max_pixels"] = max_pixels

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -18,12 +18,10 @@ from torch import Tensor
 from zoo.errors import FormatError, InputError, ItemError, MismatchError, listing
 from zoo.media import file_content, replacing
 from zoo.spec import Frame, Spec
+from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 from zoo.vocabulary.presets import PRESETS
 from zoo.vocabulary.sections import MOST_DIGITS, Grid, MisplacedError, Naming, Section
-
-if TYPE_CHECKING:
-    from zoo.tokenizer import Tokenizer
 
 __all__ = ["Grid", "Naming", "Section", "Segment", "Vocabulary"]
 
@@ -100,7 +98,7 @@ class Vocabulary:
         """Lay tokenizers out behind the text: for each its ids, then its begin and its end marker.
 
         Args:
-            text: the text tokenizer (of transformers or tokenizers), or the size of its vocabulary.
+            text: the text tokenizer (of transformers or tokenizers, or one of text of ours), or the size of its vocabulary.
             tokenizers: by the names that they shall have, which are part of the strings.
             naming: strings of tokenizers that are not to be named `Naming.of` their name.
 
@@ -183,6 +181,8 @@ class Vocabulary:
         """
         from tokenizers import AddedToken
 
+        if isinstance(text, Tokenizer):
+            raise InputError(f"{text.name} has ids of its own only: it cannot be extended, and needs not be for join and split")
         known = text.get_vocab()
         special = {string for section in self.sections for string in section.markers.values()}
         layout: dict[int, str] = {}
@@ -260,8 +260,7 @@ class Vocabulary:
             if isinstance(segment, str):
                 if text is None:
                     raise ItemError("a string needs the text tokenizer: pass text=", index)
-                encoded = text.encode(segment, add_special_tokens=False)
-                segment = getattr(encoded, "ids", encoded)
+                segment = _text_ids(text, segment)
             if foreign := [number for number in segment if not self._is_text(number)]:
                 raise ItemError(f"{foreign[0]} is no id of text", index)
             pieces.append(torch.tensor(segment, dtype=torch.int64))
@@ -438,7 +437,9 @@ class Vocabulary:
             InputError: as `split`, or a tokenizer is missing or of other ids.
         """
         segments = self.split(ids)
-        decoded: list[Any] = [segment.ids if text is None else text.decode(list(segment.ids)) for segment in segments]
+        decoded: list[Any] = [
+            segment.ids if text is None or segment.tokens is not None else _written(text, segment.ids) for segment in segments
+        ]
         for name in dict.fromkeys(segment.name for segment in segments if segment.tokens is not None):
             places = [place for place, segment in enumerate(segments) if segment.name == name]
             tokenizer = self._tokenizer_of(name, tokenizers)
@@ -501,7 +502,31 @@ def _section(name: str, spec: Spec, offset: int, begin: int, end: int, naming: N
 
 def _text_size(text: Any) -> int:
     """One more than the largest id of a text tokenizer."""
+    if isinstance(text, Tokenizer):
+        return text.spec.vocab_size
     return max(text.get_vocab().values()) + 1
+
+
+def _text_ids(text: Any, segment: str) -> Sequence[int]:
+    """The ids of a string, without special ones."""
+    if isinstance(text, Tokenizer):
+        found: list[int] = text.encode(segment, **_without_specials(text)).tolist()[0]
+        return found
+    encoded = text.encode(segment, add_special_tokens=False)
+    ids: Sequence[int] = getattr(encoded, "ids", encoded)
+    return ids
+
+
+def _without_specials(text: Tokenizer[Any]) -> dict[str, Any]:
+    options = type(text).options("encode")
+    return {name: value for name, value in (("specials", "none"), ("positions", False)) if name in options}
+
+
+def _written(text: Any, ids: Sequence[int]) -> str:
+    """The string of ids."""
+    if isinstance(text, Tokenizer):
+        return str(text.decode([list(ids)], as_text=True, errors="replace")[0])
+    return str(text.decode(list(ids)))
 
 
 def _id_ranges(section: Section) -> list[tuple[int, int]]:
