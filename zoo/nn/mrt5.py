@@ -42,7 +42,14 @@ _MASKED = -1e9
 #: Gate of padding where gates have no lower bound.
 _PADDING_GATE = -30.0
 _FEED_FORWARD = {"gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "relu": ("relu", False)}
-_ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "relu": F.relu}
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    """A function of the module, so that models can be pickled."""
+    return F.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
