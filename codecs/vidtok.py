@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint
 from zoo.errors import WeightsError
 from zoo.latents import Latents
-from zoo.nn.library import Exact, Turn, built, plain_config
-from zoo.precision import compute_dtype
+from zoo.nn.library import Exact, Half, Turn, built, plain_config
 from zoo.spec import Spec
 from zoo.tokenizer.video import Fed, Timing, VideoTokenizer
 from zoo.tokens import Tokens
@@ -274,33 +273,11 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
             rows = [self._codes(ids.to(self.device)) for ids in checked.unpadded()]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def compile_modules(self) -> None:
-        """Compile the blocks within frames; those along time keep caches, which a compiler does not see through."""
-        for half in ("encoder", "decoder"):
-            network = getattr(self, half).network if half in self.config.parts else nn.Module()
-            for stage in (*getattr(network, "down", ()), *getattr(network, "up", ())):
-                for block in stage.block:
-                    block.compile(dynamic=True)
-
 
 TOKENIZER = VidTok
 
 
 # ---- caches, which lie in the network's modules
-
-
-class Half(nn.Module):
-    """A half of a library's network that may be of any floating-point type."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that it computes in."""
-        first = self.network.conv_in
-        return compute_dtype(getattr(first, "conv", first))  # type: ignore[arg-type]
 
 
 def _keep_little(module: Any, args: Any, output: Any) -> None:

@@ -208,6 +208,19 @@ class Exact(Float32Module):
         return self.network(*args, **kwargs)
 
 
+class Half(nn.Module):
+    """A part of a library's network that media depend on, of any floating-point type."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that it computes in."""
+        return next(tensor.dtype for tensor in self.network.parameters() if tensor.is_floating_point())
+
+
 class Turn:
     """A lock for networks that keep state of a call in their modules. Copies and pickles have locks of their own."""
 
