@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,15 @@ class Plan:
         """Its tokens."""
         tokens: Tokens = self.tokenizer.encode(reference, **self.encode).to("cpu")
         return tokens
+
+    def tokens_of(self, ids: Sequence[int], reference: Any) -> Tokens:
+        """Stored ids as tokens again, with what they remember of the original where they do not decode without it."""
+        meta: list[Mapping[str, Any]] = []
+        if getattr(self.modality, "NEEDS_META", False):
+            known = inspect.signature(self.tokenizer.prepare).parameters
+            options = {name: value for name, value in self.encode.items() if name in known}
+            meta = [item.meta for item in self.tokenizer.prepare(reference, **options)]
+        return self.tokenizer.tokens([torch.tensor(ids, dtype=torch.int64)], meta)
 
     def own_options(self, reference: Any) -> dict[str, Any]:
         """Options to decode an item with that are not given for all of them."""

@@ -105,6 +105,8 @@ class Measures(Protocol):
         NOTES: how items are compared and what the baseline is, for the report.
         TEMPLATE: how `shown` looks in the report.
         ON_DEVICE: whether metrics compute where the tokenizer is, rather than on the CPU.
+
+    A module may say ``NEEDS_META = True`` where ids do not decode without what they remember of their item.
     """
 
     EXTENSIONS: tuple[str, ...] | None

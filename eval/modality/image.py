@@ -183,8 +183,8 @@ def shown(reference: Float[Tensor, "3 height width"], variants: Sequence[Variant
         frames.append(
             {
                 "tokens": variant.tokens,
-                "decoded": _as_webp(_unit(variant.decoded)),
-                "baseline": _as_webp(rival.image),
+                "decoded": as_webp(_unit(variant.decoded)),
+                "baseline": as_webp(rival.image),
                 "layout": f"{rival.width} × {rival.height}, {rival.layout}" if rival.layout else "an even grey",
                 "figures": variant.figures,
                 "baseline_figures": variant.baseline_figures,
@@ -193,7 +193,7 @@ def shown(reference: Float[Tensor, "3 height width"], variants: Sequence[Variant
     height, width = reference.shape[1:]
     return {
         "caption": f"{width} × {height} pixels, {variants[-1].tokens} tokens",
-        "original": _as_webp(_unit(reference)),
+        "original": as_webp(_unit(reference)),
         "frames": frames,
         "hard_pixels": min(height, width) < _SMOOTH_FROM,
     }
@@ -214,7 +214,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def _as_webp(image: Float[Tensor, "3 height width"]) -> str:
+def as_webp(image: Float[Tensor, "3 height width"]) -> str:
     """A data URI of an image in [0, 1], at a quality that hides nothing one could blame on the tokenizer."""
     buffer = io.BytesIO()
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)

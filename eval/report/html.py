@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from zoo.eval.modality.base import Metric, Row, Variant, measures_of
 from zoo.eval.plan import Plan
@@ -134,7 +133,7 @@ def _best_median_worst(rows: Sequence[Row], name: str, higher_is_better: bool) -
 def _item(plan: Plan, row: Row, curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """An item to hear or see; its reconstructions are decoded again from the stored ids."""
     reference = plan.read(row["file"])
-    tokens = plan.tokenizer.tokens([torch.tensor(row["ids"], dtype=torch.int64)])
+    tokens = plan.tokens_of(row["ids"], reference)
     figures = [*row["prefixes"], row]
     decoded = plan.decoded(tokens, reference, [entry["tokens"] for entry in figures], plan.own_options(reference))
     variants = [

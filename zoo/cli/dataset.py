@@ -13,13 +13,17 @@ from zoo.cli.console import note, print_json
 from zoo.cli.options import (
     Device,
     Fit,
+    FrameRate,
     Interpolation,
+    MaxFrames,
     MaxPixels,
+    ModelSize,
     Name,
     Parts,
     Places,
     Prefix,
     ValueRange,
+    frame_size_of,
     parts_of,
     places_of,
     range_of,
@@ -54,7 +58,10 @@ def tokenize(
     interpolation: Interpolation = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = None,
-    max_seconds: Annotated[float | None, typer.Option(min=0.001, help="sound: longer recordings fail")] = None,
+    fps: FrameRate = None,
+    model_size: ModelSize = None,
+    max_frames: MaxFrames = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.001, help="sound, video: longer recordings fail")] = None,
     item_seconds: Annotated[float, typer.Option(min=0.001, help="that reading one item may take; then it fails")] = 300,
     memory_mb: Annotated[int, typer.Option(min=64, help="memory of a worker beside its model")] = 2048,
     allow_failures: Annotated[float, typer.Option(min=0, max=1, help="share of items that may fail; exit code 1 beyond")] = 0,
@@ -80,7 +87,7 @@ def tokenize(
     from zoo import engine
 
     given = {"tokens": prefix, "fit": fit, "interpolation": interpolation, "range": range_of(value_range)}
-    given["max_pixels"] = max_pixels
+    given |= {"max_pixels": max_pixels, "fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
     try:
         summary = engine.tokenize(
             name,
