@@ -113,7 +113,9 @@ def emu3_network() -> Any:
     """Transformers' class with random weights and 64 codes."""
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-    return randomised(Emu3VQVAE(Emu3VQVAEConfig(**SMALL_EMU3, codebook_size=64)))
+    network: Any = randomised(Emu3VQVAE(Emu3VQVAEConfig(**SMALL_EMU3, codebook_size=64)))
+    network.quant_conv.conv.weight.mul_(4)
+    return network
 
 
 def small_emu3_video() -> Emu3Video:
