@@ -1,7 +1,7 @@
 """Emu3's tokenizer for video: one id for 4 frames of 8 x 8 pixels (arXiv 2409.18869, section 3.1.1).
 
-The network is transformers' ``Emu3VQVAE``. Its layers see one frame, at any resolution, or time, at that of the ids alone: frames
-go through it a few at a time, and a clip's ids are those of one pass whatever its length.
+The network is transformers' ``Emu3VQVAE``. Its layers see one frame, at any resolution, or time, at that of the ids alone. So
+frames go through it a few at a time, and a clip's ids are those of one pass whatever its length.
 """
 
 from __future__ import annotations

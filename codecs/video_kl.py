@@ -244,7 +244,7 @@ class VideoKL(VideoTokenizer[VideoKLConfig, Latents]):
         return latents / scale + mean
 
     def _scales(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """What is taken off and what is multiplied by then, per channel, and per latent frame where there are so many numbers.
+        """Mean and factor of each channel, or of each channel and latent frame.
 
         Cosmos has statistics of its first 16 latent frames; later ones have those of the last.
         """
