@@ -25,12 +25,8 @@ from torch import Tensor
 
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
-<<<<<<< HEAD
 from small_models_adapters import AUDIO_ADAPTERS
-from small_models_adapters_video import small_vidtok, small_vidtok_kl
-=======
 from small_models_adapters_video import small_video_kl, small_vidtok, small_vidtok_kl
->>>>>>> 069cd78 (Autoencoders of latent video diffusion (Wan 2.1, Qwen-Image, CogVideoX, Cosmos) and Emu3 for video, with as many frames as went in)
 from small_models_byteformer import small_byteformer
 from small_models_ibq import small_ibq
 from small_models_s3tokenizer import small_s3tokenizer
@@ -78,11 +74,8 @@ RANDOM = {
     "mrt5": small_mrt5,
     "vidtok": small_vidtok,
     "vidtok-kl": small_vidtok_kl,
-<<<<<<< HEAD
     **AUDIO_ADAPTERS,
-=======
     "video-kl": small_video_kl,
->>>>>>> 069cd78 (Autoencoders of latent video diffusion (Wan 2.1, Qwen-Image, CogVideoX, Cosmos) and Emu3 for video, with as many frames as went in)
 }
 
 
