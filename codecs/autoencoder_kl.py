@@ -26,8 +26,7 @@ from zoo.nn import vae
 from zoo.precision import Float32Module
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, precision_named
-from zoo.tokenizer.image import Image, Images, ImageTokenizer, whole_cells, without_margins
-from zoo.tokens import Tokens
+from zoo.tokenizer.image import Images, LatentImageTokenizer, whole_cells
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class PatchNorm(Float32Module):
         return torch.sqrt(self.variance + self.eps)[:, None, None]
 
 
-class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
+class AutoencoderKL(LatentImageTokenizer[AutoencoderKLConfig]):
     """Images of any size to grids of latents, one for every 8 x 8 pixels in the usual case, and back to images of their size.
 
     FLUX.2 has one for every 16 x 16 pixels, four neighbours in one. Right and lower edges are continued up to a whole number of
@@ -199,7 +198,6 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
 
     Config = AutoencoderKLConfig
     family = "autoencoder_kl"
-    latent_axes = ("rows", "columns")
     at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1, 1), "decode": Budget(1, 1)}
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config)
     identity = ("vae.encoder.quant_conv.weight", "vae.encoder.quant_conv.bias")
@@ -285,34 +283,10 @@ class AutoencoderKL(ImageTokenizer[AutoencoderKLConfig, Latents]):
         latents = (mean - self.config.shift_factor) * self.config.scaling_factor
         return list(latents if self.patch_norm is None else self.patch_norm(latents))
 
-    def decode(
-        self,
-        tokens: Latents | Tensor | Sequence[Tensor],
-        *,
-        size: str | None = "original",
-        max_pixels: int = media.MAX_PIXELS,
-        progress: bool = False,
-    ) -> list[Image]:
-        """Latents to images; as `ImageTokenizer.decode`, but in the size of the encoded image unless ``size=None``.
-
-        Without it, or of bare latents, images are whole cells.
-        """
-        return super().decode(tokens, size=size, max_pixels=max_pixels, progress=progress)
-
     def decode_images(self, values: Float[Tensor, "batch channels rows columns"]) -> Images:
         latents = values.float() if self.patch_norm is None else self.patch_norm.inverse(values.float())
         images: Tensor = self.vae.decoder(latents / self.config.scaling_factor + self.config.shift_factor)
         return images
-
-    @staticmethod
-    def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
-        """Images without the margin that made whole cells of them."""
-        return without_margins(images, encoded, size)
-
-    def embed(self, tokens: Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
-        """The latents as sequences, row by row, zero where an item has ended."""
-        rows = [values.flatten(1).T.to(self.device) for values in self.check(tokens).values]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def compile_modules(self) -> None:
         """Compile both halves; the first calls, and those at a new size, are slow."""

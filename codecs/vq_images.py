@@ -218,7 +218,7 @@ def _networks(config: VQImagesConfig) -> tuple[Encoder, Decoder]:
     if config.network == "emu3":
         from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-        settings = Emu3VQVAEConfig(**config.library, attn_implementation="sdpa")
+        settings = Emu3VQVAEConfig(**{**config.library, "attn_implementation": "sdpa"})
         model: Any = built(lambda: Emu3VQVAE(settings))
         frames = config.library["temporal_downsample_factor"]
         return EmuEncoder(model.encoder, model.quant_conv, frames), EmuDecoder(model.decoder, model.post_quant_conv)
@@ -230,7 +230,8 @@ def _networks(config: VQImagesConfig) -> tuple[Encoder, Decoder]:
         return Encoder(model.encoder, model.quant_conv), Decoder(model.decoder, model.post_quant_conv)
     from diffusers import VQModel
 
-    model = built(lambda: VQModel(**config.library))
+    make: Any = VQModel
+    model = built(lambda: make(**config.library))
     norms_see_codes = config.library["norm_type"] == "spatial"
     return Encoder(model.encoder, model.quant_conv), Decoder(model.decoder, model.post_quant_conv, norms_see_codes)
 

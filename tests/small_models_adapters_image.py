@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderDC, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 from transformers import Emu3VQVAE, Emu3VQVAEConfig, JanusVQVAE
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
@@ -84,6 +84,31 @@ def small_vq(kind: str) -> zoo.Tokenizer:
     if isinstance(model, VQModel):
         config["_class_name"] = "VQModel"
     return zoo.load_upstream("vq_images", config, model.state_dict())
+
+
+def dc() -> AutoencoderDC:
+    halves = dict(block_types=("ResBlock", "EfficientViTBlock", "EfficientViTBlock"), block_out_channels=(8, 16, 32))
+    sizes = {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in halves.items()}
+    layers = dict(encoder_layers_per_block=(0, 1, 1), decoder_layers_per_block=(0, 1, 1))
+    scales = dict(encoder_qkv_multiscales=((), (5,), ()), decoder_qkv_multiscales=((), (), ()))
+    norms = dict(decoder_norm_types=("batch_norm", "rms_norm", "rms_norm"), decoder_act_fns=("relu", "silu", "silu"))
+    model = AutoencoderDC(**sizes, **layers, **scales, **norms, latent_channels=8, attention_head_dim=8, scaling_factor=0.5)
+    return refilled(model)
+
+
+def tiny() -> AutoencoderTiny:
+    widths = dict(encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8))
+    return refilled(AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)))
+
+
+DETERMINISTIC: dict[str, Callable[[], Any]] = {"dc": dc, "tiny": tiny}
+
+
+def small_deterministic(kind: str) -> zoo.Tokenizer:
+    """Our tokenizer around one of the models."""
+    model = DETERMINISTIC[kind]()
+    config = dict(model.config) | {"_class_name": type(model).__name__}
+    return zoo.load_upstream("deterministic_ae", config, model.state_dict())
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_adapters import AUDIO_ADAPTERS
+from small_models_adapters_image import small_deterministic, small_vq
 from small_models_adapters_video import small_video_kl, small_vidtok, small_vidtok_kl
 from small_models_byteformer import small_byteformer
 from small_models_ibq import small_ibq
@@ -79,12 +80,20 @@ RANDOM = {
 }
 
 
-@pytest.fixture(scope="session", params=[*EMBEDDED, *RANDOM])
+# Families around the networks of transformers and diffusers, which take long to import in every process of their own.
+AROUND_LIBRARIES = {"emu3": partial(small_vq, "emu3"), "dc-ae": partial(small_deterministic, "dc")}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[*EMBEDDED, *RANDOM, *(pytest.param(name, marks=pytest.mark.slow) for name in AROUND_LIBRARIES)],
+)
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What `zoo.load` loads the tokenizer by."""
     if request.param in EMBEDDED:
         return request.param
-    return f"local-dir:{RANDOM[request.param]().save_pretrained(tmp_path_factory.mktemp(request.param))}"
+    make = (RANDOM | AROUND_LIBRARIES)[request.param]
+    return f"local-dir:{make().save_pretrained(tmp_path_factory.mktemp(request.param))}"
 
 
 @cache

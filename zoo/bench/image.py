@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ def jobs(
             yield Job(plain, "encode", f"{batch}", batch, in_plain_layout(tokenizer, encoding()))
             for k, case in cases.items():
                 yield Job(plain, "decode", case, batch, in_plain_layout(tokenizer, decoding(k)))
+        if peers and entry.family in _LIBRARIES:
+            library, encode, decode = _LIBRARIES[entry.family](tokenizer, images)
+            yield Job(f"{name}, {library}", "encode", f"{batch}", batch, encode)
+            yield Job(f"{name}, {library}", "decode", f"{batch}", batch, decode)
         tokenizer.set_precision("bf16")
         reduced = f"{name}, bf16"
         yield Job(
@@ -152,3 +156,78 @@ def dense_decoding(tokenizer: Any, tokens: Any, k: int, steps: int) -> Work:
         return image
 
     return work
+
+
+# ---- the classes of transformers and diffusers, with the same weights
+
+
+Library = tuple[str, Work, Work]
+
+
+def _with_weights(model: Any, tokenizer: Any) -> Any:
+    """A library's model with the weights of our halves."""
+    for ours, theirs in ((tokenizer.encoder, model.encoder), (tokenizer.decoder, model.decoder)):
+        theirs.load_state_dict(ours.network.state_dict())
+    for ours, name in ((tokenizer.encoder, "quant_conv"), (tokenizer.decoder, "post_quant_conv")):
+        if getattr(model, name) is not None:
+            getattr(model, name).load_state_dict(getattr(ours, name).state_dict())
+    return model.to(tokenizer.device).eval().requires_grad_(False)
+
+
+def _vq_library(tokenizer: Any, images: Tensor) -> Library:
+    config, device = tokenizer.config, tokenizer.device
+    images = images.to(device)
+    grid = tuple(side // config.factor for side in images.shape[2:])
+    if config.network == "vqmodel":
+        from diffusers import VQModel
+
+        # With this switch the class decodes ids instead of searching for them once more.
+        model = _with_weights(VQModel(**{**config.library, "lookup_from_codebook": True}), tokenizer)
+        model.quantize.embedding.weight.copy_(tokenizer.quantizer.weight)
+        ids = model.quantize(model.encode(images).latents)[2][2]
+        shape = (len(images), *grid, config.code_dim)
+        return (
+            "diffusers",
+            lambda: model.quantize(model.encode(images).latents),
+            lambda: model.decode(ids, force_not_quantize=True, shape=shape),
+        )
+    if config.network == "janus":
+        from transformers import JanusVQVAE
+        from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+        model = JanusVQVAE(JanusVQVAEConfig(**{**config.library, "num_patches": grid[0]}))
+    else:
+        from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+        model = Emu3VQVAE(Emu3VQVAEConfig(**config.library))
+    model = _with_weights(model, tokenizer)
+    model.quantize.embedding.weight.copy_(tokenizer.quantizer.weight)
+    ids = torch.zeros(len(images), *grid, dtype=torch.int64, device=device)
+    if config.network == "janus":
+        return "transformers", lambda: model.encode(images), lambda: model.decode(ids.flatten(1))
+    sizes = torch.tensor([images.shape[2:]] * len(images))
+    return "transformers", lambda: model.encode(images, sizes), lambda: model.decode(ids)
+
+
+def _kl_library(tokenizer: Any, images: Tensor) -> Library:
+    from diffusers import AutoencoderKL
+
+    sizes = tokenizer.config.vae
+    levels = len(sizes.widths)
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=sizes.widths,
+        layers_per_block=sizes.layers_per_block,
+        latent_channels=sizes.latent_channels,
+        norm_num_groups=sizes.groups,
+        use_quant_conv=sizes.quant_convs,
+        use_post_quant_conv=sizes.quant_convs,
+    )
+    model = _with_weights(model, tokenizer.vae)
+    images = images.to(tokenizer.device)
+    latents = model.encode(images).latent_dist.mode()
+    return "diffusers", lambda: model.encode(images).latent_dist.mode(), lambda: model.decode(latents)
+
+
+_LIBRARIES: dict[str, Callable[[Any, Tensor], Library]] = {"vq_images": _vq_library, "autoencoder_kl": _kl_library}

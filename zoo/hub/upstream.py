@@ -86,8 +86,10 @@ def _difference(found: Mapping[str, Any], known: Mapping[str, Any], between: str
     for key in [*found, *(key for key in known if key not in found)]:
         own, other = found.get(key), known.get(key)
         if own != other:
-            nested = isinstance(own, Mapping) and isinstance(other, Mapping)
-            parts.append(f"{key}: {_difference(own, other, ', ')}" if nested else f"{key} is {own}, not {other}")
+            if isinstance(own, Mapping) and isinstance(other, Mapping):
+                parts.append(f"{key}: {_difference(own, other, ', ')}")
+            else:
+                parts.append(f"{key} is {own}, not {other}")
     return between.join(parts)
 
 

@@ -215,6 +215,39 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         return [media.restore_image(image, meta, max_pixels) for image, meta in zip(images, encoded.meta, strict=True)]
 
 
+class LatentImageTokenizer(ImageTokenizer[ConfigT, Latents]):
+    """A continuous tokenizer of images: grids of latents, which give images of the size that went in.
+
+    A family implements `encode_images` and `decode_images`, and makes whole cells of an image by `whole_cells`.
+    """
+
+    latent_axes = ("rows", "columns")
+
+    def decode(
+        self,
+        tokens: Latents | Tensor | Sequence[Tensor],
+        *,
+        size: str | None = "original",
+        max_pixels: int = media.MAX_PIXELS,
+        progress: bool = False,
+    ) -> list[Image]:
+        """Latents to images; as `ImageTokenizer.decode`, but in the size of the encoded image unless ``size=None``.
+
+        Without it, or of bare latents, images are whole cells.
+        """
+        return super().decode(tokens, size=size, max_pixels=max_pixels, progress=progress)
+
+    @staticmethod
+    def restored(images: Sequence[Image], encoded: Tokens | Latents, size: str | None, max_pixels: int) -> list[Image]:
+        """Images without the margin that made whole cells of them."""
+        return without_margins(images, encoded, size)
+
+    def embed(self, tokens: Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
+        """The latents as sequences, row by row, zero where an item has ended."""
+        rows = [values.flatten(1).T.to(self.device) for values in self.check(tokens).values]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
 # ---- families whose images are grids of cells
 
 
