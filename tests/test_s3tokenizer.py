@@ -375,3 +375,60 @@ def test_the_nearest_row_is_not_the_largest_cosine() -> None:
     tokenizer.quantizer.weight[1] = 3 * direction
     tokenizer.quantizer.weight[2] = 0.9 * torch.cat([direction[:20], torch.zeros(4)])
     assert tokenizer.quantizer.ids(5 * direction).item() == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- streaming
+
+
+def pieces(wave: Tensor, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    cuts = torch.randint(1, len(wave), (6,), generator=generator).sort().values
+    return list(torch.tensor_split(wave, cuts))
+
+
+@pytest.mark.parametrize("config", [SMALL_V1, SMALL_V2], ids=["50 Hz", "25 Hz"])
+@pytest.mark.parametrize("frames", [1.5, 2999, 3000, 3001, 5201, 8000.2])
+def test_a_stream_gives_the_ids_of_the_recording(config: S3TokenizerConfig, frames: float) -> None:
+    tokenizer = small_s3tokenizer(config)
+    wave = speech_like(int(frames * 160), seed=int(frames))
+    wave[: len(wave) // 3] *= 1e-4  # so that the floor matters
+    whole = tokenizer.encode(wave)
+    with tokenizer.stream_encoder(loudest=tokenizer.loudest(wave)) as stream:
+        found = [stream.push(piece) for piece in pieces(wave, seed=1)]
+    assert stream.tokens.equal(whole) and stream.exact
+    # Whatever lies 2 s before the end of a complete window has come already.
+    assert sum(map(len, found)) * config.frames_per_id == {5201: 2800, 8000.2: 5400}.get(frames, 0)
+
+
+def test_a_stream_resamples_and_averages() -> None:
+    tokenizer = small_s3tokenizer()
+    wave = torch.stack([speech_like(3 * 22_050), speech_like(3 * 22_050, seed=1)])
+    with tokenizer.stream_encoder(22_050, loudest=tokenizer.loudest((wave, 22_050))) as stream:
+        for piece in wave.split(5_000, dim=1):
+            stream.push(piece)
+    assert stream.tokens.equal(tokenizer.encode((wave, 22_050)))
+
+
+def test_a_stream_says_where_its_floor_was_another() -> None:
+    tokenizer = small_s3tokenizer()
+    loud = speech_like(36 * 16_000)
+    rising = loud * torch.linspace(-4, 0, len(loud)).pow(3).exp()
+    for wave, exact in ((loud, True), (loud.flip(0), True), (rising, False)):
+        with tokenizer.stream_encoder() as stream:
+            for piece in wave.split(8_000):
+                stream.push(piece)
+        ids = tokenizer.encode(wave).ids
+        assert stream.exact == exact and stream.tokens.ids.shape == ids.shape
+        assert torch.equal(stream.tokens.ids, ids) or not exact
+
+
+def test_a_stream_ends_once_and_not_too_soon() -> None:
+    tokenizer = small_s3tokenizer()
+    stream = tokenizer.stream_encoder()
+    assert len(stream.push(torch.zeros(200))) == 0
+    with pytest.raises(zoo.InputError, match="200 samples are too few"):
+        stream.finish()
+    for call in (stream.finish, lambda: stream.push(torch.zeros(1))):
+        with pytest.raises(zoo.InputError, match="has been finished"):
+            call()
+    assert 30 < stream.latency < 30.1

@@ -6,7 +6,7 @@ a vocoder, which belong to its language model and not to the tokenizer.
 
 Recordings of any length are encoded in overlapping windows of 30 seconds; the middles are kept. `windows` has the rule.
 
-Read in this order: `config`, `frontend`, `encoder`, `quantizer`, `windows`, `tokenizer`, `checkpoint`.
+Read in this order: `config`, `frontend`, `encoder`, `quantizer`, `windows`, `tokenizer`, `streaming`, `checkpoint`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ SHORTEST = _MARGIN + 1
 # Frames whose spectra are in memory at a time.
 _FRAMES_AT_ONCE = 4096
 _FLOOR = 1e-10
-# Powers of ten below the loudest band of the recording that count.
-_RANGE = 8.0
+#: Powers of ten below the loudest band of the recording that count.
+RANGE = 8.0
 
 
 class LogMel(Float32Module):
@@ -43,10 +43,17 @@ class LogMel(Float32Module):
 
     def forward(self, waveform: Float[Tensor, " samples"]) -> Float[Tensor, "frames bands"]:
         """The spectrogram of one recording, time-major: ``samples // 160`` frames, of `SHORTEST` samples at least."""
-        frames = len(waveform) // FRAME_HOP
-        mel = torch.empty(frames, self.filters.shape[1], dtype=torch.float32, device=waveform.device)
-        for start in range(0, frames, _FRAMES_AT_ONCE):
-            stop = min(start + _FRAMES_AT_ONCE, frames)
+        levels = self.levels(waveform, 0, len(waveform) // FRAME_HOP)
+        return self.floored(levels, float(levels.max()))
+
+    def levels(self, waveform: Float[Tensor, " samples"], first: int, last: int) -> Float[Tensor, "frames bands"]:
+        """Logarithms to base 10 of the bands' power in frames ``first`` to ``last``, above the floor of digital silence only.
+
+        Frame ``f`` is centred on sample ``160 * f``. Where it reaches beyond the waveform, this is reflected.
+        """
+        mel = torch.empty(last - first, self.filters.shape[1], dtype=torch.float32, device=waveform.device)
+        for start in range(first, last, _FRAMES_AT_ONCE):
+            stop = min(start + _FRAMES_AT_ONCE, last)
             spectrum = torch.stft(
                 _reflected(waveform, start * FRAME_HOP - _MARGIN, (stop - 1) * FRAME_HOP + _MARGIN),
                 _WINDOW,
@@ -55,9 +62,18 @@ class LogMel(Float32Module):
                 center=False,
                 return_complex=True,
             )
-            torch.matmul(spectrum.abs().square().T, self.filters, out=mel[start:stop])
-        mel.clamp_(min=_FLOOR).log10_()
-        return mel.clamp_(min=mel.max() - _RANGE).add_(4).div_(4)
+            torch.matmul(spectrum.abs().square().T, self.filters, out=mel[start - first : stop - first])
+        return mel.clamp_(min=_FLOOR).log10_()
+
+    @staticmethod
+    def floored(levels: Float[Tensor, "frames bands"], loudest: float) -> Float[Tensor, "frames bands"]:
+        """What the encoder takes, from levels, in place, and the loudest band of the recording."""
+        return levels.clamp_(min=loudest - RANGE).add_(4).div_(4)
+
+
+def frames_within(samples: int) -> int:
+    """Frames that no later sample can change."""
+    return max(0, (samples - SHORTEST) // FRAME_HOP + 1)
 
 
 def _reflected(waveform: Float[Tensor, " samples"], start: int, stop: int) -> Float[Tensor, " piece"]:

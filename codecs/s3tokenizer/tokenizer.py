@@ -15,6 +15,7 @@ from zoo.codecs.s3tokenizer.config import FRAME_HOP, SAMPLE_RATE, S3TokenizerCon
 from zoo.codecs.s3tokenizer.encoder import Block, Encoder
 from zoo.codecs.s3tokenizer.frontend import SHORTEST, LogMel
 from zoo.codecs.s3tokenizer.quantizer import Codebook, Ternary
+from zoo.codecs.s3tokenizer.streaming import StreamEncoder
 from zoo.codecs.s3tokenizer.windows import Window, official_windows, windows
 from zoo.errors import ArgumentError, ItemError, WeightsError
 from zoo.progress import progress_bar
@@ -110,7 +111,7 @@ class S3Tokenizer(AudioTokenizer[S3TokenizerConfig, Tokens]):
         found: list[list[Tensor]] = [[] for _ in items]
         with progress_bar("encode", sum(item.amount // FRAME_HOP for item in items), progress, unit="frame") as advance:
             for batch in self._batches(items, long, compat):
-                ids = self._encode_windows([mel for _, _, mel in batch])
+                ids = self.encode_windows([mel for _, _, mel in batch])
                 for (index, window, _), own in zip(batch, ids, strict=True):
                     found[index].append(own[window.first : window.last])
                     advance(window.stop - window.start)
@@ -141,13 +142,33 @@ class S3Tokenizer(AudioTokenizer[S3TokenizerConfig, Tokens]):
             return iter([Window(0, frames, 0, self.config.ids_of(frames))])
         return (windows if compat is None else official_windows)(frames, self.config)
 
-    def _encode_windows(self, mels: Sequence[Float[Tensor, "_frames bands"]]) -> list[Int[Tensor, " _"]]:
+    def encode_windows(self, mels: Sequence[Float[Tensor, "_frames bands"]]) -> list[Int[Tensor, " _"]]:
         """All ids of each window."""
         order = sorted(range(len(mels)), key=lambda i: len(mels[i]))
         lengths = [len(mels[i]) for i in order]
         ids = self.quantizer.ids(self.encoder(torch.cat([mels[i] for i in order]), lengths))
         found = dict(zip(order, ids.split([self.config.ids_of(length) for length in lengths]), strict=True))
         return [found[i] for i in range(len(mels))]
+
+    def loudest(self, item: Any) -> float:
+        """Level of the loudest band of a recording, as a power of ten: what a stream of it needs to give the ids of `encode`.
+
+        Args:
+            item: one item as `encode` takes it.
+        """
+        [prepared] = self.prepare([item])
+        waveform = prepared.tensors["waveform"][0].to(self.device)
+        with torch.no_grad():
+            return float(self.frontend.levels(waveform, 0, len(waveform) // FRAME_HOP).max())
+
+    def stream_encoder(self, sample_rate: int | None = None, *, loudest: float | None = None) -> StreamEncoder:
+        """Encode audio as it arrives, window by window; see `StreamEncoder`.
+
+        Args:
+            sample_rate: of what is pushed; 16 kHz by default.
+            loudest: level of the loudest band of the whole recording, from `loudest`, where it is known.
+        """
+        return StreamEncoder(self, sample_rate or SAMPLE_RATE, loudest)
 
     def _require_options(self, long: str, compat: str | None) -> None:
         if long not in LONG:
