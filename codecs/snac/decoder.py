@@ -68,7 +68,7 @@ class DecoderStage(nn.Module):
         x: Float[Tensor, "batch time channels"],
         noise: Float[Tensor, "_ time_out 1"] | None,
         before: Mask | None,
-        after: Mask | None,
+        after: Float[Tensor, "batch time_out 1"] | None,
     ) -> Float[Tensor, "batch time_out channels_out"]:
         def run(first: int, last: int) -> Tensor:
             inner, outer = slice(first, last), slice(first * self.stride, last * self.stride)

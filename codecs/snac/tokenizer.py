@@ -23,6 +23,7 @@ from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared
 from zoo.tokenizer.audio import AudioTokenizer
+from zoo.tokenizer.recordings import ForwardReader
 from zoo.tokens import Tokens
 
 
@@ -43,6 +44,7 @@ class SNAC(AudioTokenizer[SNACConfig, Tokens]):
     family = "snac"
     checkpoint = CHECKPOINT
     identity = ("quantizer.levels.0.codebook",)
+    streams = True
 
     # Samples in flight per encoding step, and latent frames per decoding step. They change memory and speed, never the numbers.
     at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(260_000, 8_000_000), "decode": Budget(500, 16_000)}
@@ -80,13 +82,15 @@ class SNAC(AudioTokenizer[SNACConfig, Tokens]):
 
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
         config = self.config
-        waveforms = [item.tensors["waveform"][0] for item in items]
-        totals = [-(-len(waveform) // (config.hop_length * config.unit)) * config.unit for waveform in waveforms]
+        readers = [ForwardReader(item, index) for index, item in enumerate(items)]
+        totals = [-(-len(reader) // (config.hop_length * config.unit)) * config.unit for reader in readers]
         budget = max(1, self.budget("encode") // config.hop_length)
         codes: list[list[Tensor]] = [[] for _ in items]
         with progress_bar("encode", sum(totals), progress, unit="frame") as advance:
             for window, group in lockstep(self.encoder.reach, totals, budget, self._together):
-                found = self.encode_window([waveforms[i] for i in group], window, [totals[i] for i in group])
+                begin, end = window.first * config.hop_length, window.last * config.hop_length
+                waveforms = [readers[i].part(begin, end)[0] for i in group]
+                found = self.encode_window(waveforms, window, [totals[i] for i in group], begin)
                 for item, own in zip(group, found, strict=True):
                     codes[item].append(own)
                     advance(len(own) * config.vq_strides[0])
