@@ -433,3 +433,21 @@ def test_training_reaches_every_parameter(config: IBQConfig) -> None:
     assert torch.isfinite(found.total) and found.outputs["images"].shape == images.shape
     assert not [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
     assert all(found[name] > 0 for name in ("pixels", "perceptual", "adversarial", "quantization"))
+
+
+def test_hints_tell_the_grid_of_bare_ids() -> None:
+    tokenizer = small_ibq()
+    image = torch.rand(3, 20, 36) * 2 - 1
+    tokens = tokenizer.encode(image)
+    own = tokenizer.hints(image)
+    assert own == {"grid": (5, 9)}
+    assert torch.equal(tokenizer.decode(tokens.unpadded(), **own)[0], tokenizer.decode(tokens)[0])
+
+
+def test_groups_of_norms_divide_the_channels() -> None:
+    tokenizer = small_ibq(replace(SMALL_IBQ, stem=8, widths=(8, 24, 64), groups=1))
+    assert tokenizer.encode(torch.zeros(3, 16, 16)).lengths.tolist() == [16]
+    with pytest.raises(ValueError, match="multiples of 32"):
+        replace(SMALL_IBQ, stem=8)
+    with pytest.raises(ValueError, match="32 groups, not 1"):
+        replace(SMALL_BITS, groups=1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
-from zoo.codecs.ibq.config import IBQConfig, Quantization
+from zoo.codecs.ibq.config import GROUPS, IBQConfig, Quantization
 from zoo.errors import KeysError, WeightsError, listing
 from zoo.nn import vqgan
 
@@ -230,6 +230,7 @@ def _infer_config(named: Mapping[str, Tensor], config: IBQConfig | None, bits: b
             latent_channels=latent_channels,
             code_dim=code_dim,
             codebook_size=rows,
+            groups=config.groups if config else GROUPS,
             weights=config.weights if config else "ema",
             parts=parts,
         )

@@ -12,7 +12,7 @@ WeightSet = Literal["ema", "training"]
 
 #: What a tokenizer consists of besides the quantizer, which is always there.
 PARTS = ("encoder", "decoder")
-#: Groups of all group norms; fixed in the original code.
+#: Groups of the group norms; fixed in the original code.
 GROUPS = 32
 #: Originals that are no whole number of cells are padded to multiples of this many pixels, or of a cell if that is larger.
 _PADDED_TO = 16
@@ -31,6 +31,7 @@ class IBQConfig:
         latent_channels: channels between the networks and the quantizer.
         code_dim: numbers of a code; bits of an id in LFQ.
         codebook_size: number of codes.
+        groups: of the group norms; 32 in all official models.
         weights: which set of SEED-Voken's files was read: the exponential averages, ``ema``, with which the original evaluates,
             or those of ``training``. Files with a single set have no say in it.
         parts: what the model consists of besides the quantizer: ``encoder`` and ``decoder``.
@@ -44,6 +45,7 @@ class IBQConfig:
     latent_channels: int = 256
     code_dim: int = 256
     codebook_size: int = 16_384
+    groups: int = GROUPS
     weights: WeightSet = "ema"
     parts: tuple[str, ...] = PARTS
 
@@ -51,16 +53,18 @@ class IBQConfig:
         for value, kind in ((self.quantization, Quantization), (self.weights, WeightSet)):
             if value not in get_args(kind):
                 raise ValueError(f"one of {', '.join(get_args(kind))} is expected, not {value!r}")
-        if not self.widths or any(width < 1 or width % GROUPS for width in (self.stem, *self.widths)):
-            raise ValueError(f"channels must be multiples of {GROUPS}, not {(self.stem, *self.widths)}")
-        if min(self.blocks, self.latent_channels, self.code_dim, self.codebook_size) < 1:
+        if min(self.blocks, self.latent_channels, self.code_dim, self.codebook_size, self.groups) < 1:
             raise ValueError("sizes must be at least 1")
+        if not self.widths or any(width < 1 or width % self.groups for width in (self.stem, *self.widths)):
+            raise ValueError(f"channels must be multiples of {self.groups}, not {(self.stem, *self.widths)}")
         if self.quantization == "lfq":
             if self.attention or self.latent_channels != self.code_dim or self.codebook_size != 2**self.code_dim:
                 raise ValueError(
                     f"LFQ has no attention, and its {self.latent_channels} channels are the {self.code_dim} bits of an id, of "
                     f"which there are {self.codebook_size}"
                 )
+            if self.groups != GROUPS:
+                raise ValueError(f"the group norms of LFQ have {GROUPS} groups, not {self.groups}")
         elif any(not 0 <= level < len(self.widths) for level in self.attention):
             raise ValueError(f"levels are counted from 0 to {len(self.widths) - 1}, not {self.attention}")
         if unknown := [part for part in self.parts if part not in PARTS]:

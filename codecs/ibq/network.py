@@ -27,7 +27,7 @@ class Encoder(ConvEncoder, Float32Module):
     """VQGAN's encoder and the projection to codes; stays in float32."""
 
     def __init__(self, config: IBQConfig) -> None:
-        super().__init__(config.stem, config.widths, config.blocks, config.latent_channels, config.attention, GROUPS)
+        super().__init__(config.stem, config.widths, config.blocks, config.latent_channels, config.attention, config.groups)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
 
     def forward(self, images: Images) -> Maps:
@@ -42,7 +42,7 @@ class Decoder(ConvDecoder):
     def __init__(self, config: IBQConfig) -> None:
         coarsest = len(config.widths) - 1
         attention = [coarsest - level for level in config.attention]
-        super().__init__(config.latent_channels, config.widths[::-1], config.blocks + 1, attention, GROUPS)
+        super().__init__(config.latent_channels, config.widths[::-1], config.blocks + 1, attention, config.groups)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
 
     def forward(self, codes: Maps) -> Images:

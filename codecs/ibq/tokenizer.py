@@ -239,6 +239,11 @@ class IBQ(ImageTokenizer[IBQConfig, Tokens]):
         """
         return grids_of(tokens, grid, self._fewest_cells)
 
+    def hints(self, item: Any) -> dict[str, Any]:
+        """The rows and columns of ids that an image gets, which bare ids do not tell."""
+        [prepared] = self.prepare([item])
+        return {"grid": self.config.grid_of(*prepared.tensors["pixels"].shape[1:])}
+
     def as_uint8(self, image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
         """Levels of 8 bits as the originals make them: clamped and rounded down, where `zoo.media.write_image` rounds."""
         scaled = (image + 1) * 127.5 if self.config.quantization == "ibq" else (image.clamp(-1, 1) + 1) / 2 * 255
