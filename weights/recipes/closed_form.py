@@ -103,7 +103,7 @@ def initialise_decoder(decoder: Decoder, latents: LatentTensor, images: Images, 
     for number, level in enumerate(decoder.levels):
         if level.resnets[0].conv_shortcut is not None:
             pass_on(level.resnets[0].conv_shortcut, held, (CENTRE,), DECODER_CONSTANT)
-        if level.upsamplers is not None:
+        if level.upsamplers:
             convolution = level.upsamplers[0].conv
             pass_on(convolution, held, (CENTRE, ACROSS, ACROSS.T), DECODER_CONSTANT)
             held = min(3 * held, convolution.out_channels - 1)
@@ -126,6 +126,17 @@ def pass_on(convolution: nn.Conv2d, channels: int, kernels: Sequence[Float[Tenso
             place = number * channels + channel
             convolution.weight[place, channel] = kernel[middle : 3 - middle, middle : 3 - middle]
             convolution.bias[place] = 0
+
+
+@torch.no_grad()
+def place_taps(convolution: nn.Conv2d, channels: int, taps: Sequence[tuple[int, int]]) -> None:
+    """Let a convolution hand its first channels on, once for each tap of its kernel, and nothing else."""
+    nn.init.zeros_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    for number, (row, column) in enumerate(taps):
+        for channel in range(channels):
+            convolution.weight[number * channels + channel, channel, row, column] = 1.0
 
 
 def inputs_of(convolution: nn.Conv2d, decoder: Decoder, latents: LatentTensor) -> Float[Tensor, "batch _ _ _"]:

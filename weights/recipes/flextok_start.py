@@ -342,7 +342,7 @@ def initialise_autoencoder(vae: VAE, images: Images) -> None:
         shortcut = block.resnets[0].conv_shortcut
         if shortcut is not None:
             pass_on(shortcut, levels[-1].shape[1], (CENTRE,), 0.0)
-        if block.downsamplers is not None:
+        if block.downsamplers:
             levels.append(halve(block.downsamplers[0].conv, levels[-1]))
     last = network.down_blocks[-1].resnets[0].conv_shortcut
     latents = levels[-1][:, :channels]
@@ -384,7 +384,7 @@ def initialise_pixels(vae: VAE, latents: LatentTensor, levels: Sequence[Features
         if shortcut is not None:
             pass_on(shortcut, held.shape[1], (CENTRE,), 0.0)
             held = held[:, : shortcut.out_channels - 1]
-        if block.upsamplers is not None:
+        if block.upsamplers:
             held = double(block.upsamplers[0].conv, held, next(wanted))
     last = network.up_blocks[-1].resnets[0].conv_shortcut
     # Half of what reaches the last norm stays what it is; constants that it hardly changes take the rest.

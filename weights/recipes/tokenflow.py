@@ -41,6 +41,7 @@ from zoo.weights.recipes.closed_form import (
     close_branches,
     initialise_decoder,
     least_squares,
+    place_taps,
     principal,
 )
 from zoo.weights.recipes.trainer import Schedule, Trainer
@@ -227,7 +228,7 @@ def initialise_pixel_encoder(encoder: PixelEncoder, images: Images, scales: int)
         shortcut = level.resnets[0].conv_shortcut
         if shortcut is not None:
             place_taps(shortcut, held, [(0, 0)])
-        if level.downsamplers is not None:
+        if level.downsamplers:
             place_taps(level.downsamplers[0].conv, held, [(0, 0), (0, 1), (1, 0), (1, 1)])
             held *= 4
             # What is over holds constants from here on, as many of one sign as of the other.
@@ -246,17 +247,6 @@ def initialise_pixel_encoder(encoder: PixelEncoder, images: Images, scales: int)
     encoder.conv_out.weight[: len(weight), :, 1, 1] = weight
     encoder.conv_out.bias[: len(bias)] = bias
     encoder.quant_conv.weight[:, : len(weight), 0, 0] = torch.eye(len(weight))
-
-
-@torch.no_grad()
-def place_taps(convolution: nn.Conv2d, channels: int, taps: Sequence[tuple[int, int]]) -> None:
-    """Let a convolution hand its first channels on, once for each tap of its kernel, and nothing else."""
-    nn.init.zeros_(convolution.weight)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    for number, (row, column) in enumerate(taps):
-        for channel in range(channels):
-            convolution.weight[number * channels + channel, channel, row, column] = 1.0
 
 
 @torch.no_grad()
