@@ -67,7 +67,7 @@ class LogMel(Float32Module):
 
     @staticmethod
     def floored(levels: Float[Tensor, "frames bands"], loudest: float) -> Float[Tensor, "frames bands"]:
-        """What the encoder takes, from levels, in place, and the loudest band of the recording."""
+        """Input of the encoder, made in place of levels, with the floor below the loudest band of the recording."""
         return levels.clamp_(min=loudest - RANGE).add_(4).div_(4)
 
 

@@ -142,7 +142,7 @@ class StreamEncoder:
         self._pending = self._pending[outdated:].clone()
 
     def _window(self, frames: int) -> Window:
-        """The next window of a recording with so many frames."""
+        """The next window of a recording of that many frames."""
         return next(window for window in windows(frames, self.codec.config) if window.start == self._start)
 
     def _encode(self, window: Window) -> Int[Tensor, " ids"]:

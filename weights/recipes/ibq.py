@@ -90,14 +90,14 @@ def encoder_features(encoder: Encoder, images: Images) -> LatentTensor:
 
 
 def latents_of(encoder: Encoder, images: Images) -> LatentTensor:
-    """What is quantized."""
+    """Latents of images."""
     latents: Tensor = encoder.quant_conv(encoder.conv_out(encoder_features(encoder, images)))
     return latents
 
 
 @torch.no_grad()
 def codes_of(model: IBQ, images: Images) -> LatentTensor:
-    """What the decoder gets."""
+    """Codes of images, the input of the decoder."""
     latents = torch.cat([latents_of(model.encoder, some) for some in images.split(16)])
     return model.quantizer.vectors(model.quantizer.ids(latents)).permute(0, 3, 1, 2).contiguous()
 

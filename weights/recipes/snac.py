@@ -254,7 +254,7 @@ class Stage(trainer.Stage):
         self.recent = [[] for _ in self.recent]
 
     def quantize(self, latents: Signal) -> tuple[Signal, Float[Tensor, ""]]:
-        """What the codes of all levels stand for, with a straight-through gradient, and the commitment.
+        """Vectors of the codes of all levels, with a straight-through gradient, and the commitment.
 
         Before there are codebooks, the projections of each level go on as they are, but for their length.
         """
