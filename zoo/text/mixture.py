@@ -76,8 +76,8 @@ def mixture(
 
     >>> words = {"a": {"ab": 3, "cd": 1}, "c": {"ab": 1, "cd": 3}}
     >>> found = zoo.text.mixture(["a b", "c d"], words)
-    >>> found.objective, found.intervals["a"]
-    (0.0, (0.5, 1.0))
+    >>> found.objective, [round(end, 6) for end in found.intervals["a"]]
+    (0.0, [0.5, 1.0])
     """
     pairs, split = _merges_of(tokenizer)
     if len(samples) < 2:
