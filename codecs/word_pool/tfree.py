@@ -49,7 +49,7 @@ def stretches(text: str) -> list[str]:
 
 
 def written(parts: Sequence[str]) -> Iterator[str]:
-    """What each word stands for in the text, with the expected space in front of it."""
+    """The text of each word, with the expected space in front of it."""
     before = ""
     for part in parts:
         singles = _UNPACKED.get(part, [part])

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from zoo.codecs.equal_info import EqualInfo
-from zoo.saving import write_saved_file
+from zoo.hub import write_saved_file
 from zoo.weights.data.text import plain
 
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from zoo.codecs.lib import Lib, Reader
-from zoo.saving import write_saved_file
+from zoo.hub import write_saved_file
 from zoo.weights.data.text import pages
 
 EPOCHS, SEED = 600, 1
