@@ -116,7 +116,8 @@ class Windows:
         Raises:
             InputError: the ids of a whole window depend on what follows, so that the word has to be encoded at once.
         """
-        merges, given = self._merges, []
+        merges = self._merges
+        given: list[int] = []
         self._text += piece
         position, size = 0, self._merges.window
         while (ahead := len(self._text) - position) > size or (last and ahead):

@@ -90,7 +90,8 @@ class Residue:
             nonlocal position
             if not flags & _FLAGS[name]:
                 return _no_runs(), b""
-            rows, letters, end = [], bytearray(), 0
+            letters, end = bytearray(), 0
+            rows: list[tuple[int, int]] = []
             for _ in range(number()):
                 start, length = end + number(), number()
                 rows.append((start, length))

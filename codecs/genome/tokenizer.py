@@ -160,7 +160,8 @@ class Genome(TextTokenizer[GenomeConfig]):
 
     def _ids_of(self, sequences: Sequence[str]) -> Iterator[list[int]]:
         """Ids of sequences: short ones, such as reads, in calls of many, long ones in windows."""
-        merges, batch, total = self.merges, [], 0
+        merges, total = self.merges, 0
+        batch: list[str] = []
         for sequence in sequences:
             if len(sequence) > merges.window or total > _BLOCK:
                 yield from merges.encode_short(batch)
@@ -273,8 +274,8 @@ class Genome(TextTokenizer[GenomeConfig]):
             A string, bytes or tokens, as what went in.
         """
         if isinstance(sequences, str | bytes):
-            return reverse_complement(sequences)
-        return self.encode([reverse_complement(sequence) for sequence in self.decode(sequences)], **options)
+            return _turned(sequences)
+        return self.encode([_turned(sequence) for sequence in self.decode(sequences)], **options)
 
     # ---- and back
 
@@ -330,6 +331,10 @@ class Genome(TextTokenizer[GenomeConfig]):
         self.require("vectors", "embedding")
         ids = self.check(tokens).ids.to(self.device)
         return self.vectors.detach().float()[ids.clamp(min=0)] * (ids >= 0)[..., None]
+
+
+def _turned(sequence: str | bytes) -> str | bytes:
+    return reverse_complement(sequence) if isinstance(sequence, str) else reverse_complement(sequence)
 
 
 def _meta(prepared: Meta, residue: Residue) -> Meta:
