@@ -191,7 +191,7 @@ class Magnet(nn.Module):
         frequency = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float32) / x.shape[-1])
         angles = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)[:, None] * frequency
         positions = torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype)
-        for layer in self.layers[number]:  # type: ignore[union-attr]  # a list of lists
+        for layer in self.layers[number]:  # type: ignore[attr-defined]  # a list of lists
             x = layer(x, positions, self.r_w_bias, self.r_r_bias)
         return x
 
