@@ -106,7 +106,8 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
             for group in self._groups(lengths, self.budget("encode")):
                 readers = [ForwardReader(items[i], i) for i in group]
                 piece = max(1, self.budget("encode") // (len(group) * hop)) * hop
-                steps, parts, length = self.encoder_steps(count), [], lengths[group[0]]
+                steps, length = self.encoder_steps(count), lengths[group[0]]
+                parts: list[Tensor | None] = []
                 for start in range(0, length, piece):
                     stop = min(start + piece, length)
                     waves = [reader.part(start, stop) for reader in readers]
