@@ -334,7 +334,9 @@ class Genome(TextTokenizer[GenomeConfig]):
 
 
 def _turned(sequence: str | bytes) -> str | bytes:
-    return reverse_complement(sequence) if isinstance(sequence, str) else reverse_complement(sequence)
+    if isinstance(sequence, str):
+        return reverse_complement(sequence)
+    return reverse_complement(sequence)
 
 
 def _meta(prepared: Meta, residue: Residue) -> Meta:

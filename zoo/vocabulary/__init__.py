@@ -525,7 +525,8 @@ def _without_specials(text: Tokenizer[Any]) -> dict[str, Any]:
 def _written(text: Any, ids: Sequence[int]) -> str:
     """The string of ids."""
     if isinstance(text, Tokenizer):
-        return str(text.decode([list(ids)], as_text=True, errors="replace")[0])
+        decode: Any = text.decode
+        return str(decode([list(ids)], as_text=True, errors="replace")[0])
     return str(text.decode(list(ids)))
 
 
