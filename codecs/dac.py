@@ -68,7 +68,8 @@ def with_quick_snakes(network: nn.Module) -> nn.Module:
     for owner in list(network.modules()):
         for name, own in list(owner.named_children()):
             if type(own).__name__ == "Snake1d":
-                setattr(owner, name, Snake(own.alpha.shape[1]).to(own.alpha.device))
+                alpha = own.get_parameter("alpha")
+                setattr(owner, name, Snake(alpha.shape[1]).to(alpha.device))
     return network
 
 

@@ -78,7 +78,8 @@ class Cached(Stage):
         self._cache = self._library.VibeVoiceAcousticTokenizerConv1dPaddingCache()
         for key, own in state["layers"].items():
             layer = self._library.VibeVoiceAcousticTokenizerConv1dCacheLayer()
-            layer.cache, layer.left_pad, layer.in_channels, layer.is_initialized = *own.values(), True
+            layer.cache, layer.left_pad, layer.in_channels = own["cache"], own["left_pad"], own["in_channels"]
+            layer.is_initialized = True
             self._cache.layers[key] = layer
 
 

@@ -73,7 +73,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         """
         self._require_codebooks(codebooks, self.all_codebooks)
         other = copy.copy(self)
-        other.config = replace(self.config, codebooks=codebooks)  # type: ignore[type-var]  # every Config is a dataclass
+        other.config = replace(self.config, codebooks=codebooks)
         return other
 
     def _require_codebooks(self, codebooks: int, most: int) -> None:
