@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -197,7 +197,7 @@ class VibeVoice(SteppedAudioTokenizer[VibeVoiceConfig, Latents]):
         self,
         tokens: Any,
         *,
-        loudness: Literal["original", "model"] = "original",
+        loudness: str = "original",
         trim: bool = True,
         sample_rate: Rate = None,
         progress: bool = False,

@@ -143,10 +143,9 @@ class VideoKL(VideoTokenizer[VideoKLConfig, Latents]):
         network: nn.Module = getattr(diffusers, self.config.network)(**self.config.library)
         return network
 
-    def compute_fingerprint(self) -> str:
-        """A hash over the encoder's last convolution, whose name depends on the network."""
-        self.identity = tuple(sorted(key for key in self.state_dict() if key.startswith("encoder.network.conv_out.")))  # type: ignore[misc]
-        return super().compute_fingerprint()
+    def identity_keys(self) -> tuple[str, ...]:
+        """The encoder's last convolution, whose name depends on the network."""
+        return tuple(sorted(key for key in self.state_dict() if key.startswith("encoder.network.conv_out.")))
 
     @property
     def spec(self) -> Spec:

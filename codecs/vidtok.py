@@ -193,14 +193,12 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
     def _network(self) -> nn.Module:
         from diffusers import AutoencoderVidTok
 
-        network: nn.Module = AutoencoderVidTok(**self.config.library)
-        return network
+        return cast(nn.Module, AutoencoderVidTok(**self.config.library))
 
-    def compute_fingerprint(self) -> str:
-        """A hash over the encoder's last convolution, whose name has no ``conv`` in models that are not causal."""
+    def identity_keys(self) -> tuple[str, ...]:
+        """The encoder's last convolution, whose name has no ``conv`` in models that are not causal."""
         own = self.state_dict()
-        self.identity = tuple(key if key in own else key.replace(".conv.", ".") for key in type(self).identity)  # type: ignore[misc]
-        return super().compute_fingerprint()
+        return tuple(key if key in own else key.replace(".conv.", ".") for key in self.identity)
 
     @property
     def spec(self) -> Spec:
@@ -261,7 +259,8 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
 
     def _codes(self, ids: Tensor) -> Float[Tensor, "... dim"]:
         """Vectors of ids, in [-1, 1]."""
-        codes: Tensor = self.quantizer.network.indices_to_codes(ids.reshape(1, -1))[0]
+        network: Any = self.quantizer.network
+        codes: Tensor = network.indices_to_codes(ids.reshape(1, -1))[0]
         return codes.float().reshape(*ids.shape, -1)
 
     def embed(self, tokens: Tokens | Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
@@ -288,6 +287,7 @@ def _keep_little(module: Any, args: Any, output: Any) -> None:
 
 def _begin(half: nn.Module) -> None:
     """Empty the caches: the next block is the first one."""
+    module: Any
     for module in half.modules():
         if hasattr(module, "causal_cache"):
             module.causal_cache = None
@@ -297,6 +297,7 @@ def _begin(half: nn.Module) -> None:
 
 def _go_on(half: nn.Module) -> None:
     """The next block follows the last one."""
+    module: Any
     for module in half.modules():
         if hasattr(module, "is_first_chunk"):
             module.is_first_chunk = False

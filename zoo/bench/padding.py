@@ -159,7 +159,7 @@ def kinds() -> list[Kind]:
 
     ratios = [8, 5, 4, 2]
     attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32}
-    causal = {"hidden_size": 32, "num_filters": 4, "upsample_groups": 32, "num_hidden_layers": 2, **attention}
+    causal: dict[str, Any] = {"hidden_size": 32, "num_filters": 4, "upsample_groups": 32, "num_hidden_layers": 2, **attention}
     speech = library.HubertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[8] * 7,
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, mask_time_prob=0.0,
@@ -168,7 +168,7 @@ def kinds() -> list[Kind]:
     sound |= {"downsampling_ratios": ratios, "upsampling_ratios": ratios, "hidden_size": 16}
 
     def encodec(is_causal: bool) -> Any:
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_filters": 4,
             "hidden_size": 8,
             "target_bandwidths": [6.0],

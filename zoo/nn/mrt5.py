@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-_ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu}
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu_tanh": _gelu_tanh, "silu": F.silu, "relu": F.relu}
 
 
 @dataclass(frozen=True)

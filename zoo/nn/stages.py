@@ -132,7 +132,7 @@ class Recurrent(Stage):
     def push(self, x: Tensor | None, last: bool) -> Tensor | None:
         if x is None:
             return None
-        frames = x.permute(2, 0, 1).to(self._lstm.weight_ih_l0.dtype).contiguous()
+        frames = x.permute(2, 0, 1).to(next(self._lstm.parameters()).dtype).contiguous()
         y, self._memory = self._lstm(frames, self._memory)
         return (y + frames).permute(1, 2, 0).float()
 

@@ -263,7 +263,7 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
         if grid is None:
             if not tokens.meta:
                 raise InputError("bare ids need grid=(latent frames, rows, columns)")
-            grids = self.grid(tokens)
+            grids = self.grid(tokens)  # type: ignore[arg-type]  # tokens are what a family with ids encodes to
         else:
             one = len(grid) == 3 and all(isinstance(side, int) for side in grid)
             grids = [_sides(side) for side in ([grid] * len(tokens) if one else grid)]
