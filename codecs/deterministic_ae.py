@@ -1,4 +1,4 @@
-"""Autoencoders of images without a posterior: DC-AE, which makes few cells of many pixels, and TAESD, which is small and quick.
+"""Autoencoders of images without a posterior: DC-AE with few cells of many pixels, and TAESD, small and quick.
 
 An image has one grid of latents, nothing is drawn. The networks are diffusers' ``AutoencoderDC`` (arXiv 2410.10733) and
 ``AutoencoderTiny``, distilled from the autoencoders of Stable Diffusion and FLUX.1, whose scaled latents it gives and takes.

@@ -153,7 +153,10 @@ class Emu3Video(VideoTokenizer[Emu3VideoConfig, Tokens]):
 
     def encode_clip(self, clip: Fed, generator: torch.Generator | None, sample: bool) -> Int[Tensor, "frames rows columns"]:
         network: Any = self.encoder.network
-        mean, std = (torch.tensor(self._statistics(which), device=self.device)[:, None, None] for which in ("mean", "std"))
+        mean, std = (
+            torch.tensor(self._statistics(which), dtype=torch.float32, device=self.device)[:, None, None]
+            for which in ("mean", "std")
+        )
         parts = []
         for frames in clip.blocks(self.block_frames, self.block_frames):
             images = ((frames[0].transpose(0, 1) + 1) / 2 - mean) / std
@@ -178,7 +181,8 @@ class Emu3Video(VideoTokenizer[Emu3VideoConfig, Tokens]):
             both = F.silu(doubling(both))
         hidden, codes = both.transpose(1, 2).unbind(0)
         mean, std = (
-            torch.tensor(self._statistics(which), device=self.device)[:, None, None, None] for which in ("mean", "std")
+            torch.tensor(self._statistics(which), dtype=torch.float32, device=self.device)[:, None, None, None]
+            for which in ("mean", "std")
         )
         for start in range(0, len(hidden), self.block_frames):
             seen = codes[start : start + self.block_frames]

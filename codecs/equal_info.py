@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint
+from zoo.derived import Derived
 from zoo.errors import InputError
 from zoo.spec import Spec
 from zoo.tokenizer.text import TextTokenizer
@@ -171,10 +170,6 @@ class _Shares:
         return self._known[size]
 
 
-# The last coder of each model, with the state of the buffers that it was made of: a model is copied and pickled without it.
-_CODERS: WeakKeyDictionary[EqualInfo, tuple[Any, WindowCoder]] = WeakKeyDictionary()
-
-
 class EqualInfo(TextTokenizer[EqualInfoConfig]):
     """Windows of text as numbers of equally many bits, under counts of pairs and triples of bytes.
 
@@ -201,6 +196,7 @@ class EqualInfo(TextTokenizer[EqualInfoConfig]):
 
     def __init__(self, config: EqualInfoConfig | None = None, *, name: str = "equal-info") -> None:
         super().__init__(config or EqualInfoConfig(), name)
+        self._coder: Derived[WindowCoder] = Derived()
         self.register_buffer("singles", torch.zeros(256, dtype=torch.int32))
         for name_, entries in (("pair", self.config.pairs), ("triple", self.config.triples)):
             self.register_buffer(f"{name_}_keys", torch.zeros(entries, dtype=torch.int32))
@@ -236,11 +232,7 @@ class EqualInfo(TextTokenizer[EqualInfoConfig]):
 
     def coder(self) -> WindowCoder:
         """The coder with the counts as they are."""
-        state = tuple((id(tensor), tensor._version) for tensor in self.buffers())
-        known = _CODERS.get(self)
-        if known is None or known[0] != state:
-            known = _CODERS[self] = state, self._made()
-        return known[1]
+        return self._coder.of(tuple(self.buffers()), self._made)
 
     def _made(self) -> WindowCoder:
         singles = self.singles.cpu().numpy().astype(np.int64)

@@ -190,7 +190,8 @@ class VideoKL(VideoTokenizer[VideoKLConfig, Latents]):
             return self._scaled(encoded[0])
         mean, log_variance = encoded[0].chunk(2)
         if sample:
-            noise = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
+            device = generator.device if generator else mean.device
+            noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device=device)
             mean = mean + noise.to(mean.device) * torch.exp(0.5 * log_variance.clamp(-30, 20))
         return self._scaled(mean)
 
@@ -255,7 +256,7 @@ class VideoKL(VideoTokenizer[VideoKLConfig, Latents]):
         mean, deviation = (
             latents.new_tensor(self._settings[name]).reshape(channels, -1) for name in ("latents_mean", "latents_std")
         )
-        places = torch.arange(frames, device=latents.device).clamp(max=mean.shape[1] - 1)
+        places = torch.arange(frames, device=latents.device, dtype=torch.int64).clamp(max=mean.shape[1] - 1)
         return mean[:, places, None, None], 1 / deviation[:, places, None, None]
 
     def embed(self, tokens: Latents | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:

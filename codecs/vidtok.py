@@ -244,7 +244,9 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
         mean, log_variance = z[0].chunk(2)
         if not sample:
             return mean
-        draw = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
+        draw = torch.randn(
+            mean.shape, generator=generator, device=generator.device if generator else mean.device, dtype=torch.float32
+        )
         return mean + draw.to(mean.device) * torch.exp(0.5 * log_variance.clamp(-30, 20))
 
     def decode_clip(self, values: Tensor) -> Iterator[Float[Tensor, "3 frames height width"]]:

@@ -430,7 +430,7 @@ class VQImages(ImageTokenizer[VQImagesConfig, Tokens]):
         return set(self.config.mean) == set(self.config.std) == {0.5}
 
     def _statistics(self, device: torch.device) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
-        mean, std = torch.tensor([self.config.mean, self.config.std], device=device)[..., None, None]
+        mean, std = torch.tensor([self.config.mean, self.config.std], dtype=torch.float32, device=device)[..., None, None]
         return mean, std
 
     # ---- decode

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint, layer_numbers
 from zoo.errors import ArgumentError, ItemError, KeysError, WeightsError
-from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config, without_weight_norm
+from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config, without_captures, without_weight_norm
 from zoo.nn.residual import ResidualQuantizer
 from zoo.nn.stages import Chain, Each, Reach, Whole, Window, convolutions
 from zoo.spec import Frame, Spec
@@ -181,6 +181,12 @@ class Xcodec(SteppedAudioTokenizer[XcodecConfig, Tokens]):
     def all_codebooks(self) -> int:
         """Codebooks that the checkpoint has."""
         return int(self.sizes.num_quantizers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if "encoder" in self._modules:
+            state["_modules"] = self._modules | {"encoder": without_captures(self.encoder)}
+        return state
 
     def exact_parts(self) -> tuple[str, ...]:
         return ("encoder", "quantizer")

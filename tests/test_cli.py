@@ -562,6 +562,8 @@ def test_reports_on_names_of_undecodable_bytes(
 
 NONSENSE = ("nonsense", "-1", "0", "nan", "1e99", "", "<folder>", "<missing>", "fp16", "\udcff")
 # What the fast tests try: every command with all of it takes minutes.
+# Commands that take long to try: their options are largely those of encode and decode.
+LONG = ("bench", "reconstruct", "eval")
 SOME_NONSENSE = ("nonsense", "-1", "<missing>")
 
 
@@ -635,9 +637,13 @@ def test_every_command_has_a_working_call() -> None:
 
 
 @pytest.mark.usefixtures("no_long_work")
-@pytest.mark.parametrize("command", list(WORKING))
 @pytest.mark.parametrize(
-    "nonsense", [pytest.param(SOME_NONSENSE, id="some"), pytest.param(NONSENSE, id="all", marks=pytest.mark.slow)]
+    ("command", "nonsense"),
+    [
+        pytest.param(command, values, id=f"{name}-{command}", marks=[pytest.mark.slow] if slow else [])
+        for command in WORKING
+        for name, values, slow in (("some", SOME_NONSENSE, command in LONG), ("all", NONSENSE, True))
+    ],
 )
 def test_nonsense_for_every_option(
     run,

@@ -80,13 +80,25 @@ RANDOM = {
 }
 
 
+# What the slow tests run: small models of families that have an embedded one, and relatives of those that the fast ones run.
+RELATIVES = ("flextok", "vat", "vectok", "tokenflow", "seed", "ibq", "snac", "vidtok-kl", "video-kl")
+RELATIVES += ("encodec", "xcodec", "oobleck", "pocket_tts", "vibevoice")
+
 # Families around the networks of transformers and diffusers, which take long to import in every process of their own.
 AROUND_LIBRARIES = {"emu3": partial(small_vq, "emu3"), "dc-ae": partial(small_deterministic, "dc")}
 
 
 @pytest.fixture(
     scope="session",
-    params=[*EMBEDDED, *RANDOM, *(pytest.param(name, marks=pytest.mark.slow) for name in AROUND_LIBRARIES)],
+    params=[
+        *EMBEDDED,
+        *(name for name in RANDOM if name not in RELATIVES),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in RANDOM | AROUND_LIBRARIES
+            if name in {*RELATIVES, *AROUND_LIBRARIES}
+        ),
+    ],
 )
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What `zoo.load` loads the tokenizer by."""

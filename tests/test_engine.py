@@ -540,7 +540,6 @@ def test_workers_are_forks_that_end_with_the_process_they_come_from() -> None:
         nursery._first.worker.kill()
         assert two.messages.get(timeout=60) is None and two.ended() == -signal.SIGKILL
         three = nursery.worker()
-        three.tell(("nothing", None, None))
         three.kill()
         assert three.messages.get(timeout=60) is None and three.ended() == -signal.SIGKILL
     finally:

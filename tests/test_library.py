@@ -1,12 +1,14 @@
 """Networks of transformers and diffusers inside our own models."""
 
+import pickle
+
 import pytest
 import torch
 from diffusers import AutoencoderTiny, AutoencoderVidTok
-from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
+from transformers import EncodecConfig, EncodecModel, HubertConfig, HubertModel, MimiConfig, MimiModel
 
 from zoo.errors import KeysError, WeightsError
-from zoo.nn.library import built, plain_config, present_names
+from zoo.nn.library import built, plain_config, present_names, without_captures
 
 SMALL = dict(num_filters=4, hidden_size=8, codebook_size=16, codebook_dim=8)
 SMALL_MIMI = dict(
@@ -74,6 +76,24 @@ def test_an_outline_has_the_buffers_of_the_whole(make):
         assert torch.equal(expected, found), name
     for module in outline.modules():
         assert not [key for key, value in vars(module).items() if isinstance(value, torch.Tensor) and value.is_meta]
+
+
+def test_hidden_states_leave_a_model_that_can_be_pickled():
+    """The library's hooks cannot be; without them the copy has the same tensors, and gives hidden states again."""
+    config = HubertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, conv_pos_batch_norm=True,
+    )  # fmt: skip
+    model = HubertModel(config).eval()
+    sound = torch.sin(torch.arange(2000) / 9)[None]
+    expected = model(sound, output_hidden_states=True).hidden_states
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(model)
+    copied = pickle.loads(pickle.dumps(without_captures(model)))
+    found = copied(sound, output_hidden_states=True).hidden_states
+    assert len(found) == len(expected) == 3
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(model(sound, output_hidden_states=True).hidden_states) == 3
 
 
 def test_a_plain_configuration_says_nothing_of_programs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,7 @@ def test_images_are_held_against_float32_and_the_originals(
     assert "PSNR from original" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_files_are_classified(tmp_path: Path, few_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "NEAREST", ("int8", "fp4-e3m0"))
     monkeypatch.setattr(evaluation, "LEARNED", ("fp4-e2m1",))

@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
     def _own_bias(self, past: int, queries: int, device: torch.device) -> Float[Tensor, "1 heads _ keys"]:
         """The bias of positions, and that of keys which come later."""
-        places = torch.arange(past + queries, device=device)
+        places = torch.arange(past + queries, device=device, dtype=torch.int64)
         distance = places[None] - places[past:, None]
         config = self.config
         buckets = relative_buckets(

@@ -204,7 +204,11 @@ class MrT5(ByteTextTokenizer[MrT5ModelConfig]):
         rows = []
         for index, (ids, meta) in enumerate(zip(checked.unpadded(), metas_of(checked), strict=True)):
             with naming_item(index):
-                rows.append(self._encoded([ids], [meta]).hidden[0] if len(ids) else torch.zeros(0, self.config.d_model))
+                rows.append(
+                    self._encoded([ids], [meta]).hidden[0]
+                    if len(ids)
+                    else torch.zeros(0, self.config.d_model, dtype=torch.float32)
+                )
         device = self.device
         return torch.nn.utils.rnn.pad_sequence([row.to(device) for row in rows], batch_first=True)
 
@@ -216,8 +220,8 @@ class MrT5(ByteTextTokenizer[MrT5ModelConfig]):
         pad = torch.nn.utils.rnn.pad_sequence
         batch = pad([ids.to(self.device) for ids in items], batch_first=True, padding_value=PAD)
         keep = pad(masks, batch_first=True, padding_value=False)
-        real = torch.arange(batch.shape[1], device=self.device) < torch.tensor(
-            [[len(ids)] for ids in items], device=self.device
+        real = torch.arange(batch.shape[1], device=self.device, dtype=torch.int64) < torch.tensor(
+            [[len(ids)] for ids in items], device=self.device, dtype=torch.int64
         )
         output: MrT5Output = self.encoder(batch, real, "hard", keep)
         return output
@@ -275,7 +279,7 @@ class MrT5(ByteTextTokenizer[MrT5ModelConfig]):
                 if not len(ids):
                     raise InputError("there are no ids to write a text for")
         encoded, cache = self._encoded(items, metas), Cache()
-        current = torch.full((len(items), 1), START, device=self.device)
+        current = torch.full((len(items), 1), START, device=self.device, dtype=torch.int64)
         written: list[Tensor] = []
         done = torch.zeros(len(items), dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):

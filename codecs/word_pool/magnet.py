@@ -85,7 +85,7 @@ class RelativeAttention(nn.Module):
         query, key, value = (part.unflatten(-1, self.shape).transpose(1, 2) for part in self.qkv_net(x).chunk(3, dim=-1))
         relative = self.r_net(positions).unflatten(-1, self.shape).transpose(0, 1)
         length = x.shape[1]
-        order = torch.arange(length, device=x.device)
+        order = torch.arange(length, device=x.device, dtype=torch.int64)
         distance = order[:, None] - order
         by_place = ((query + place[:, None]) @ relative.transpose(1, 2)).gather(
             -1, distance.clamp(min=0).expand(len(x), self.shape[0], -1, -1)
@@ -155,7 +155,7 @@ class Magnet(nn.Module):
         Raises:
             InputError: a row does not begin with the id of a script.
         """
-        logits = torch.zeros(len(ids), ids.shape[1] - 1, self.config.vocabulary, device=ids.device)
+        logits = torch.zeros(len(ids), ids.shape[1] - 1, self.config.vocabulary, device=ids.device, dtype=torch.float32)
         for number, script in enumerate(self.config.scripts):
             rows = ids[:, 0] == self.config.first_script + number
             if rows.any():
@@ -226,7 +226,7 @@ def pool(
         null: in front of the first word.
     """
     word = boundaries.cumsum(1) - boundaries
-    numbers = torch.arange(int(boundaries.detach().sum(1).max()), device=x.device)
+    numbers = torch.arange(int(boundaries.detach().sum(1).max()), device=x.device, dtype=torch.int64)
     # The difference of the numbers carries the gradient of straight-through boundaries.
     distance = numbers[None, None] - word[..., None]
     member = torch.where(distance.detach().abs() < 0.5, 1 - distance, torch.zeros_like(distance))
@@ -238,6 +238,6 @@ def boundary_loss(boundaries: Float[Tensor, "batch length"], prior: float) -> Fl
     """Binomial loss of the number of boundaries under a script's prior, per byte, mean over rows."""
     length = boundaries.shape[1]
     # Straight-through boundaries are off a whole number by a rounding.
-    chance = torch.tensor(prior, device=boundaries.device)
+    chance = torch.tensor(prior, device=boundaries.device, dtype=torch.float32)
     distribution = torch.distributions.Binomial(length, probs=chance, validate_args=False)
     return -(distribution.log_prob(boundaries.sum(1)) / length).mean()

@@ -144,7 +144,7 @@ class Trigrams:
 
     def embed(self, table: Float[Tensor, "vocabulary dim"], parts: Sequence[str]) -> Float[Tensor, "words dim"]:
         """The vector of each word: the sum of the rows of all ids of its trigrams."""
-        vectors = [table[torch.tensor(self.ids(word)).flatten()].sum(0) for word in parts]
+        vectors = [table[torch.tensor(self.ids(word), dtype=torch.int64).flatten()].sum(0) for word in parts]
         return torch.stack(vectors) if vectors else table.new_zeros(0, table.shape[1])
 
     def log_probabilities(

@@ -7,11 +7,13 @@ are errors.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -270,3 +272,17 @@ def _quiet_loading() -> Iterator[None]:
         logger.setLevel(level)
         if bar:
             library_logging.enable_progress_bar()
+
+
+def without_captures(module: nn.Module) -> nn.Module:
+    """A module of transformers as it was before it gave hidden states, of the same tensors; the module itself stays as it is.
+
+    The library leaves hooks in a module that was asked for them. They cannot be pickled, and come back by themselves.
+    """
+    clone = copy.copy(module)
+    clone._modules = {name: None if child is None else without_captures(child) for name, child in module._modules.items()}
+    hooks = [(key, hook) for key, hook in module._forward_hooks.items() if "<locals>" not in getattr(hook, "__qualname__", "")]
+    clone._forward_hooks = OrderedDict(hooks)
+    if "_output_capturing_hooks_installed" in vars(clone):
+        clone._output_capturing_hooks_installed = False
+    return clone

@@ -176,7 +176,7 @@ def gathered_positions(keep: Real) -> tuple[Int[Tensor, "batch kept"], Bool[Tens
     keep[:, 0] |= ~keep.any(dim=1)
     counts = keep.sum(dim=1)
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-    return order, torch.arange(order.shape[1], device=keep.device) < counts[:, None]
+    return order, torch.arange(order.shape[1], device=keep.device, dtype=torch.int64) < counts[:, None]
 
 
 def softmax1(scores: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch length"]:
@@ -312,7 +312,7 @@ class MrT5Encoder(Float32Module):
         self._check(ids)
         real = ids != PAD if mask is None else mask.bool()
         x, bias = self._below_gate(ids, real)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.int64).expand(ids.shape)
         logits, gate = self.delete_gate(x, real & (ids != PAD), noise=self.training)
         keep = gate > self.config.threshold if keep is None else keep
         visible, gate_bias = real, torch.zeros_like(x[..., 0])
@@ -341,7 +341,7 @@ class MrT5Encoder(Float32Module):
     def _below_gate(self, ids: Int[Tensor, "batch length"], real: Real) -> tuple[Hidden, Bias]:
         """What the gate sees, and the bias of positions."""
         x = self.embedding(ids)
-        bias = self._positions_bias(torch.arange(ids.shape[1], device=ids.device)[None])
+        bias = self._positions_bias(torch.arange(ids.shape[1], device=ids.device, dtype=torch.int64)[None])
         masked = bias + _masking(torch.zeros_like(x[..., 0]), real)
         for block in self.blocks[: self.config.delete_gate_layer]:
             x = block(x, masked)
@@ -430,7 +430,7 @@ def byte_ids(texts: Sequence[bytes]) -> tuple[Int[Tensor, "batch length"], Bool[
     """
     if not texts:
         raise InputError("there is nothing to encode")
-    rows = [torch.tensor([*(byte + FIRST_BYTE for byte in text), EOS]) for text in texts]
+    rows = [torch.tensor([*(byte + FIRST_BYTE for byte in text), EOS], dtype=torch.int64) for text in texts]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     return ids, ids != PAD
 
