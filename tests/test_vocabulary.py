@@ -279,7 +279,7 @@ def test_strings_that_two_sections_share() -> None:
     """Found exactly where writing all strings out finds one."""
     rng = random.Random(3)
     shared = 0
-    for _ in range(3_000):
+    for _ in range(600):
         made = []
         for name in ("a", "b"):
             before = rng.choice(["<", "<1", "<12", "<0", "<10", ""])
@@ -294,7 +294,7 @@ def test_strings_that_two_sections_share() -> None:
         found = _shared_code(one, other)
         assert (found in expected) if expected else found is None, (one, other)
         shared += bool(expected)
-    assert 100 < shared < 2_900
+    assert 20 < shared < 580
 
 
 def test_long_numbers_are_no_codes(vocabulary: zoo.Vocabulary) -> None:
