@@ -12,7 +12,8 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,34 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zoo.engine import tokenize
-from zoo.errors import ArgumentError
+from zoo.engine import TokenDataset, pack, tokenize
+from zoo.engine.lock import Lock
+from zoo.engine.parts import part_bytes, part_name, schema_of
+from zoo.engine.plan import Plan, create
+from zoo.engine.run import UNIT_ITEMS, UNIT_MB, run_identity
+from zoo.engine.sources import Choice, Listing
+from zoo.engine.store import Store
+from zoo.engine.unit import hello_of
+from zoo.errors import ArgumentError, FormatError
 from zoo.hub import load
 from zoo.machine import device_name
 from zoo.media import write_audio, write_image, write_json
 from zoo.modality import modality
 from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+from zoo.vocabulary import Vocabulary
 
 #: Tokenizers that are in the package, one of sound and one of pictures.
 NAMES = ("wavtokenizer-tiny", "flextok-tiny")
 ITEMS = 2000
 #: Files of one batch where others form batches.
 BATCH = 16
+#: Items of the made data set that is gone on with, read and packed; ids of each; items that are written as files of their own.
+DATA_ITEMS, DATA_IDS, DATA_FILES = 1_000_000, 64, 20_000
+#: Tokenizer of that data set.
+_SMALLEST = "byteformer-tiny"
+#: Ids of a packed row.
+ROW = 2048
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,7 @@ def run(
     content = {
         "machine": {"device": device_name(torch.device("cpu")), "workers": workers, "torch": torch.__version__},
         "measurements": [vars(one) for one in measured],
+        "data": data_sets(DATA_ITEMS if items >= ITEMS else items),
     }
     if json_path is not None:
         write_json(json_path, content)
@@ -125,6 +142,85 @@ def _measured(name: str, scratch: Path, items: int, workers: int, peers: bool) -
         yield measure("Ray Data", lambda: _by_ray_data(name, scratch / "items", workers))
     if tokenizer.spec.modality == "audio":
         yield measure("padded batches", lambda: _by_padded_batches(tokenizer, files))
+
+
+# ---- data sets that are there
+
+
+def data_sets(items: int) -> dict[str, float]:
+    """CPU seconds of what is done with tokens that are there: made ones, `DATA_IDS` ids an item.
+
+    Returns:
+        ``items`` and ``ids``, how many; seconds of ``resume``, the command on a finished run, of ``read``, the ids of all items
+        from parts, and of ``pack``, all items into rows of `ROW` ids. ``read_zt`` is what one ``.zt`` file for each item would
+        take, of which `DATA_FILES` are read at most.
+    """
+    seconds = {"items": float(items), "ids": float(items * DATA_IDS)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokenizer = load(_SMALLEST)
+        _write_run(folder, tokenizer, items)
+        with _timed(seconds, "resume"):
+            again = tokenize(_SMALLEST, folder / "items.jsonl", folder / "tokens", workers=1)
+        with _timed(seconds, "read"):
+            ids = TokenDataset(folder / "tokens").table(["ids"])["ids"]
+            read = sum(len(chunk.flatten()) for chunk in ids.chunks)
+        if (again.encoded, read) != (0, items * DATA_IDS):
+            raise FormatError(f"of {items} finished items {again.encoded} were encoded again, and {read} ids were read")
+        count = min(items, DATA_FILES)
+        files = [
+            Tokens.from_sequences(
+                [ids[item].as_py()],
+                tokenizer=tokenizer.name,
+                fingerprint=tokenizer.fingerprint,
+                vocab_size=tokenizer.spec.vocab_size,
+            ).save(folder / f"{item}.zt")
+            for item in range(count)
+        ]
+        with _timed(seconds, "read_zt"):
+            for file in files:
+                Tokens.load(file)
+        seconds["read_zt"] *= items / count
+        vocabulary = Vocabulary.build(256, {"items": tokenizer.spec})
+        with _timed(seconds, "pack"):
+            pack(folder / "tokens", folder / "packed", vocabulary=vocabulary, length=ROW)
+    return seconds
+
+
+def _write_run(folder: Path, tokenizer: Tokenizer[Any], items: int) -> None:
+    """A finished run: its listing, of lines that name one file, its plan, and parts of random ids."""
+    (folder / "item.bin").write_bytes(b"0")
+    (folder / "items.jsonl").write_text('{"path": "item.bin"}\n' * items)
+    whole = str(folder / "items.jsonl")
+    store = Store(str(folder / "tokens"))
+    hello = hello_of(tokenizer, {})
+    choice = Choice("bytes", hello.extensions)
+    identity = run_identity(hello, {}, {}, choice)
+    with Lock(store):
+        empty = Plan(hello.header, identity, (whole,), (), UNIT_ITEMS, UNIT_MB * 10**6, tokenizer.name, growing=True)
+        plan = create(store, empty, Listing((whole,), choice, store.place))
+        noise = np.random.default_rng(0)
+        for unit, rows in plan.rows(store, lambda unit: True):
+            values = noise.integers(0, tokenizer.spec.vocab_size, len(rows) * DATA_IDS)
+            lists = [None] * len(rows)
+            columns = {
+                "key": [row.key for row in rows],
+                "ids": list(values.reshape(len(rows), DATA_IDS)),
+                "length": [DATA_IDS] * len(rows),
+                "segments": lists,
+                "error": lists,
+            }
+            schema = schema_of(replace(hello.header, unit=unit), plan.carried_schema)
+            store.write(
+                part_name(unit), part_bytes(schema, columns | {name: lists for name in schema.names if name not in columns})
+            )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    before = _cpu()
+    yield
+    seconds[name] = _cpu() - before
 
 
 def _cpu() -> float:
@@ -251,6 +347,19 @@ def print_tables(content: dict[str, Any]) -> None:
             figures = (f"{one['wall']:.1f}", f"{one['items'] / one['wall']:.1f}", cpu, f"{one['same']:.1%}")
             table.add_row(one["contender"], *figures, f"{one['wall'] / ours:.2f}")
         console.print(table)
+    data = content["data"]
+    table = Table(title=f"made tokens, {data['items']:,.0f} items of {DATA_IDS} ids")
+    for column in ("what", "CPU s", "million ids/s"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    words = {
+        "resume": "zoo tokenize, nothing left to do",
+        "read": "ids from parts",
+        "read_zt": "ids from .zt files",
+        "pack": "zoo pack",
+    }
+    for name, what in words.items():
+        table.add_row(what, f"{data[name]:.2f}", f"{data['ids'] / max(data[name], 1e-9) / 1e6:.1f}")
+    console.print(table)
 
 
 def modality_unit(name: str) -> str:

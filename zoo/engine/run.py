@@ -168,7 +168,7 @@ def tokenize(
         hello = crew.hello
         limits = _limits(hello, max_seconds=max_seconds)
         choice = Choice(hello.header.modality, hello.extensions, column, None if keep is None else tuple(keep))
-        identity = _identity(hello, options, limits, choice)
+        identity = run_identity(hello, options, limits, choice)
         vanished: list[str] = []
         found = Listing(wholes, choice, store.place)
         plan = Plan.read(store)
@@ -217,7 +217,7 @@ def _limits(hello: Hello, **given: Any) -> dict[str, Any]:
     return limits
 
 
-def _identity(hello: Hello, options: Mapping[str, Any], limits: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
+def run_identity(hello: Hello, options: Mapping[str, Any], limits: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
     """What a run must have in common with an earlier one in the same folder."""
     return {
         "tokenizer": hello.header.tokenizer,
@@ -244,8 +244,9 @@ def _require_same(
     Raises:
         ArgumentError: they differ; says in what.
     """
-    then = dict(plan.identity) | {"unit_items": plan.unit_items, "unit_mb": plan.unit_bytes / 1e6}
-    now = dict(identity) | {"unit_items": unit_items or plan.unit_items, "unit_mb": unit_mb or plan.unit_bytes / 1e6}
+    planned = "growing" if plan.growing else plan.unit_items
+    then = dict(plan.identity) | {"unit_items": planned, "unit_mb": plan.unit_bytes / 1e6}
+    now = dict(identity) | {"unit_items": unit_items or planned, "unit_mb": unit_mb or plan.unit_bytes / 1e6}
     if not extend:
         then["sources"], now["sources"] = list(plan.sources), list(sources)
     changed = [f"{name} was {then.get(name)!r} and is now {now[name]!r}" for name in now if then.get(name) != now[name]]
