@@ -153,7 +153,7 @@ def data_sets(items: int) -> dict[str, float]:
     Returns:
         ``items`` and ``ids``, how many; seconds of ``resume``, the command on a finished run, of ``read``, the ids of all items
         from parts, and of ``pack``, all items into rows of `ROW` ids. ``read_zt`` is what one ``.zt`` file for each item would
-        take, of which `DATA_FILES` are read at most.
+        take; at most `DATA_FILES` of them are read.
     """
     seconds = {"items": float(items), "ids": float(items * DATA_IDS)}
     with tempfile.TemporaryDirectory() as scratch:

@@ -218,7 +218,7 @@ def _limits(hello: Hello, **given: Any) -> dict[str, Any]:
 
 
 def run_identity(hello: Hello, options: Mapping[str, Any], limits: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
-    """What a run must have in common with an earlier one in the same folder."""
+    """Settings that a run must have in common with an earlier one in the same folder."""
     return {
         "tokenizer": hello.header.tokenizer,
         "fingerprint": hello.header.fingerprint,

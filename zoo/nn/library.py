@@ -284,5 +284,5 @@ def without_captures(module: nn.Module) -> nn.Module:
     hooks = [(key, hook) for key, hook in module._forward_hooks.items() if "<locals>" not in getattr(hook, "__qualname__", "")]
     clone._forward_hooks = OrderedDict(hooks)
     if "_output_capturing_hooks_installed" in vars(clone):
-        clone._output_capturing_hooks_installed = False
+        vars(clone)["_output_capturing_hooks_installed"] = False
     return clone
