@@ -72,7 +72,7 @@ FLOORS = {
     ),
     "bench": Floor(
         ("zoo.bench",),
-        ("ground", "media", "catalogue", "kernels", "quantize", "saving", "tokenizer", "compress", "hub", "engine"),
+        ("ground", "media", "catalogue", "kernels", "quantize", "tokens", "saving", "tokenizer", "compress", "hub", "engine"),
     ),
     "weights": Floor(
         ("zoo.weights",),
