@@ -7,7 +7,7 @@ library transformers, ``DacModel``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,37 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint, layer_numbers
-from zoo.errors import KeysError, WeightsError
-from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config
+from zoo.errors import KeysError
+from zoo.nn.library import Exact, ResidualConfig, built, folded, in_own_dtype, settings_of, sizes_from
 from zoo.nn.residual import ResidualQuantizer
 from zoo.nn.stages import Chain, Each, Reach, Window, convolutions
 from zoo.precision import Float32Module
-from zoo.spec import Frame, Spec
+from zoo.spec import Spec
 from zoo.tokenizer import Budget
-from zoo.tokenizer.stepped import SteppedAudioTokenizer
-from zoo.tokens import Tokens
+from zoo.tokenizer.stepped import ResidualAudioTokenizer
 
 
 @dataclass(frozen=True)
-class DACConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: ``transformers.DacConfig`` as a mapping; what is left out has that class's defaults.
-        codebooks: codes of a frame that `DAC.encode` gives; all that the checkpoint has by default.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    codebooks: int | None = None
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class DACConfig(ResidualConfig):
+    """Sizes of one model; ``library`` is a ``transformers.DacConfig``."""
 
 
 class Snake(Float32Module):
@@ -88,9 +70,7 @@ def upstream_config(raw: Mapping[str, Any]) -> DACConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") != "dac":
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of dac")
-    return DACConfig(plain_config(raw))
+    return DACConfig(settings_of(raw, "dac"))
 
 
 def convert(state: Mapping[str, Tensor], config: DACConfig | None) -> tuple[DACConfig, dict[str, Tensor]]:
@@ -125,13 +105,10 @@ def sizes_of(config: DACConfig) -> Any:
     """
     from transformers import DacConfig
 
-    try:
-        return DacConfig.from_dict(dict(config.library))
-    except Exception as error:
-        raise WeightsError(f"the configuration of DAC cannot be used: {error}") from error
+    return sizes_from(DacConfig.from_dict, config.library, "DAC")
 
 
-class DAC(SteppedAudioTokenizer[DACConfig, Tokens]):
+class DAC(ResidualAudioTokenizer[DACConfig]):
     """The audio codec of arXiv 2306.06546: a frame has a code of each codebook, coarse to fine.
 
     Code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``. Audio of any sample rate and channel count is averaged to
@@ -162,30 +139,10 @@ class DAC(SteppedAudioTokenizer[DACConfig, Tokens]):
 
     @property
     def spec(self) -> Spec:
-        count = self.config.codebooks or self.all_codebooks
-        frame = Frame((self.sizes.codebook_size,) * count)
-        return Spec(
-            name=self.name,
-            family=self.family,
-            modality="audio",
-            vocab_size=frame.vocab_size,
-            dim=self.sizes.hidden_size,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sizes.sampling_rate,
-            hop_length=self.sizes.hop_length,
-            frame=frame,
-            residual=count > 1,
-            parts=self.config.parts,
-            streaming="exact",
+        sizes = self.sizes
+        return self.residual_spec(
+            sizes.codebook_size, sizes.hidden_size, sample_rate=sizes.sampling_rate, hop_length=sizes.hop_length
         )
-
-    @property
-    def all_codebooks(self) -> int:
-        """Codebooks that the checkpoint has."""
-        return int(self.sizes.n_codebooks)
-
-    def exact_parts(self) -> tuple[str, ...]:
-        return ("encoder", "quantizer")
 
     def encoder_steps(self, codebooks: int) -> Chain:
         """See `SteppedAudioTokenizer`."""
@@ -198,11 +155,6 @@ class DAC(SteppedAudioTokenizer[DACConfig, Tokens]):
         reach = Reach.of(convolutions(self.decoder), rows_out=self.hop_length)
         vectors = Each(lambda codes: self.quantizer.vectors(codes.transpose(1, 2)).transpose(1, 2))
         return Chain([vectors, Window(lambda latents: in_own_dtype(self.decoder, latents), reach)])
-
-    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
-        """The projected code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
-        codes = self.check(tokens).codes().to(self.device)
-        return (self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]).flatten(1, 2)
 
 
 TOKENIZER = DAC

@@ -7,44 +7,25 @@ transformers, ``EncodecModel``; models that encode chunks of a second (48 kHz st
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
-from jaxtyping import Float
 from torch import Tensor
 
 from zoo.checkpoint import Checkpoint, layer_numbers
 from zoo.errors import KeysError, WeightsError
-from zoo.nn.library import Exact, built, folded, plain_config, without_weight_norm
+from zoo.nn.library import Exact, ResidualConfig, built, folded, settings_of, sizes_from, without_weight_norm
 from zoo.nn.residual import ResidualQuantizer
 from zoo.nn.seanet import seanet, with_quick_elus
 from zoo.nn.stages import Chain, Each
-from zoo.spec import Frame, Spec
+from zoo.spec import Spec
 from zoo.tokenizer import Budget
-from zoo.tokenizer.stepped import SteppedAudioTokenizer
-from zoo.tokens import Tokens
+from zoo.tokenizer.stepped import ResidualAudioTokenizer
 
 
 @dataclass(frozen=True)
-class EncodecConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: ``transformers.EncodecConfig`` as a mapping; what is left out has that class's defaults.
-        codebooks: codes of a frame that `Encodec.encode` gives; all that the checkpoint has by default.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    codebooks: int | None = None
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class EncodecConfig(ResidualConfig):
+    """Sizes of one model; ``library`` is a ``transformers.EncodecConfig``."""
 
 
 def recognises(keys: Collection[str]) -> bool:
@@ -58,9 +39,7 @@ def upstream_config(raw: Mapping[str, Any]) -> EncodecConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") != "encodec":
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of encodec")
-    return EncodecConfig(plain_config(raw))
+    return EncodecConfig(settings_of(raw, "encodec"))
 
 
 def convert(state: Mapping[str, Tensor], config: EncodecConfig | None) -> tuple[EncodecConfig, dict[str, Tensor]]:
@@ -92,18 +71,15 @@ def sizes_of(config: EncodecConfig) -> Any:
     Raises:
         WeightsError: it is not a possible one, or one of chunks.
     """
-    from transformers import EncodecConfig as LibraryConfig
+    from transformers import EncodecConfig as TheirConfig
 
-    try:
-        sizes = LibraryConfig.from_dict(dict(config.library))
-    except Exception as error:
-        raise WeightsError(f"the configuration of EnCodec cannot be used: {error}") from error
+    sizes = sizes_from(TheirConfig.from_dict, config.library, "EnCodec")
     if sizes.chunk_length_s is not None or sizes.normalize or sizes.norm_type != "weight_norm" or sizes.audio_channels != 1:
         raise WeightsError("this EnCodec encodes chunks of its own loudness, or is not mono, which is not supported")
     return sizes
 
 
-class Encodec(SteppedAudioTokenizer[EncodecConfig, Tokens]):
+class Encodec(ResidualAudioTokenizer[EncodecConfig]):
     """The audio codec of arXiv 2210.13438: a frame has a code of each codebook, coarse to fine.
 
     Code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``. Audio of any sample rate and channel count is averaged to
@@ -132,30 +108,10 @@ class Encodec(SteppedAudioTokenizer[EncodecConfig, Tokens]):
 
     @property
     def spec(self) -> Spec:
-        count = self.config.codebooks or self.all_codebooks
-        frame = Frame((self.sizes.codebook_size,) * count)
-        return Spec(
-            name=self.name,
-            family=self.family,
-            modality="audio",
-            vocab_size=frame.vocab_size,
-            dim=self.sizes.hidden_size,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sizes.sampling_rate,
-            hop_length=self.sizes.hop_length,
-            frame=frame,
-            residual=count > 1,
-            parts=self.config.parts,
-            streaming="exact",
+        sizes = self.sizes
+        return self.residual_spec(
+            sizes.codebook_size, sizes.hidden_size, sample_rate=sizes.sampling_rate, hop_length=sizes.hop_length
         )
-
-    @property
-    def all_codebooks(self) -> int:
-        """Codebooks that the checkpoint has."""
-        return int(self.sizes.num_quantizers)
-
-    def exact_parts(self) -> tuple[str, ...]:
-        return ("encoder", "quantizer")
 
     def encoder_steps(self, codebooks: int) -> Chain:
         """See `SteppedAudioTokenizer`."""
@@ -167,11 +123,6 @@ class Encodec(SteppedAudioTokenizer[EncodecConfig, Tokens]):
         """See `SteppedAudioTokenizer`."""
         vectors = Each(lambda codes: self.quantizer.vectors(codes.transpose(1, 2)).transpose(1, 2))
         return Chain([vectors, *seanet(self.decoder.layers, rows_out=self.hop_length).stages])
-
-    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
-        """The code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
-        codes = self.check(tokens).codes().to(self.device)
-        return (self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]).flatten(1, 2)
 
 
 TOKENIZER = Encodec

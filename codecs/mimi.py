@@ -7,7 +7,7 @@ network is the one of the library transformers, ``MimiModel``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,37 +16,19 @@ from torch import Tensor
 
 from zoo.checkpoint import Checkpoint
 from zoo.errors import KeysError, WeightsError
-from zoo.nn.library import Exact, built, plain_config, present_names
+from zoo.nn.library import Exact, ResidualConfig, built, present_names, settings_of, sizes_from
 from zoo.nn.residual import ResidualQuantizer
 from zoo.nn.seanet import convolved, with_quick_elus
 from zoo.nn.stages import Attention, Chain, Each
 from zoo.precision import Float32Module
-from zoo.spec import Frame, Spec
+from zoo.spec import Spec
 from zoo.tokenizer import Budget
-from zoo.tokenizer.stepped import SteppedAudioTokenizer
-from zoo.tokens import Tokens
+from zoo.tokenizer.stepped import ResidualAudioTokenizer
 
 
 @dataclass(frozen=True)
-class MimiConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: ``transformers.MimiConfig`` as a mapping; what is left out has that class's defaults.
-        codebooks: codes of a frame that `Mimi.encode` gives; all that the checkpoint has by default.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    codebooks: int | None = None
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class MimiConfig(ResidualConfig):
+    """Sizes of one model; ``library`` is a ``transformers.MimiConfig``."""
 
 
 class SplitQuantizer(Float32Module):
@@ -57,6 +39,10 @@ class SplitQuantizer(Float32Module):
         outer = latent_dim if latent_dim != dim else None
         self.semantic = ResidualQuantizer(semantic, size, dim, outer_dim=outer)
         self.acoustic = ResidualQuantizer(acoustic, size, dim, outer_dim=outer)
+
+    def __len__(self) -> int:
+        """Number of codebooks of both."""
+        return len(self.semantic) + len(self.acoustic)
 
     def codes(self, latents: Float[Tensor, "batch frames latent"], count: int) -> Int[Tensor, "batch frames count"]:
         """Codes of the first ``count`` codebooks."""
@@ -99,9 +85,7 @@ def upstream_config(raw: Mapping[str, Any]) -> MimiConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") != "mimi":
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of mimi")
-    return MimiConfig(plain_config(raw))
+    return MimiConfig(settings_of(raw, "mimi"))
 
 
 def convert(state: Mapping[str, Tensor], config: MimiConfig | None) -> tuple[MimiConfig, dict[str, Tensor]]:
@@ -137,18 +121,15 @@ def sizes_of(config: MimiConfig) -> Any:
     Raises:
         WeightsError: it is not a possible one, or not of a causal codec.
     """
-    from transformers import MimiConfig as LibraryConfig
+    from transformers import MimiConfig as TheirConfig
 
-    try:
-        sizes = LibraryConfig.from_dict(dict(config.library), attn_implementation="sdpa")
-    except Exception as error:
-        raise WeightsError(f"the configuration of Mimi cannot be used: {error}") from error
+    sizes = sizes_from(TheirConfig.from_dict, config.library, "Mimi", attn_implementation="sdpa")
     if not sizes.use_causal_conv or sizes.pad_mode != "constant" or sizes.latent_stride != 2 or sizes.audio_channels != 1:
         raise WeightsError("this Mimi is not causal, or not mono, or does not halve its rate behind attention")
     return sizes
 
 
-class Mimi(SteppedAudioTokenizer[MimiConfig, Tokens]):
+class Mimi(ResidualAudioTokenizer[MimiConfig]):
     """The audio codec of arXiv 2410.00037: a frame of 80 ms has a code of each codebook. The first one carries words.
 
     Code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``. Audio of any sample rate and channel count is averaged to
@@ -182,30 +163,10 @@ class Mimi(SteppedAudioTokenizer[MimiConfig, Tokens]):
 
     @property
     def spec(self) -> Spec:
-        count = self.config.codebooks or self.all_codebooks
-        frame = Frame((self.sizes.codebook_size,) * count)
-        return Spec(
-            name=self.name,
-            family=self.family,
-            modality="audio",
-            vocab_size=frame.vocab_size,
-            dim=self.sizes.hidden_size,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sizes.sampling_rate,
-            hop_length=self.sizes.frame_size,
-            frame=frame,
-            residual=count > 1,
-            parts=self.config.parts,
-            streaming="exact",
+        sizes = self.sizes
+        return self.residual_spec(
+            sizes.codebook_size, sizes.hidden_size, sample_rate=sizes.sampling_rate, hop_length=sizes.frame_size
         )
-
-    @property
-    def all_codebooks(self) -> int:
-        """Codebooks that the checkpoint has."""
-        return int(self.sizes.num_quantizers)
-
-    def exact_parts(self) -> tuple[str, ...]:
-        return ("encoder", "quantizer")
 
     def encoder_steps(self, codebooks: int) -> Chain:
         """See `SteppedAudioTokenizer`."""
@@ -230,11 +191,6 @@ class Mimi(SteppedAudioTokenizer[MimiConfig, Tokens]):
                 convolved(network.decoder_seanet.layers, rows_out=self.hop_length // 2, reflected=0),
             ]
         )
-
-    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
-        """The projected code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
-        codes = self.check(tokens).codes().to(self.device)
-        return (self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]).flatten(1, 2)
 
 
 TOKENIZER = Mimi

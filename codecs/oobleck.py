@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint
 from zoo.errors import KeysError, WeightsError
 from zoo.latents import Latents
-from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config, without_weight_norm
+from zoo.nn.library import Exact, LibraryConfig, built, folded, in_own_dtype, plain_config, without_weight_norm
 from zoo.nn.stages import Chain, Each, Reach, Window, convolutions
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
@@ -26,23 +26,8 @@ from zoo.tokenizer.stepped import SteppedAudioTokenizer
 
 
 @dataclass(frozen=True)
-class OobleckConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: the configuration of ``diffusers.AutoencoderOobleck``; what is left out has that class's defaults.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class OobleckConfig(LibraryConfig):
+    """Sizes of one model; ``library`` is a configuration of ``diffusers.AutoencoderOobleck``."""
 
 
 def recognises(keys: Collection[str]) -> bool:

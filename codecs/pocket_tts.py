@@ -7,7 +7,7 @@ Paper: Rouard et al., "Continuous Audio Language Models", arXiv 2509.06926. The 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint
 from zoo.errors import KeysError, WeightsError
 from zoo.latents import Latents
-from zoo.nn.library import Exact, built, in_own_dtype, plain_config, present_names
+from zoo.nn.library import Exact, LibraryConfig, built, in_own_dtype, present_names, settings_of, sizes_from
 from zoo.nn.seanet import convolved, with_quick_elus
 from zoo.nn.stages import Attention, Chain, Each
 from zoo.spec import Spec
@@ -25,23 +25,8 @@ from zoo.tokenizer.stepped import SteppedAudioTokenizer
 
 
 @dataclass(frozen=True)
-class PocketTTSConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: ``transformers.PocketTTSAudioTokenizerConfig`` as a mapping; what is left out has that class's defaults.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class PocketTTSConfig(LibraryConfig):
+    """Sizes of one model; ``library`` is a ``transformers.PocketTTSAudioTokenizerConfig``."""
 
 
 def recognises(keys: Collection[str]) -> bool:
@@ -55,9 +40,7 @@ def upstream_config(raw: Mapping[str, Any]) -> PocketTTSConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") != "pocket_tts_audio_tokenizer":
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of pocket_tts_audio_tokenizer")
-    return PocketTTSConfig(plain_config(raw))
+    return PocketTTSConfig(settings_of(raw, "pocket_tts_audio_tokenizer"))
 
 
 def convert(state: Mapping[str, Tensor], config: PocketTTSConfig | None) -> tuple[PocketTTSConfig, dict[str, Tensor]]:
@@ -86,10 +69,7 @@ def sizes_of(config: PocketTTSConfig) -> Any:
     """
     from transformers import PocketTTSAudioTokenizerConfig
 
-    try:
-        sizes = PocketTTSAudioTokenizerConfig.from_dict(dict(config.library), attn_implementation="sdpa")
-    except Exception as error:
-        raise WeightsError(f"the configuration of Pocket TTS cannot be used: {error}") from error
+    sizes = sizes_from(PocketTTSAudioTokenizerConfig.from_dict, config.library, "Pocket TTS", attn_implementation="sdpa")
     if not sizes.use_causal_conv or sizes.pad_mode != "constant":
         raise WeightsError("this audio tokenizer is not causal, which is not supported")
     return sizes

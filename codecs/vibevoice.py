@@ -7,7 +7,7 @@ transformers, ``VibeVoiceAcousticTokenizerModel``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint
 from zoo.errors import ArgumentError, KeysError, WeightsError
 from zoo.latents import Latents
-from zoo.nn.library import Exact, built, plain_config, present_names
+from zoo.nn.library import Exact, LibraryConfig, built, present_names, settings_of, sizes_from
 from zoo.nn.stages import Stage
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared
@@ -29,25 +29,14 @@ LOUDNESS, _TINY = -25.0, 1e-6
 
 
 @dataclass(frozen=True)
-class VibeVoiceConfig:
-    """Sizes of one model.
+class VibeVoiceConfig(LibraryConfig):
+    """Sizes of one model; ``library`` is a ``transformers.VibeVoiceAcousticTokenizerConfig``.
 
     Attributes:
-        library: ``transformers.VibeVoiceAcousticTokenizerConfig`` as a mapping; what is left out has that class's defaults.
         sample_rate: samples per second, which the library's configuration does not hold.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
     """
 
-    library: Mapping[str, Any] = field(default_factory=dict)
     sample_rate: int = 24_000
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
 
 
 class Cached(Stage):
@@ -97,9 +86,7 @@ def upstream_config(raw: Mapping[str, Any]) -> VibeVoiceConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") != "vibevoice_acoustic_tokenizer":
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of vibevoice_acoustic_tokenizer")
-    return VibeVoiceConfig(plain_config(raw))
+    return VibeVoiceConfig(settings_of(raw, "vibevoice_acoustic_tokenizer"))
 
 
 def convert(state: Mapping[str, Tensor], config: VibeVoiceConfig | None) -> tuple[VibeVoiceConfig, dict[str, Tensor]]:
@@ -130,10 +117,7 @@ def sizes_of(config: VibeVoiceConfig) -> Any:
     """
     from transformers import VibeVoiceAcousticTokenizerConfig
 
-    try:
-        sizes = VibeVoiceAcousticTokenizerConfig.from_dict(dict(config.library))
-    except Exception as error:
-        raise WeightsError(f"the configuration of VibeVoice cannot be used: {error}") from error
+    sizes = sizes_from(VibeVoiceAcousticTokenizerConfig.from_dict, config.library, "VibeVoice")
     if sizes.channels != 1:
         raise WeightsError(f"this tokenizer has {sizes.channels} channels, and one is supported")
     return sizes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,12 +18,21 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint, layer_numbers
 from zoo.errors import ArgumentError, ItemError, KeysError, WeightsError
-from zoo.nn.library import Exact, built, folded, in_own_dtype, plain_config, without_captures, without_weight_norm
+from zoo.nn.library import (
+    Exact,
+    ResidualConfig,
+    built,
+    folded,
+    in_own_dtype,
+    settings_of,
+    without_captures,
+    without_weight_norm,
+)
 from zoo.nn.residual import ResidualQuantizer
 from zoo.nn.stages import Chain, Each, Reach, Whole, Window, convolutions
-from zoo.spec import Frame, Spec
+from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared
-from zoo.tokenizer.stepped import SteppedAudioTokenizer
+from zoo.tokenizer.stepped import ResidualAudioTokenizer
 from zoo.tokens import Tokens
 
 #: Seconds of the longest recording that is encoded: attention looks at all of it, and memory grows with its square.
@@ -35,25 +44,8 @@ _ENCODER = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
 
 
 @dataclass(frozen=True)
-class XcodecConfig:
-    """Sizes of one model.
-
-    Attributes:
-        library: the configuration of the library's class as a mapping; ``model_type`` says which, ``xcodec`` by default.
-        codebooks: codes of a frame that `Xcodec.encode` gives; all that the checkpoint has by default.
-        parts: what is loaded.
-
-    Raises:
-        ValueError: there is no part.
-    """
-
-    library: Mapping[str, Any] = field(default_factory=dict)
-    codebooks: int | None = None
-    parts: tuple[str, ...] = ("encoder", "decoder")
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("a model has an encoder, a decoder or both")
+class XcodecConfig(ResidualConfig):
+    """Sizes of one model; ``model_type`` in ``library`` names the class, ``xcodec`` by default."""
 
 
 def recognises(keys: Collection[str]) -> bool:
@@ -67,9 +59,7 @@ def upstream_config(raw: Mapping[str, Any]) -> XcodecConfig | None:
     Raises:
         WeightsError: it is that of another model.
     """
-    if raw.get("model_type") not in _KINDS:
-        raise WeightsError(f"this is the configuration of {raw.get('model_type')}, not of xcodec")
-    return XcodecConfig(plain_config(raw))
+    return XcodecConfig(settings_of(raw, *_KINDS))
 
 
 def convert(state: Mapping[str, Tensor], config: XcodecConfig | None) -> tuple[XcodecConfig, dict[str, Tensor]]:
@@ -129,7 +119,7 @@ def sizes_of(config: XcodecConfig) -> Any:
     return sizes
 
 
-class Xcodec(SteppedAudioTokenizer[XcodecConfig, Tokens]):
+class Xcodec(ResidualAudioTokenizer[XcodecConfig]):
     """The audio codec of arXiv 2408.17175: a frame has a code of each codebook, coarse to fine.
 
     Code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``. Audio of any sample rate and channel count is averaged to
@@ -161,35 +151,16 @@ class Xcodec(SteppedAudioTokenizer[XcodecConfig, Tokens]):
 
     @property
     def spec(self) -> Spec:
-        count = self.config.codebooks or self.all_codebooks
-        frame = Frame((self.sizes.codebook_size,) * count)
-        return Spec(
-            name=self.name,
-            family=self.family,
-            modality="audio",
-            vocab_size=frame.vocab_size,
-            dim=self.sizes.hidden_size,
-            fingerprint=self.fingerprint,
-            sample_rate=self.sizes.sample_rate,
-            hop_length=self.sizes.hop_length,
-            frame=frame,
-            residual=count > 1,
-            parts=self.config.parts,
+        sizes = self.sizes
+        return self.residual_spec(
+            sizes.codebook_size, sizes.hidden_size, sample_rate=sizes.sample_rate, hop_length=sizes.hop_length, streaming=None
         )
-
-    @property
-    def all_codebooks(self) -> int:
-        """Codebooks that the checkpoint has."""
-        return int(self.sizes.num_quantizers)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         if "encoder" in self._modules:
             state["_modules"] = self._modules | {"encoder": without_captures(self.encoder)}
         return state
-
-    def exact_parts(self) -> tuple[str, ...]:
-        return ("encoder", "quantizer")
 
     def encode_prepared(self, items: Sequence[Prepared], *, codebooks: int | None = None, progress: bool = False) -> Tokens:
         """Encode what `prepare` gave; errors as for `encode`, and `ItemError` for a recording of more than ten minutes."""
@@ -230,11 +201,6 @@ class Xcodec(SteppedAudioTokenizer[XcodecConfig, Tokens]):
             ArgumentError: always.
         """
         raise ArgumentError(f"{self.name} cannot encode a stream: every code depends on the whole recording")
-
-    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
-        """The vector of each id, zero where an item has ended. Those of a frame add up to what the decoder projects."""
-        codes = self.check(tokens).codes().to(self.device)
-        return (self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]).flatten(1, 2)
 
 
 TOKENIZER = Xcodec

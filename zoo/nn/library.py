@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -39,6 +39,71 @@ _NOT_SIZES = frozenset(
 # Buffers that the library once stored.
 _FORMER_BUFFERS = re.compile(r"rotary_emb\.inv_freq|(^|\.)position_ids$")
 _NORM = re.compile(r"\.parametrizations\.weight\.original([01])$")
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """Sizes and settings of a model around a library's network.
+
+    Attributes:
+        library: configuration of the library's class as a mapping; what is left out has that class's defaults.
+        parts: what is loaded.
+
+    Raises:
+        ValueError: there is no part.
+    """
+
+    library: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ("encoder", "decoder")
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("a model has an encoder, a decoder or both")
+
+
+@dataclass(frozen=True)
+class ResidualConfig(LibraryConfig):
+    """Sizes and settings of a model of several codebooks around a library's network.
+
+    Attributes:
+        codebooks: codes of a frame that encoding gives; all that the checkpoint has by default.
+    """
+
+    codebooks: int | None = None
+
+
+def settings_of(raw: Mapping[str, Any], *kinds: str, field: str = "model_type") -> dict[str, Any]:
+    """The settings in a library's ``config.json`` (`plain_config`).
+
+    Args:
+        raw: the document.
+        kinds: of models that may be described.
+        field: that names the kind.
+
+    Raises:
+        WeightsError: it is that of another model.
+    """
+    if raw.get(field) not in kinds:
+        raise WeightsError(f"this is the configuration of {raw.get(field)}, not of {' or '.join(kinds)}")
+    return plain_config(raw)
+
+
+def sizes_from(make: Callable[..., Any], library: Mapping[str, Any], model: str, **given: Any) -> Any:
+    """The library's configuration, from a mapping.
+
+    Args:
+        make: ``from_dict`` of its class.
+        library: the mapping.
+        model: its name, for messages.
+        given: settings that are ours to choose.
+
+    Raises:
+        WeightsError: it is not a possible one; the library raises what it likes.
+    """
+    try:
+        return make(dict(library), **given)
+    except Exception as error:
+        raise WeightsError(f"the configuration of {model} cannot be used: {error}") from error
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class ResidualQuantizer(Float32Module):
         self.levels = nn.ModuleList([Level(size, dim, latent_dim, angles=angles) for _ in range(count)])
         self.output = None if outer_dim is None else nn.Linear(dim, outer_dim, bias=False)
 
+    def __len__(self) -> int:
+        """Number of codebooks."""
+        return len(self.levels)
+
     def level(self, index: int) -> Level:
         """One of the codebooks, coarse to fine."""
         return cast(Level, self.levels[index])

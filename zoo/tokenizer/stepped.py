@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,11 @@ from zoo.errors import ArgumentError, InputError
 from zoo.latents import Latents
 from zoo.precision import exact_float32
 from zoo.progress import progress_bar
-from zoo.spec import Spec
+from zoo.spec import Frame, Spec
 from zoo.tokenizer.audio import AudioTokenizer, Rate, Waveform
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, groups_of_equals
 from zoo.tokenizer.recordings import ForwardReader
-from zoo.tokens import Meta
+from zoo.tokens import Meta, Tokens
 
 
 @runtime_checkable
@@ -194,6 +194,57 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         """Decode tokens as they arrive, with exactly the audio of the whole sequence; see `StreamDecoder`."""
         self.require("decoder", "decoding")
         return StreamDecoder(self)
+
+
+class ResidualAudioTokenizer(SteppedAudioTokenizer[ConfigT, Tokens]):
+    """A tokenizer of audio whose frames have a code of each codebook, coarse to fine; its config has ``codebooks``.
+
+    A family makes its `spec` with `residual_spec` and sets ``quantizer``. The length of that is the number of codebooks.
+    Its ``each`` gives the vectors ``[batch, frames, codebooks, dim]`` of codes.
+    """
+
+    quantizer: Any
+
+    def residual_spec(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        sample_rate: int,
+        hop_length: int,
+        streaming: Literal["exact", "approximate"] | None = "exact",
+    ) -> Spec:
+        """The promises: code ``c`` of codebook ``q`` has the id ``q * codebook_size + c``."""
+        count = self.config.codebooks or self.all_codebooks
+        frame = Frame((codebook_size,) * count)
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="audio",
+            vocab_size=frame.vocab_size,
+            dim=dim,
+            fingerprint=self.fingerprint,
+            sample_rate=sample_rate,
+            hop_length=hop_length,
+            frame=frame,
+            residual=count > 1,
+            parts=self.parts or (),
+            streaming=streaming,
+        )
+
+    @property
+    def all_codebooks(self) -> int:
+        """Codebooks that the checkpoint has."""
+        return len(self.quantizer)
+
+    def exact_parts(self) -> tuple[str, ...]:
+        return ("encoder", "quantizer")
+
+    def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
+        """The projected code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
+        codes = self.check(tokens).codes().to(self.device)
+        found: Tensor = self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]
+        return found.flatten(1, 2)
 
 
 class _Stream:
