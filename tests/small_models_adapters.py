@@ -87,6 +87,19 @@ def encodec_model(causal: bool = True) -> Any:
 
 
 @cache
+def encodec_chunks_model() -> Any:
+    """As the model of 48 kHz: stereo, chunks that overlap by a frame and a half, group norms."""
+    from transformers import EncodecConfig, EncodecModel
+
+    sizes = dict(num_filters=4, hidden_size=8, upsampling_ratios=[5, 4, 2], codebook_size=64, target_bandwidths=[4.8, 9.6])
+    config = EncodecConfig(
+        **sizes, sampling_rate=16_000, use_causal_conv=False, audio_channels=2, normalize=True, norm_type="time_group_norm",
+        chunk_length_s=0.1, overlap=0.0375,
+    )  # fmt: skip
+    return refilled(EncodecModel(config), gain=2.0)
+
+
+@cache
 def mimi_model() -> Any:
     from transformers import MimiConfig, MimiModel
 
@@ -100,6 +113,10 @@ def mimi_model() -> Any:
 
 def small_encodec() -> Any:
     return adapter("encodec", encodec_model(), "small-encodec")
+
+
+def small_encodec_chunks() -> Any:
+    return adapter("encodec", encodec_chunks_model(), "small-encodec-chunks")
 
 
 def small_mimi() -> Any:
@@ -184,6 +201,7 @@ def small_xcodec() -> Any:
 AUDIO_ADAPTERS = {
     "dac": small_dac,
     "encodec": small_encodec,
+    "encodec-chunks": small_encodec_chunks,
     "mimi": small_mimi,
     "oobleck": small_oobleck,
     "pocket_tts": small_pocket_tts,

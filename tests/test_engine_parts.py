@@ -24,6 +24,7 @@ def columns(**changes: object) -> dict[str, object]:
         "length": [2, None],
         "samples": [640, None],
         "sample_rate": [16000, None],
+        "scales": [None, None],
     }
     return filled | {"segments": [None, None], "text": ["one", "two"], "error": [None, "it is empty"]} | changes
 

@@ -43,6 +43,7 @@ def row(number: int) -> dict[str, Any]:
         "length": None if ids is None else len(ids),
         "samples": None if failed else 320 * len(ids or ()),
         "sample_rate": None if failed else 16000,
+        "scales": None,
         "segments": None,
         "text": f"text {number}",
         "speaker": number % 3,

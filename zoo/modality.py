@@ -122,7 +122,7 @@ def _homes(name: str, *missing: Facet) -> Mapping[Facet, str]:
     return MappingProxyType({facet: home for facet, home in homes.items() if facet not in missing})
 
 
-_SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"))
+_SOUND: tuple[tuple[str, MetaKind], ...] = (("samples", "count"), ("sample_rate", "rate"), ("scales", "octets"))
 _PICTURE: tuple[tuple[str, MetaKind], ...] = (("width", "count"), ("height", "count"), ("fit", "fit"), ("rows", "count"))
 _CLIP: tuple[tuple[str, MetaKind], ...] = (
     *(("frames", "count"), ("fps_num", "count"), ("fps_den", "count")),

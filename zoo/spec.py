@@ -106,6 +106,8 @@ class Spec:
         fingerprint: 16 hexadecimal digits that identify the checkpoint. Ids mean nothing under another one.
         sample_rate: samples per second of decoded media (audio only).
         hop_length: samples per frame of ids (audio only).
+        chunk: samples of a chunk that is encoded by itself, and from the start of one to that of the next, where a recording is
+            cut into chunks that overlap (audio only); ``None`` where it is a single sequence.
         image_size: height and width of the images that go in (images only); ``None`` if any size is accepted.
         decoded_size: height and width of the images that come out; ``None`` where it is that of those that went in.
         temporal_stride: frames that one latent frame stands for (video only).
@@ -135,6 +137,7 @@ class Spec:
     fingerprint: str = ""
     sample_rate: int | None = None
     hop_length: int | None = None
+    chunk: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
     decoded_size: tuple[int, int] | None = None
     temporal_stride: int | None = None
@@ -176,7 +179,8 @@ class Spec:
         """Frames per second of media, where media has a duration."""
         if self.sample_rate is None or self.hop_length is None:
             return None
-        return self.sample_rate / self.hop_length
+        size, stride = self.chunk or (1, 1)
+        return self.sample_rate / self.hop_length * size / stride
 
     @property
     def token_rate(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import secrets
@@ -77,7 +78,11 @@ def _members(data: Selection, item: Item) -> Iterator[tuple[str, bytes]]:
         buffer = io.BytesIO()
         np.save(buffer, item.tokens.unpadded()[0].numpy().astype(data.header.id_type.to_pandas_dtype()))
         yield "npy", buffer.getvalue()
-        record |= {"length": int(item.tokens.lengths[0]), "meta": dict(*item.tokens.meta)}
+        meta = {
+            name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+            for name, value in dict(*item.tokens.meta).items()
+        }
+        record |= {"length": int(item.tokens.lengths[0]), "meta": meta}
         record["segments"] = list(item.tokens.segments)
     try:
         yield "json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode()

@@ -99,7 +99,9 @@ class Shelf:
                 amounts.append(group.column(places["ids"]).num_values)
         self.starts: Rows = np.array(starts, np.int64)
         self.amounts: Rows = np.array(amounts, np.int64)
-        self.carried, self.meta = carried_of(self.schema, self.header), self.header.meta
+        self.carried = carried_of(self.schema, self.header)
+        # What later releases let tokens remember is not in the parts of earlier ones.
+        self.meta = tuple(name for name in self.header.meta if name in self.schema.names)
         self._forget()
         self.failed: Rows = np.concatenate([np.empty(0, np.int64), *map(self._failed_rows, failed)])
         self._lengths: NDArray[np.int32] | None = None

@@ -32,7 +32,7 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
 
     modality = "audio"
     #: Channels that the network takes; others are averaged, or one is repeated.
-    channels: ClassVar[int] = 1
+    channels: int = 1
     #: Samples, at the model's rate, of the shortest recording that it takes.
     shortest: ClassVar[int] = 1
     #: Whether `encode_prepared` reads recordings from front to back, so that long files need not be held.

@@ -58,6 +58,20 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
     def decoder_steps(self) -> Steps:
         """Decoding of one sequence, the other way; codes may be those of the first few codebooks."""
 
+    # ---- families whose tokens remember more than their length
+
+    def notes(self, steps: Steps, count: int) -> Sequence[Meta]:
+        """Further meta of each of the ``count`` items that went through `encoder_steps` together; nothing by default."""
+        return [{}] * count
+
+    def decoder_steps_for(self, meta: Sequence[Meta]) -> Steps:
+        """The same as `decoder_steps`, for items of one number of frames with this meta."""
+        return self.decoder_steps()
+
+    def samples_of(self, frames: int) -> int:
+        """Samples that a number of frames decodes to."""
+        return frames * self.hop_length
+
     # ---- codebooks
 
     @property
@@ -102,6 +116,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         hop = self.hop_length
         lengths = [-(-item.amount // hop) * hop if self.whole_frames else item.amount for item in items]
         found: dict[int, Tensor] = {}
+        meta = [dict(item.meta) for item in items]
         with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
             for group in self._groups(lengths, self.budget("encode")):
                 readers = [ForwardReader(items[i], i) for i in group]
@@ -116,7 +131,9 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
                     advance((stop - start) * len(group))
                 whole = torch.cat([part for part in parts if part is not None], dim=-1)
                 found |= zip(group, whole, strict=True)
-        wrapped = self.wrap_values([found[i] for i in range(len(items))], [item.meta for item in items])
+                for index, note in zip(group, self.notes(steps, len(group)), strict=True):
+                    meta[index] |= note
+        wrapped = self.wrap_values([found[i] for i in range(len(items))], meta)
         return wrapped if count == spec.codebooks else wrapped.keep(count)  # type: ignore[union-attr, return-value]
 
     def _groups(self, lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
@@ -148,18 +165,17 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         checked = self.check(tokens)
         values = self._values_of(checked)
         frames = [value.shape[-1] for value in values]
-        spec = self.spec
-        hop = spec.hop_length
-        assert hop is not None
+        meta = checked.meta or ({},) * len(values)
         waves: dict[int, Tensor] = {}
         with progress_bar("decode", sum(frames), progress, unit="frame") as advance:
             for group in self._groups(frames, self.budget("decode")):
                 stacked = torch.stack([values[i] for i in group])
                 count, done = stacked.shape[-1], 0
-                steps = self.decoder_steps()
+                steps = self.decoder_steps_for([meta[i] for i in group])
                 piece = max(1, self.budget("decode") // len(group))
                 # What transposed convolutions leave out at the end is silence.
-                whole = torch.zeros(len(group), self.channels, count * hop, dtype=torch.float32, device=self.device)
+                shape = (len(group), self.channels, self.samples_of(count))
+                whole = torch.zeros(shape, dtype=torch.float32, device=self.device)
                 for start in range(0, count, piece):
                     stop = min(start + piece, count)
                     given = steps.push(stacked[..., start:stop].to(self.device), stop == count)
@@ -168,7 +184,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
                         done += given.shape[-1]
                     advance((stop - start) * len(group))
                 waves |= zip(group, whole, strict=True)
-        ready = [self.finished(waves[i], own) for i, own in enumerate(checked.meta or [{}] * len(values))]
+        ready = [self.finished(waves[i], own) for i, own in enumerate(meta)]
         return self.restored(ready, checked.meta, trim, sample_rate)
 
     def finished(self, wave: Waveform, meta: Mapping[str, Any]) -> Waveform:
@@ -190,10 +206,14 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         assert rate is not None
         return StreamEncoder(self, sample_rate or rate)
 
-    def stream_decoder(self) -> StreamDecoder:
-        """Decode tokens as they arrive, with exactly the audio of the whole sequence; see `StreamDecoder`."""
+    def stream_decoder(self, meta: Meta | None = None) -> StreamDecoder:
+        """Decode tokens as they arrive, with exactly the audio of the whole sequence; see `StreamDecoder`.
+
+        Args:
+            meta: of the tokens, where decoding needs what they remember.
+        """
         self.require("decoder", "decoding")
-        return StreamDecoder(self)
+        return StreamDecoder(self, meta or {})
 
 
 class ResidualAudioTokenizer(SteppedAudioTokenizer[ConfigT, Tokens]):
@@ -313,7 +333,8 @@ class StreamEncoder(_Stream):
         """
         if not self._values:
             raise InputError("no frame of the stream is settled yet")
-        meta = {"samples": self._samples, "sample_rate": self.sample_rate}
+        [note] = self._tokenizer.notes(self._steps, 1)
+        meta = {"samples": self._samples, "sample_rate": self.sample_rate, **note}
         return self._tokenizer.wrap_values([torch.cat(self._values, dim=-1)], [meta])
 
     def push(self, chunk: Any) -> Tensor:
@@ -391,8 +412,8 @@ class StreamDecoder(_Stream):
     stores where it is; `restore` of a new stream of the same tokenizer goes on from there.
     """
 
-    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any]) -> None:
-        super().__init__(tokenizer, tokenizer.decoder_steps())
+    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], meta: Meta) -> None:
+        super().__init__(tokenizer, tokenizer.decoder_steps_for([meta]))
         self._ids = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._frames = self._given_samples = 0
 
@@ -434,9 +455,9 @@ class StreamDecoder(_Stream):
         if len(self._ids):
             raise InputError(f"the sequence ends within a frame, after {len(self._ids)} of its ids")
         rest = self._audio(self._push(None, True))
-        assert self._spec.hop_length is not None
         # As in `decode`: silence where transposed convolutions leave samples out.
-        return F.pad(rest, (0, self._frames * self._spec.hop_length - self._given_samples))
+        missing = self._tokenizer.samples_of(self._frames) - self._given_samples if self._frames else 0
+        return F.pad(rest, (0, missing))
 
     def _audio(self, batch: Tensor | None) -> Float[Tensor, "channels samples"]:
         if batch is None:
