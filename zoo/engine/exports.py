@@ -78,11 +78,9 @@ def _members(data: Selection, item: Item) -> Iterator[tuple[str, bytes]]:
         buffer = io.BytesIO()
         np.save(buffer, item.tokens.unpadded()[0].numpy().astype(data.header.id_type.to_pandas_dtype()))
         yield "npy", buffer.getvalue()
-        meta = {
-            name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
-            for name, value in dict(*item.tokens.meta).items()
-        }
-        record |= {"length": int(item.tokens.lengths[0]), "meta": meta}
+        remembered: dict[str, Any] = dict(*item.tokens.meta)
+        octets = {name: base64.b64encode(own).decode() for name, own in remembered.items() if isinstance(own, bytes)}
+        record |= {"length": int(item.tokens.lengths[0]), "meta": remembered | octets}
         record["segments"] = list(item.tokens.segments)
     try:
         yield "json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
