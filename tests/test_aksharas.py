@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_pieces_are_the_text(text: str) -> None:
     found = aksharas(text)
     assert "".join(found) == text
     assert [piece for piece, _ in akshara_pre_tokenizer().pre_tokenize_str(text)] == found
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         # What a virama or a sign belongs to, or binds, is in one unit with it.
         assert not (one[-1] == "\u0ccd" and other[0] in "ಕಷರ" and len(one) > 1)
         assert not (one[-1] in "ಕಷರகஷஸஶர" and other[0] in "ಾೇ್ாிெே்")

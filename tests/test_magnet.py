@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
-from zoo.codecs.word_pool.magnet import Magnet, MagnetConfig, boundary_loss, pool, sampled
+from zoo.codecs.magnet import Magnet, MagnetConfig, MagnetTokenizer, boundary_loss, pool, sampled
 
 
 def case(golden: Path) -> tuple[dict[str, Any], dict[str, Tensor], Magnet]:
@@ -88,3 +88,68 @@ def test_what_does_not_fit(golden: Path) -> None:
     ids[2, 0] = 5
     with pytest.raises(zoo.InputError, match="row 2 does not begin with the id of a script"):
         model(ids)
+
+
+# ------------------------------------------------------------------------------------------------------------ as a tokenizer
+
+TEXTS = ["The quick fox.", "नमस्ते दुनिया", "Привет, мир", b"\xff\x00", "", "123"]
+
+
+@pytest.fixture(scope="module")
+def tok(golden: Path) -> MagnetTokenizer:
+    folder = golden / "word_pool" / "magnet_3scripts"
+    found = zoo.load_upstream("magnet", folder / "config.json", folder / "weights.safetensors")
+    assert isinstance(found, MagnetTokenizer)
+    return found
+
+
+def test_the_originals_words_and_vectors(golden: Path, tok: MagnetTokenizer) -> None:
+    config, io, model = case(golden)
+    ids = io["input_ids"].long()
+    texts = tok.decode([row.tolist() for row in ids])
+    for row, text in zip(ids, texts, strict=True):
+        script = tok.config.scripts[int(row[0]) - 259]
+        tokens = tok.encode(text, script=script)
+        assert tokens.tolist() == [row.tolist()]
+        # The case pads words to those of the row of a script that has most.
+        rows = ids[ids[:, 0] == row[0], 1:]
+        place = rows.eq(row[1:]).all(1).nonzero()[0, 0]
+        ends = (io[f"{script}.boundaries"][place] > 0).nonzero()[:, 0] + 1
+        assert tok.words(tokens)[0].tolist() == ends.tolist()
+        expected = model.down_ln(io[f"{script}.pooled"][place, 1 : len(ends) + 1])
+        torch.testing.assert_close(tok.embed(tokens)[0], expected, atol=2e-5, rtol=2e-5)
+    assert set(config["scripts"]) == set(tok.config.scripts)
+
+
+def test_scripts_route_and_texts_come_back(tok: MagnetTokenizer, tmp_path: Path) -> None:
+    tokens = tok.encode(TEXTS)
+    assert [row[0] for row in tokens.tolist()] == [259, 260, 261, 259, 259, 259]
+    for options in ({}, {"specials": "none"}, {"script": "cyrl"}):
+        assert tok.decode(tok.encode(TEXTS, **options)) == TEXTS
+    assert tok.encode("a", script="cyrl").tolist() == [[261, 100]]
+    bare = tok.encode(TEXTS, specials="none")
+    assert bare.tolist() == [row[1:] for row in tokens.tolist()]
+    assert all(torch.equal(one, other) for one, other in zip(tok.words(bare), tok.words(tokens), strict=True))
+    assert tok.spans(tokens)[0][:2].tolist() == [[0, 0], [0, 1]]
+    vectors = tok.embed(tokens)
+    for index, (alone, ends) in enumerate(zip(tokens, tok.words(tokens), strict=True)):
+        torch.testing.assert_close(tok.embed(alone)[0], vectors[index, : len(ends)], atol=1e-5, rtol=1e-5)
+        assert not vectors[index, len(ends) :].any()
+    tok.save_pretrained(tmp_path)
+    again = zoo.load(f"local-dir:{tmp_path}")
+    assert again.encode(TEXTS).equal(tokens)
+    torch.testing.assert_close(again.embed(tokens), vectors)
+
+
+def test_what_the_tokenizer_refuses(tok: MagnetTokenizer, golden: Path) -> None:
+    with pytest.raises(zoo.ArgumentError, match="script is one of latin, deva, cyrl, not 'greek'"):
+        tok.encode("a", script="greek")
+    with pytest.raises(zoo.ItemError, match="item 0: id 263 stands for no script"):
+        tok.words([[263, 100]])
+    with pytest.raises(zoo.ItemError, match="item 1: 9000 bytes are more than the 8192"):
+        tok.embed(tok.encode(["a", "a" * 9000]))
+    with pytest.raises(zoo.InputError, match="'klingon' is none of Unicode's scripts"):
+        MagnetTokenizer(MagnetConfig(dim=8, heads=1, head_dim=8, hidden=8, scripts=("klingon",)))
+    weights = load_file(golden / "word_pool" / "magnet_3scripts" / "weights.safetensors")
+    with pytest.raises(zoo.KeysError, match="order and the priors of its scripts"):
+        MagnetTokenizer.checkpoint.convert(weights, None)

@@ -1,64 +1,52 @@
 """Word-pooled front ends: bytes, and the words that a model pools them by.
 
-HAT (Aleph Alpha's hierarchical models) splits by Unicode word boundaries. T-Free (arXiv 2406.19223) splits by characters
-and spaces, and pools by hashed trigrams. Plain white space serves for Learn Your Tokens and Byte2Word, whose sizes are not
-public. Ids are always bytes, so everything comes back, and word ends follow from the text.
+HAT (Aleph Alpha's hierarchical models) splits by Unicode word boundaries, and pools by attention. T-Free (arXiv 2406.19223)
+splits by characters and spaces, and pools by hashed trigrams. Learn Your Tokens and Byte2Word split by white space; their sizes
+are not public, so that theirs are shapes to train. Ids are always bytes, so everything comes back, and word ends follow from
+the text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import regex
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.checkpoint import Checkpoint
-from zoo.codecs.word_pool import hat, tfree
-from zoo.errors import InputError, naming_item
+from zoo.codecs.word_pool import hat, pools, spelling, tfree
+from zoo.codecs.word_pool.checkpoint import CHECKPOINT
+from zoo.codecs.word_pool.config import WordPoolConfig
+from zoo.errors import naming_item
+from zoo.precision import undisturbed
 from zoo.spec import Spec
 from zoo.tokenizer.text import TextTokenizer, metas_of
 from zoo.tokens import Meta
 
-Boundaries = Literal["hat", "tfree", "whitespace"]
-
-
-@dataclass(frozen=True)
-class WordPoolConfig:
-    """Settings of a front end.
-
-    Attributes:
-        boundaries: how words are split.
-        limit: bytes of the longest word; 0 for no limit.
-    """
-
-    boundaries: Boundaries = "hat"
-    limit: int = 100
-
-    def __post_init__(self) -> None:
-        if self.boundaries not in _SPLITTERS:
-            raise InputError(f"boundaries are {', '.join(_SPLITTERS)}, not {self.boundaries!r}")
-        if self.limit < 0:
-            raise InputError(f"limit is a number of bytes, or 0 for none, not {self.limit}")
+__all__ = ["TOKENIZER", "WordPool", "WordPoolConfig", "hat", "tfree"]
 
 
 class WordPool(TextTokenizer[WordPoolConfig]):
-    """Bytes as ids, and the ends of the words that they are pooled by.
+    """Bytes as ids, and the words that they are pooled by, with vectors where the configuration has a pool.
 
-    Bytes that are no UTF-8 are words of their own.
+    Bytes that are no UTF-8 are words of their own. ``network`` makes vectors of words. ``decoder`` reads these, or those that a
+    language model of words puts out: see `zoo.codecs.word_pool.spelling`.
     """
 
     Config = WordPoolConfig
     family = "word_pool"
     identity = ()
-    checkpoint = Checkpoint(recognises=lambda keys: False, convert=lambda state, config: (config or WordPoolConfig(), {}))
+    checkpoint = CHECKPOINT
 
     def __init__(self, config: WordPoolConfig | None = None, *, name: str = "word-pool") -> None:
         super().__init__(config or WordPoolConfig(), name)
+        if self.config.pool != "none":
+            self.network = pools.NETWORKS[self.config.pool](self.config)
+        if self.config.decoder != "none":
+            self.decoder = spelling.NETWORKS[self.config.decoder](self.config)
 
     @property
     def spec(self) -> Spec:
@@ -67,7 +55,7 @@ class WordPool(TextTokenizer[WordPoolConfig]):
             family=self.family,
             modality="text",
             vocab_size=256,
-            dim=0,
+            dim=self.config.dim,
             lossless=True,
             fingerprint=self.fingerprint,
         )
@@ -101,6 +89,37 @@ class WordPool(TextTokenizer[WordPoolConfig]):
                 lengths = [len(word) for word in self.split(self.octets(ids.cpu(), meta).tobytes())]
             found.append(torch.tensor(lengths, dtype=torch.int64).cumsum(0))
         return found
+
+    @undisturbed
+    def vectors(self, tokens: Any) -> list[Float[Tensor, "words vectors dim"]]:
+        """The vectors of the words of each item.
+
+        Of T-Free these are the words of `tfree.words`, its markers among them.
+
+        Raises:
+            ArgumentError: there is no pool.
+            MismatchError, ItemError: as `decode`; or an item is too long for the network, or is no UTF-8 where trigrams are
+                summed.
+        """
+        if self.config.pool == "none":
+            super().embed(tokens)
+        checked = self.check(tokens)
+        found = []
+        for index, (ids, meta) in enumerate(zip(checked.unpadded(), metas_of(checked), strict=True)):
+            with naming_item(index):
+                words = self.split(self.octets(ids.cpu(), meta).tobytes())
+                shape = (0, self.config.vectors, self.config.dim)
+                found.append(self.network(words) if words else torch.zeros(shape, device=self.device, dtype=torch.float32))
+        return found
+
+    def embed(self, tokens: Any) -> Float[Tensor, "batch words dim"]:
+        """The vectors of each item's words, those of a word behind each other; zero where an item has no more words.
+
+        Raises:
+            ArgumentError, MismatchError, ItemError: as `vectors`.
+        """
+        rows = [row.flatten(0, 1) for row in self.vectors(tokens)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def split(self, octets: bytes) -> list[bytes]:
         """The words of a text; joined, they are the text."""

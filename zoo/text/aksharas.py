@@ -51,8 +51,8 @@ def akshara_pre_tokenizer() -> PreTokenizer:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = zoo.text.akshara_pre_tokenizer()
 
-    No piece crosses the edge of a syllable. ``BPE`` learns whole syllables. ``Unigram`` begins with what two different syllables
-    share, so that it learns parts of them.
+    No piece crosses the edge of a syllable. ``BPE`` learns whole syllables. ``Unigram`` begins with what two different
+    syllables share, so that it learns parts of them.
     """
     from tokenizers import Regex, pre_tokenizers
 

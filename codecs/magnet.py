@@ -9,14 +9,28 @@ word that is closed, so that nothing looks ahead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import regex
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import InputError
+from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
+from zoo.errors import ArgumentError, InputError, KeysError, WeightsError, naming_item
+from zoo.media.bytes import MAX_BYTES
+from zoo.precision import undisturbed
+from zoo.spec import Spec
+from zoo.tokenizer import Prepared
+from zoo.tokenizer.byte_text import FIRST_SENTINEL, ByteTextTokenizer
+from zoo.tokenizer.text import Specials
+from zoo.tokens import Tokens
+
+#: Bytes of an item that the network takes: attention's memory grows with the square.
+LONGEST = 8192
 
 Bytes = Float[Tensor, "batch length dim"]
 
@@ -29,7 +43,7 @@ class MagnetConfig:
         vocabulary: ids: ByT5's 0 to 258, then one for each script.
         dim, heads, head_dim, hidden: of all layers.
         layers: before pooling, on words, and after spreading.
-        scripts: names, in the order of their ids from 259 on.
+        scripts: names or codes of Unicode's, in the order of their ids from 259 on.
         priors: expected share of bytes that end a word, by script.
         temperature: of sampled boundaries.
     """
@@ -44,7 +58,11 @@ class MagnetConfig:
     priors: tuple[float, ...] = (0.2,)
     temperature: float = 0.5
 
-    first_script = 259
+    first_script = FIRST_SENTINEL
+
+    def __post_init__(self) -> None:
+        if len(self.scripts) != len(self.priors) or not self.scripts:
+            raise InputError(f"{len(self.scripts)} scripts do not go with {len(self.priors)} priors")
 
 
 class MagnetOutput(NamedTuple):
@@ -137,8 +155,6 @@ class Magnet(nn.Module):
 
     def __init__(self, config: MagnetConfig) -> None:
         super().__init__()
-        if len(config.scripts) != len(config.priors) or not config.scripts:
-            raise InputError(f"{len(config.scripts)} scripts do not go with {len(config.priors)} priors")
         self.config = config
         self.word_emb = nn.Embedding(config.vocabulary, config.dim)
         self.r_w_bias = nn.Parameter(torch.zeros(config.heads, config.head_dim))
@@ -241,3 +257,188 @@ def boundary_loss(boundaries: Float[Tensor, "batch length"], prior: float) -> Fl
     chance = torch.tensor(prior, device=boundaries.device, dtype=torch.float32)
     distribution = torch.distributions.Binomial(length, probs=chance, validate_args=False)
     return -(distribution.log_prob(boundaries.sum(1)) / length).mean()
+
+
+# -------------------------------------------------------------------------------------------------------------- tokenizer
+
+
+class MagnetTokenizer(ByteTextTokenizer[MagnetConfig]):
+    """Byte ids behind the id of a script, and the words that this script's predictor finds.
+
+    Ids are ByT5's, so that every text comes back. `words` gives the ends of the words that are closed, and `embed` their
+    vectors. Bytes behind the last one belong to a word that is still open and has no vector yet.
+    """
+
+    Config = MagnetConfig
+    family = "magnet"
+    identity = ("network.word_emb.weight", "network.null_group")
+
+    def __init__(self, config: MagnetConfig | None = None, *, name: str = "magnet") -> None:
+        super().__init__(config or MagnetConfig(), name)
+        self.network = Magnet(self.config)
+        self._letters = [_letters_of(script) for script in self.config.scripts]
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            name=self.name,
+            family=self.family,
+            modality="text",
+            vocab_size=self.config.vocabulary,
+            dim=self.config.dim,
+            lossless=True,
+            fingerprint=self.fingerprint,
+        )
+
+    def encode(
+        self,
+        items: Any,
+        *,
+        specials: Specials = "upstream",
+        script: str | None = None,
+        max_bytes: int = MAX_BYTES,
+        progress: bool = False,
+    ) -> Tokens:
+        """Texts to ids.
+
+        Args:
+            items: as `zoo.tokenizer.text.TextTokenizer.encode`.
+            specials: ``"upstream"``, the id of the script in front, or ``"none"``.
+            script: one of the configuration; by default that of most of an item's letters, the first one if there are none.
+            max_bytes, progress: as there.
+
+        Raises:
+            ItemError: as there.
+            ArgumentError: there is no such script.
+        """
+        prepared = self.prepare(items, max_bytes=max_bytes)
+        return self.encode_prepared(prepared, specials=specials, script=script, progress=progress)
+
+    def encode_prepared(
+        self, items: Sequence[Prepared], *, specials: Specials = "upstream", script: str | None = None, progress: bool = False
+    ) -> Tokens:
+        """Encode what `prepare` gave, to ids."""
+        if script is not None and script not in self.config.scripts:
+            raise ArgumentError(f"script is one of {', '.join(self.config.scripts)}, not {script!r}")
+        tokens = super().encode_prepared(items, specials="none", progress=progress)
+        self.markers_of(specials)
+        if specials == "none":
+            return tokens
+        found = []
+        for item, ids in zip(items, tokens.unpadded(), strict=True):
+            number = (
+                self._script(item.tensors["octets"].numpy().tobytes()) if script is None else self.config.scripts.index(script)
+            )
+            found.append(torch.cat([torch.tensor([self.config.first_script + number]), ids]))
+        return self.tokens(found, tokens.meta)
+
+    def _script(self, octets: bytes) -> int:
+        """Number of the script that most letters of a text are of."""
+        text = octets.decode(errors="ignore")
+        counts = [len(letters.findall(text)) for letters in self._letters]
+        return counts.index(max(counts))
+
+    def words(self, tokens: Any) -> list[Int[Tensor, " _"]]:
+        """Ends of the words of each item that are closed, as offsets in its bytes.
+
+        Raises:
+            MismatchError, ItemError: as `decode`; or an item is too long for the network or its script is unknown.
+        """
+        return [(output.boundaries[0] > 0).nonzero()[:, 0].cpu() + 1 for output in self._outputs(tokens)]
+
+    def embed(self, tokens: Any) -> Float[Tensor, "batch words dim"]:
+        """The vectors of the words that are closed, as the layers on words take them; zero where an item has no more.
+
+        Raises:
+            MismatchError, ItemError: as `words`.
+        """
+        rows = [self.network.down_ln(output.pooled[0, 1:]) for output in self._outputs(tokens)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    @undisturbed
+    def _outputs(self, tokens: Any) -> list[MagnetOutput]:
+        found = []
+        for index, ids in enumerate(self.check(tokens).unpadded()):
+            with naming_item(index):
+                found.append(self._output(ids))
+        return found
+
+    def _output(self, ids: Int[Tensor, " length"]) -> MagnetOutput:
+        """The network's output for one item."""
+        first = self.config.first_script
+        if len(ids) and int(ids[0]) >= first:
+            number, ids = int(ids[0]) - first, ids[1:]
+            if number >= len(self.config.scripts):
+                raise InputError(f"id {number + first} stands for no script")
+        else:
+            number = self._script(self.octets(ids.cpu(), {}).tobytes())
+        if len(ids) > LONGEST:
+            raise InputError(f"{len(ids)} bytes are more than the {LONGEST} that the network takes: cut the text")
+        return self.network.run(ids[None].to(self.device), self.config.scripts[number])
+
+
+def _letters_of(script: str) -> regex.Pattern[str]:
+    """A pattern of the letters of one of Unicode's scripts.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    try:
+        return regex.compile(rf"\p{{Script={script}}}")
+    except regex.error as error:
+        raise InputError(f"{script!r} is none of Unicode's scripts") from error
+
+
+# ---- checkpoints of the original
+
+_PREDICTOR = re.compile(r"script_to_bp_layers\.([^.]+)\.")
+#: A buffer that the original stores and computes.
+_COMPUTED = "pos_emb.inv_freq"
+
+
+def _recognises(keys: Collection[str]) -> bool:
+    return "null_group" in keys and any(_PREDICTOR.match(key) for key in keys)
+
+
+def _config(raw: Mapping[str, Any]) -> MagnetConfig:
+    """Settings of the original: ``scripts`` has, by name, each script's ``id`` and ``prior``.
+
+    Raises:
+        WeightsError: they cannot be used.
+    """
+    try:
+        scripts = sorted(raw["scripts"].items(), key=lambda item: item[1]["id"])
+        before, words, behind = (int(count) for count in re.findall(r"\d+", raw["model_config"]))
+        return MagnetConfig(
+            vocabulary=raw["n_token"],
+            dim=raw["d_model"],
+            heads=raw["n_head"],
+            head_dim=raw["d_head"],
+            hidden=raw["d_inner"],
+            layers=(before, words, behind),
+            scripts=tuple(name for name, _ in scripts),
+            priors=tuple(facts["prior"] for _, facts in scripts),
+            temperature=raw.get("temp", 0.5),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"the configuration cannot be used: {error!r}") from error
+
+
+def _convert(state: Mapping[str, Tensor], config: MagnetConfig | None) -> tuple[MagnetConfig, dict[str, Tensor]]:
+    if config is None:
+        raise KeysError("the tensors of MAGNET do not tell the order and the priors of its scripts: pass config.json")
+    vocabulary, dim = shape_of(state, "word_emb.weight", rank=2)
+    heads, head_dim = shape_of(state, "r_w_bias", rank=2)
+    before, words, behind = (len(layer_numbers(state, f"layers.{number}")) for number in range(3))
+    names = {match[1] for key in state if (match := _PREDICTOR.match(key))}
+    if names != set(config.scripts):
+        raise KeysError(f"there are predictors of {', '.join(sorted(names))}, not of {', '.join(config.scripts)}")
+    found = replace(config, vocabulary=vocabulary, dim=dim, heads=heads, head_dim=head_dim, layers=(before, words, behind))
+    require_agreement(found, config)
+    return found, renamed(state, lambda key: f"network.{key}", "MAGNET", CHECKPOINT.wanted)
+
+
+CHECKPOINT = Checkpoint(recognises=_recognises, convert=_convert, config=_config, wanted=lambda key: key != _COMPUTED)
+MagnetTokenizer.checkpoint = CHECKPOINT
+
+TOKENIZER = MagnetTokenizer
