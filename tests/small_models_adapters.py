@@ -197,6 +197,38 @@ def small_xcodec() -> Any:
     return adapter("xcodec", xcodec_model(), "small-xcodec")
 
 
+@cache
+def xcodec2_model(neucodec: bool = False) -> Any:
+    from transformers import NeuCodecConfig, NeuCodecModel, Wav2Vec2BertConfig, Xcodec2Config, Xcodec2Model
+
+    speech = Wav2Vec2BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, feature_projection_input_dim=160,
+        conv_depthwise_kernel_size=5,
+    )  # fmt: skip
+    # The widths of both encoders add up to that of the quantizer, and 32 groups want a multiple of 32.
+    sizes = dict(
+        encoder_hidden_size=2, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=16, semantic_model_config=speech.to_dict(), quantization_dim=96,
+    )  # fmt: skip
+    model: Any = NeuCodecModel(NeuCodecConfig(**sizes)) if neucodec else Xcodec2Model(Xcodec2Config(**sizes))
+    # Filters, windows and the grid of codes are no weights, and are in no file.
+    stored = model.state_dict()
+    fixed = {name: tensor.clone() for name, tensor in model.named_buffers() if name not in stored}
+    refilled(model, gain=2.0)
+    for name, tensor in model.named_buffers():
+        if name in fixed:
+            tensor.copy_(fixed[name])
+    return model
+
+
+def small_xcodec2() -> Any:
+    return adapter("xcodec2", xcodec2_model(), "small-xcodec2")
+
+
+def small_neucodec() -> Any:
+    return adapter("xcodec2", xcodec2_model(True), "small-neucodec")
+
+
 #: By the name that they have in the contract suite.
 AUDIO_ADAPTERS = {
     "dac": small_dac,
@@ -207,4 +239,6 @@ AUDIO_ADAPTERS = {
     "pocket_tts": small_pocket_tts,
     "vibevoice": small_vibevoice,
     "xcodec": small_xcodec,
+    "xcodec2": small_xcodec2,
+    "neucodec": small_neucodec,
 }

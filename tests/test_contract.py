@@ -82,7 +82,7 @@ RANDOM = {
 
 # What the slow tests run: small models of families that have an embedded one, and relatives of those that the fast ones run.
 RELATIVES = ("flextok", "vat", "vectok", "tokenflow", "seed", "ibq", "snac", "vidtok-kl", "video-kl")
-RELATIVES += ("encodec", "encodec-chunks", "xcodec", "oobleck", "pocket_tts", "vibevoice")
+RELATIVES += ("encodec", "encodec-chunks", "xcodec", "xcodec2", "neucodec", "oobleck", "pocket_tts", "vibevoice")
 
 # Families around the networks of transformers and diffusers, which take long to import in every process of their own.
 AROUND_LIBRARIES = {"emu3": partial(small_vq, "emu3"), "dc-ae": partial(small_deterministic, "dc")}

@@ -70,11 +70,11 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
 
     def read_items(self, items: Any, as_channels: Callable[[Waveform], Waveform], *, mono: bool) -> list[Prepared]:
         """Prepare items as `prepare` does, with the channels that ``as_channels`` makes of an item's, or of their mean."""
-        rate = self.spec.sample_rate
+        rate = self.input_rate
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=3)):
             with naming_item(index):
-                stream = media.stream_audio(item, sample_rate=rate, mono=mono, default_sample_rate=rate)
+                stream = media.stream_audio(item, sample_rate=rate, mono=mono, default_sample_rate=self.spec.sample_rate)
                 waveform = stream.read(MOST_HELD if self.streams and stream.file is not None else None)
                 if stream.samples < self.shortest:
                     raise InputError(
@@ -87,6 +87,13 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
                 meta = {"samples": stream.original_samples, "sample_rate": stream.original_rate}
                 prepared.append(Prepared(tensors, meta, stream.samples))
         return prepared
+
+    @property
+    def input_rate(self) -> int:
+        """Samples per second that go into the network; as many as come out, unless a family says otherwise."""
+        rate = self.spec.sample_rate
+        assert rate is not None
+        return rate
 
     def as_channels(self, waveform: Waveform) -> Waveform:
         """A recording with as many channels as the network takes: one is repeated, others are averaged first."""

@@ -114,7 +114,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         count = spec.codebooks if codebooks is None else codebooks
         self._require_codebooks(count, spec.codebooks)
         hop = self.hop_length
-        lengths = [-(-item.amount // hop) * hop if self.whole_frames else item.amount for item in items]
+        lengths = [self.padded(item.amount) for item in items]
         found: dict[int, Tensor] = {}
         meta = [dict(item.meta) for item in items]
         with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
@@ -139,6 +139,10 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
     def _groups(self, lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
         """Items that go side by side. Latents are to be those of the item alone to the last bit, and so go singly."""
         return [[index] for index in range(len(lengths))] if self.spec.continuous else groups_of_equals(lengths, budget)
+
+    def padded(self, samples: int) -> int:
+        """Samples of a recording with the zeros that are added behind it before it is encoded."""
+        return -(-samples // self.hop_length) * self.hop_length if self.whole_frames else samples
 
     @property
     def hop_length(self) -> int:
@@ -213,7 +217,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
             meta: of the tokens, where decoding needs what they remember.
         """
         self.require("decoder", "decoding")
-        return StreamDecoder(self, meta or {})
+        return StreamDecoder(self, meta)
 
 
 class ResidualAudioTokenizer(SteppedAudioTokenizer[ConfigT, Tokens]):
@@ -313,13 +317,11 @@ class StreamEncoder(_Stream):
     `state` stores where it is; `restore` of a new stream of the same tokenizer goes on from there.
     """
 
-    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], sample_rate: int) -> None:
-        super().__init__(tokenizer, tokenizer.encoder_steps(tokenizer.spec.codebooks))
+    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], sample_rate: int, steps: Steps | None = None) -> None:
+        super().__init__(tokenizer, steps or tokenizer.encoder_steps(tokenizer.spec.codebooks))
         self.sample_rate = sample_rate
-        rate = self._spec.sample_rate
-        assert rate is not None
         self._hop = tokenizer.hop_length
-        self._resampler = media.Resampler(sample_rate, rate)
+        self._resampler = media.Resampler(sample_rate, tokenizer.input_rate)
         self._pending = torch.zeros(tokenizer.channels, 0, dtype=torch.float32, device="cpu")
         self._samples = 0
         self._values: list[Tensor] = []
@@ -363,8 +365,9 @@ class StreamEncoder(_Stream):
         self._finished = True
         if not self._samples:
             return self._given(None)
-        missing = -self._pending.shape[1] % self._hop if self._tokenizer.whole_frames else 0
-        rest = F.pad(self._pending, (0, missing))
+        # Whole frames have gone, so that the zeros to add depend on the rest alone.
+        pending = self._pending.shape[1]
+        rest = F.pad(self._pending, (0, self._tokenizer.padded(pending) - pending))
         return self._given(self._push(rest[None] if rest.shape[1] else None, True))
 
     def _append(self, waveform: Float[Tensor, "channels samples"]) -> None:
@@ -412,8 +415,10 @@ class StreamDecoder(_Stream):
     stores where it is; `restore` of a new stream of the same tokenizer goes on from there.
     """
 
-    def __init__(self, tokenizer: SteppedAudioTokenizer[Any, Any], meta: Meta) -> None:
-        super().__init__(tokenizer, tokenizer.decoder_steps_for([meta]))
+    def __init__(
+        self, tokenizer: SteppedAudioTokenizer[Any, Any], meta: Meta | None = None, steps: Steps | None = None
+    ) -> None:
+        super().__init__(tokenizer, steps or tokenizer.decoder_steps_for([meta or {}]))
         self._ids = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._frames = self._given_samples = 0
 
