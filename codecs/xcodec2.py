@@ -159,10 +159,10 @@ def sizes_of(config: Xcodec2Config) -> Any:
 class Xcodec2(SteppedAudioTokenizer[Xcodec2Config, Tokens]):
     """The audio codec of arXiv 2502.04128: one code for a frame of 20 ms, of the grid that ``quantization_levels`` span.
 
-    Audio of any sample rate and channel count is averaged to mono and resampled to 16 kHz. X-Codec 2 adds a zero behind an item,
-    and pads it with zeros to whole frames. NeuCodec pads it to whole frames; it decodes to 24 kHz. Encoder and decoder attend to
-    all of an item: it goes through whole, and may not be longer than two minutes. Streams are approximations, made of windows.
-    Encoding always runs in float32.
+    Audio of any sample rate and channel count is averaged to mono and resampled to 16 kHz. X-Codec 2 adds a zero behind an
+    item, and pads it with zeros to whole frames. NeuCodec pads it to whole frames; it decodes to 24 kHz. Encoder and decoder
+    attend to all of an item: it goes through whole, and may not be longer than two minutes. Streams are approximations, made of
+    windows. Encoding always runs in float32.
     """
 
     Config = Xcodec2Config
@@ -234,11 +234,8 @@ class Xcodec2(SteppedAudioTokenizer[Xcodec2Config, Tokens]):
         for index, item in enumerate(items):
             if item.amount > LONGEST * self.input_rate:
                 seconds = item.amount / self.input_rate
-                raise ItemError(
-                    f"{seconds:.0f} s are too long: attention looks at all of an item, {LONGEST} s at most; stream_encoder takes "
-                    "more, approximately",
-                    index,
-                )
+                reason = f"{seconds:.0f} s are too long: attention looks at all of an item, {LONGEST} s at most"
+                raise ItemError(f"{reason}; stream_encoder takes more, approximately", index)
         return super().encode_prepared(items, codebooks=codebooks, progress=progress)
 
     def ids_of(self, waveforms: Float[Tensor, "batch 1 samples"]) -> Int[Tensor, "batch 1 frames"]:

@@ -191,7 +191,7 @@ def test_ids_survive_every_precision(kind: str) -> None:
 def test_a_recording_is_not_endless(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("xcodec2")
     monkeypatch.setattr("zoo.codecs.xcodec2.LONGEST", 1)
-    with pytest.raises(zoo.InputError, match="item 1: 2 s are too long.*stream_encoder takes more"):
+    with pytest.raises(zoo.InputError, match=r"item 1: 2 s are too long.*stream_encoder takes more"):
         tokenizer.encode([sound(320), sound(32_000)])
 
 
