@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_packing import IMAGE, lines, made, write_items
 
-from test_engine import CONTENTS, fill, rows, run
+from test_engine import CONTENTS, files, fill, rows, run
 from toys.hazard import Hazard
 from zoo.errors import OutputError
 
@@ -119,6 +120,42 @@ def test_ctrl_c(tmp_path: Path, times: int) -> None:
     run(folder, out, encode={"delay": 0.02})
     run(folder, tmp_path / "whole", encode={"delay": 0.02})
     assert parts_of(out) == parts_of(tmp_path / "whole")
+
+
+PACKING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_packing import pack
+pack(sys.argv[3:5], sys.argv[5], form=sys.argv[2], unit_rows=2, on_event=lambda event: print(event["unit"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("form", ["parquet", "megatron"])
+def test_kills_of_packing(tmp_path: Path, form: str) -> None:
+    """Whenever; in the end the bytes are those of an undisturbed call."""
+    chance = random.Random(11)
+    write_items(tmp_path / "items", IMAGE, {str(number): ids for number, ids in enumerate(made(1500, 300))})
+    lines(tmp_path / "text.jsonl", [{"text": "word " * chance.randrange(20)} for _ in range(1500)])
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-c", PACKING, str(TESTS), form, str(tmp_path / "items"), str(tmp_path / "text.jsonl")]
+    units = []
+    for kill in range(12):
+        with subprocess.Popen([*arguments, str(out)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            if kill % 6 == 5:
+                time.sleep(chance.uniform(0, 3))
+            else:
+                for _ in range(chance.randrange(1, 8)):
+                    process.stdout.readline()
+                time.sleep(chance.uniform(0, 0.03))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        units.append(len(list((out / "_plan").glob("unit-*.json"))))
+    assert units == sorted(units) and len(set(units)) > 5
+    subprocess.run([*arguments, str(out)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*arguments, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    assert units[-1] < len(list((out / "_plan").glob("unit-*.json")))
+    assert files(out) == files(tmp_path / "whole")
 
 
 OBJECTS = """

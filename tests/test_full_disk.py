@@ -125,6 +125,45 @@ def test_a_run_goes_on_when_there_is_room(disk: Path, sounds: Path, monkeypatch:
     assert len(zoo.Tokens.load(disk / "out" / "b.zt")) == 1
 
 
+@pytest.mark.parametrize("form", ["parquet", "megatron"])
+def test_packing_goes_on_when_there_is_room(
+    form: str, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the name of the file, leaves nothing half, and gives the bytes of an undisturbed call."""
+    pytest.importorskip("pyarrow")
+    from test_packing import IMAGE, TEXT, VOCABULARY, files, lines, made, write_items
+
+    write_items(tmp_path / "items", IMAGE, {str(number): ids for number, ids in enumerate(made(300, 300))})
+    lines(tmp_path / "text.jsonl", [{"text": "word " * (number % 20)} for number in range(300)])
+    VOCABULARY.save(tmp_path / "vocabulary.json")
+    TEXT.save(str(tmp_path / "tokenizer.json"))
+    command = ["zoo", "pack", str(tmp_path / "items"), str(tmp_path / "text.jsonl"), "--length", "64", "--unit-rows", "8"]
+    command += ["--vocabulary", str(tmp_path / "vocabulary.json"), "--text", str(tmp_path / "tokenizer.json"), "--format", form]
+
+    def run(out: Path) -> int:
+        monkeypatch.setattr(sys, "argv", [*command, "-o", str(out)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0)
+
+    assert run(tmp_path / "whole") == 1
+    whole = files(tmp_path / "whole")
+    capsys.readouterr()
+    out = disk / "packed"
+    for free in (0, 40_960, 40_960):
+        fill(disk, free)
+        assert run(out) == 6
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith(f"error: no room for {out}/") and "the same command goes on from there" in last
+        (disk / "filler").unlink()
+        there = files(out) if out.exists() else {}
+        assert not [name for name in there if name.endswith(".part")]
+        assert there.items() <= whole.items()
+    assert len(there) > 3
+    assert run(out) == 1
+    assert files(out) == whole
+
+
 def test_what_is_appended_is_there_whole_or_not_at_all(disk: Path) -> None:
     assert media.append_bytes(disk / "journal", b"one") == 0
     fill(disk, 4096)

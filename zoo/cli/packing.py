@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.console import note
-from zoo.errors import ArgumentError
+from zoo.errors import ArgumentError, OutputError
 
 
 def pack(
@@ -66,6 +66,9 @@ def pack(
     except ArgumentError as error:
         note(f"error: {error}")
         raise typer.Exit(2) from error
+    except OutputError as error:
+        note(f"error: {error}. Finished units are in {out}; the same command goes on from there")
+        raise typer.Exit(6) from error
     except KeyboardInterrupt:
         note(f"finished units are in {out}; the same command goes on from there")
         raise
