@@ -1,4 +1,4 @@
-"""Data sets in which some items are broken, for every kind of media: these are rows with a reason, and all others are as alone."""
+"""Data sets in which some items are broken, for every kind of media: rows with a reason, and all others as they are alone."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from zoo.errors import InputError
 #: - ``media``: ``EXTENSIONS``, ``write(path, decoded, sample_rate)``, ``trial()`` and ``figures(spec, meta, bits)``; where an
 #:   item has a rate of its own ``rate(meta)``, which ``write`` gets; where data sets are measured in more than items ``EXTENT``
 #:   and ``extent(meta)``; where there are limits beside the options of encoding ``LIMITS`` and
-#:   ``require_within(item, meta, **limits)``.
+#:   ``require_within(item, meta, **limits)``; where a string in a table is an item itself, and no path, ``STRINGS``; where
+#:   there are files of many items ``RECORDS``, their extensions, ``RECORD_COLUMNS``, ``spans(file)`` and ``record(content)``.
 #: - ``metrics``: a `zoo.eval.modality.base.Measures`.
 #: - ``bench``: the jobs of ``zoo bench``.
 #: - ``quantize``: ``SUBJECT``, a `zoo.eval.studies.quantized.base.Subject`.
@@ -87,6 +88,18 @@ class Modality:
     def limits(self) -> tuple[str, ...]:
         """Names of the limits that `require_within` knows."""
         found: tuple[str, ...] = getattr(self.home("media"), "LIMITS", ())
+        return found
+
+    @property
+    def strings(self) -> bool:
+        """Whether a string in a table or a line of JSON is an item itself, and no path."""
+        found: bool = getattr(self.home("media"), "STRINGS", False)
+        return found
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """Extensions of files that hold many items of this kind, with the dot."""
+        found: tuple[str, ...] = getattr(self.home("media"), "RECORDS", ())
         return found
 
     def extent(self, meta: Mapping[str, Any]) -> float:

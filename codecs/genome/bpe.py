@@ -9,6 +9,7 @@ Berglund and van der Merwe, "Formalizing BPE Tokenization", NCMA 2023.)
 from __future__ import annotations
 
 import json
+from array import array
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,8 @@ from zoo.media.genome import IUPAC
 
 #: Letters that are encoded at once.
 WINDOW = 4096
+#: Letters whose ids are a list at once, which takes much more memory than an array.
+_BLOCK = 1 << 20
 #: Tokens at the end of a window that are encoded again in the next one, which knows what follows them.
 _OVERLAP = 4
 #: Tokens of any length that a window must hold, so that it always gets further than what is encoded again.
@@ -70,11 +73,14 @@ class Merges:
         self.window = max(window, _LEAST_TOKENS * max(self._lengths))
         self._are_neighbours = lru_cache(1 << 18)(self._encoded_as_two)
 
-    def encode(self, sequence: str) -> list[int]:
+    def encode(self, sequence: str) -> array[int]:
         """Ids of a word, exactly those that the library gives it whole."""
         if len(sequence) <= self.window:
-            return self.encode_short([sequence])[0]
-        return Windows(self).push(sequence, last=True)
+            return array("i", self.encode_short([sequence])[0])
+        ids, windows = array("i"), Windows(self)
+        for start in range(0, len(sequence), _BLOCK):
+            ids.extend(windows.push(sequence[start : start + _BLOCK], last=start + _BLOCK >= len(sequence)))
+        return ids
 
     def encode_short(self, sequences: list[str]) -> list[list[int]]:
         """Ids of words that are no longer than a window, each in one call of the library."""

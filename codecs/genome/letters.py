@@ -50,7 +50,7 @@ class Residue:
     def to_bytes(self) -> bytes:
         """Bytes of it; none where nothing is left over."""
         flags = self.rna * _FLAGS["rna"]
-        body = b""
+        body = bytearray()
         for name, runs in (("letters", self.runs), ("lower", self.lower), ("folded", self.folded)):
             if not len(runs):
                 continue
@@ -61,7 +61,7 @@ class Residue:
                 body += _number(start - end) + _number(length)
                 body += self.letters[index : index + 1] if name == "letters" else b""
                 end = start + length
-        return bytes([flags]) + body if flags else b""
+        return bytes([flags, *body]) if flags else b""
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Residue:
@@ -206,7 +206,9 @@ def folded_places(folded: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _runs_where(chosen: NDArray[np.bool_]) -> Runs:
     """First letter and length of the runs that are chosen."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    inner = np.flatnonzero(chosen[1:] != chosen[:-1]) + 1
+    edges = np.concatenate([[0] * bool(len(chosen) and chosen[0]), inner, [len(chosen)] * bool(len(chosen) and chosen[-1])])
+    edges = edges.astype(np.int64)
     return np.stack([edges[::2], edges[1::2] - edges[::2]], axis=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from zoo.checkpoint import Checkpoint, shape_of
 from zoo.codecs.genome.bpe import Merges, Windows
 from zoo.codecs.genome.config import GenomeConfig
 from zoo.codecs.genome.letters import Reader, Residue, checked, folded_places, put_together, taken_apart
-from zoo.errors import KeysError, naming_item
+from zoo.errors import ArgumentError, KeysError, naming_item
 from zoo.media.bytes import MAX_BYTES
 from zoo.media.genome import reverse_complement
 from zoo.media.text import characters, utf8
@@ -145,29 +145,40 @@ class Genome(TextTokenizer[GenomeConfig]):
         if compat is not None:
             return self._as_upstream(items, specials)
         reader = self._reader(case, unknown, rna, strip_whitespace)
-        read: list[tuple[str, Meta]] = []
-        for index, item in enumerate(items):
-            with naming_item(index):
-                letters, residue = reader(item.tensors["octets"].numpy())
-                read.append((letters.tobytes().decode(), _meta(item.meta, residue)))
+        metas: list[Meta] = []
+
+        def letters_of(items: Sequence[Prepared]) -> Iterator[str]:
+            # One at a time, so that a long sequence is not held twice.
+            for index, item in enumerate(items):
+                with naming_item(index):
+                    letters, residue = reader(item.tensors["octets"].numpy())
+                metas.append(_meta(item.meta, residue))
+                text = letters.tobytes().decode()
+                del letters
+                yield text
+
         sequences: list[Tensor] = []
         with progress_bar("encode", len(items), progress, unit="sequence") as advance:
-            for index, ids in enumerate(self._ids_of([letters for letters, _ in read])):
-                with naming_item(index):
-                    sequences.append(torch.tensor([*before, *ids, *behind], dtype=torch.int64))
+            for ids in self._ids_of(letters_of(items)):
+                whole = torch.empty(len(before) + len(ids) + len(behind), dtype=torch.int64)
+                for place, part in ((0, before), (len(before), ids), (len(before) + len(ids), behind)):
+                    whole.numpy()[place : place + len(part)] = part
+                sequences.append(whole)
+                del ids
                 advance(1)
-        return self.tokens(sequences, [meta for _, meta in read])
+        return self.tokens(sequences, metas)
 
-    def _ids_of(self, sequences: Sequence[str]) -> Iterator[list[int]]:
+    def _ids_of(self, sequences: Iterable[str]) -> Iterator[Sequence[int]]:
         """Ids of sequences: short ones, such as reads, in calls of many, long ones in windows."""
         merges, total = self.merges, 0
         batch: list[str] = []
-        for sequence in sequences:
+        for index, sequence in enumerate(sequences):
             if len(sequence) > merges.window or total > _BLOCK:
                 yield from merges.encode_short(batch)
                 batch, total = [], 0
             if len(sequence) > merges.window:
-                yield merges.encode(sequence)
+                with naming_item(index):
+                    yield merges.encode(sequence)
             else:
                 batch.append(sequence)
                 total += len(sequence)
@@ -175,6 +186,9 @@ class Genome(TextTokenizer[GenomeConfig]):
 
     def _reader(self, case: Case, unknown: Unknown, rna: bool, strip_whitespace: bool) -> Reader:
         """The way from the bytes of a sequence to the letters that are encoded, and what is kept beside them."""
+        for option, value, choices in (("case", case, get_args(Case)), ("unknown", unknown, get_args(Unknown))):
+            if value not in choices:
+                raise ArgumentError(f"{option} must be {' or '.join(map(repr, choices))}, not {value!r}")
         known = np.zeros(256, bool)
         known[[ord(text) for text in self.merges.texts if len(text) == 1]] = True
         options = {"upper": case == "upper", "rna": rna, "fold": unknown == "fold"}

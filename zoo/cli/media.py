@@ -37,6 +37,7 @@ from zoo.cli.options import (
     MaxPixels,
     ModelSize,
     Name,
+    Options,
     Parts,
     Places,
     Precision,
@@ -81,6 +82,7 @@ def encode(
     fps: FrameRate = None,
     model_size: ModelSize = None,
     max_frames: MaxFrames = None,
+    others: Options = None,
     batch_size: BatchSize = 8,
     skip_errors: SkipErrors = False,
     parts: Parts = None,
@@ -93,7 +95,7 @@ def encode(
     tokenizer = _load(name, device, parts=parts, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
     given |= {"fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
-    options = accepted(tokenizer.encode, tokens=prefix, **given)
+    options = accepted(tokenizer.encode, others, tokens=prefix, **given)
     suffix = ".safetensors" if tokenizer.spec.continuous else ".zt"
     if not per_file:
         require_extension(tokenizer.name, suffix, out)
@@ -219,6 +221,7 @@ def reconstruct(
     fps: FrameRate = None,
     model_size: ModelSize = None,
     max_frames: MaxFrames = None,
+    others: Options = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
@@ -236,7 +239,7 @@ def reconstruct(
     tokenizer = _load(name, device, precision, places=places)
     given = {"fit": fit, "interpolation": interpolation, "range": range_of(value_range), "max_pixels": max_pixels}
     given |= {"fps": fps, "size": frame_size_of(model_size), "max_frames": max_frames}
-    encoding = accepted(tokenizer.encode, tokens=prefix, **given)
+    encoding = accepted(tokenizer.encode, others, tokens=prefix, **given)
     # Files and texts have no size to choose.
     sized = "size" in type(tokenizer).options("decode") or size != "original"
     sizes = {"sample_rate": "original"} if tokenizer.spec.sample_rate else {"size": wanted_size} if sized else {}

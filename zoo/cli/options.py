@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +46,10 @@ ModelSize = Annotated[
     str | None, typer.Option("--model-size", metavar="WIDTHxHEIGHT", help="video: size that --fit brings frames to")
 ]
 Prefix = Annotated[int | None, typer.Option("--tokens", min=1, help="ordered tokenizers: keep the first N tokens of each item")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="any other option of encode, such as case=keep or max_bytes=1000"),
+]
 Size = Annotated[str, typer.Option(help="images: 'original' for each image's own size, 'model' for the model's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="steps of a decoder that samples")]
 Guidance = Annotated[float | None, typer.Option(callback=_finite, help="guidance scale of a decoder that samples")]
@@ -69,6 +73,26 @@ def places_of(given: Sequence[str] | None) -> dict[str, str]:
     if incomplete := [name for name, place in places.items() if not name or not place]:
         raise ArgumentError(f"--file must be NAME=PLACE, not {incomplete[0]!r}")
     return places
+
+
+def options_of(given: Sequence[str] | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names: those of ``--option NAME=VALUE``, with values of JSON or else text, and known ones that are set.
+
+    Raises:
+        ArgumentError: one is not NAME=VALUE, or is given twice.
+    """
+    chosen = {name: value for name, value in known.items() if value is not None}
+    for text in given or ():
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise ArgumentError(f"--option must be NAME=VALUE, not {text!r}")
+        if name in chosen:
+            raise ArgumentError(f"the option {name} is given twice")
+        try:
+            chosen[name] = json.loads(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
 
 
 def range_of(text: str | None) -> str | tuple[float, ...] | None:
@@ -107,10 +131,18 @@ def size_of(text: str) -> str | None:
     return None if text == "model" else text
 
 
-def accepted(method: Callable[..., Any], **given: Any) -> dict[str, Any]:
-    """The options that were given; a tokenizer's method must take all of them."""
-    chosen = {name: value for name, value in given.items() if value is not None}
+def accepted(method: Callable[..., Any], others: Sequence[str] | None = None, **given: Any) -> dict[str, Any]:
+    """The options that were given, also those of ``--option``; a tokenizer's method must take all of them.
+
+    Raises:
+        ArgumentError: it does not, or a value has another type.
+    """
+    from zoo.tokenizer.options import names_of, require_values
+
+    chosen = options_of(others, given)
     for name in chosen:
-        if name not in inspect.signature(method).parameters:
+        if name not in names_of(method):
             raise ArgumentError(f"this tokenizer takes no --{name.replace('_', '-')} to {method.__name__}")
+    more = chosen.keys() - {name for name, value in given.items() if value is not None}
+    require_values(method, {name: chosen[name] for name in more})
     return chosen

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zoo.engine import shar
+from zoo.engine.packed import is_packed, opened
 from zoo.engine.places import beside, patiently, places_of
-from zoo.engine.sources import Carried, Row, arrow_batches, opened
+from zoo.engine.sources import Carried, Row, arrow_batches, is_item
 from zoo.engine.store import is_url
 from zoo.errors import InputError
+from zoo.modality import Modality
 
 #: Files that are read at once; those behind a network wait more than they work.
 THREADS = {False: 4, True: 16}
@@ -33,12 +36,12 @@ class Content(NamedTuple):
 
     Attributes:
         place: of the item in the unit.
-        content: the bytes of its media; ``None`` if it cannot be read, for the reason ``broken``.
+        content: the bytes of its media, a text, or samples and their rate; ``None`` if it cannot be read: ``broken`` says why.
         carried: values of the columns that are carried over.
     """
 
     place: int
-    content: bytes | None
+    content: bytes | str | tuple[Any, int] | None
     carried: Mapping[str, Any]
     broken: str | None = None
 
@@ -49,6 +52,7 @@ class Contents:
     Args:
         rows: of the listing.
         carried: columns that are carried over.
+        medium: kind of media.
         budget: bytes that are read ahead; a single item may be larger.
         patience: seconds to wait for a file while its file system is away.
         accept_missing: items that vanished count as broken.
@@ -58,9 +62,16 @@ class Contents:
     """
 
     def __init__(
-        self, rows: Sequence[Row], carried: Sequence[Carried], *, budget: int, patience: float, accept_missing: bool
+        self,
+        rows: Sequence[Row],
+        carried: Sequence[Carried],
+        medium: Modality,
+        *,
+        budget: int,
+        patience: float,
+        accept_missing: bool,
     ) -> None:
-        self.rows, self.carried = rows, carried
+        self.rows, self.carried, self.medium = rows, carried, medium
         self.budget, self.patience, self.accept_missing = budget, patience, accept_missing
         self._nothing = {column.column: None for column in carried}
         self._lock = Lock()
@@ -102,6 +113,8 @@ class Contents:
         carried = self._carried(row)
         if row.broken is not None:
             return Content(index, None, carried, row.broken)
+        if row.kind == "value":
+            return Content(index, json.loads(self._line(row))[row.more], carried)
         if row.kind == "line":
             media, stamp = json.loads(row.more)
             return self._checked_read(index, media, row.bytes, stamp, carried, whole=True)
@@ -109,7 +122,34 @@ class Contents:
             return self._checked_read(index, row.place, row.size, row.stamp, carried, whole=True)
         with self._lock:
             self._check_once(row)
-        return self._checked_read(index, row.place, row.size, row.stamp, carried, whole=False, offset=row.offset)
+        found = self._checked_read(index, row.place, row.size, row.stamp, carried, whole=False, offset=row.offset)
+        if row.kind == "record":
+            return self._record(found)
+        return self._cut(found, json.loads(row.more)["part"]) if row.kind == "cut" else found
+
+    @staticmethod
+    def _cut(found: Content, part: Any) -> Content:
+        """The part of a recording that is the item."""
+        if part is None or not isinstance(found.content, bytes):
+            return found
+        try:
+            return found._replace(content=shar.taken_out(found.content, *part))
+        except Exception as error:
+            # The library raises errors of many kinds, and plain ones.
+            return found._replace(
+                content=None, broken=f"its part of the recording cannot be read: {' '.join(str(error).split())}"
+            )
+
+    def _record(self, found: Content) -> Content:
+        """The item of a record, and the columns that it has."""
+        if not isinstance(found.content, bytes):
+            return found
+        try:
+            item, columns = self.medium.home("media").record(found.content)
+        except InputError as error:
+            return found._replace(content=None, broken=error.reason)
+        carried = {column.column: columns.get(column.name) for column in self.carried}
+        return found._replace(content=item, carried=carried)
 
     def _checked_read(
         self, index: int, place: str, size: int, stamp: str, carried: Mapping[str, Any], *, whole: bool, offset: int = 0
@@ -121,7 +161,7 @@ class Contents:
                 if places.status(place) != (size, stamp):
                     raise SourceError(f"{place} has changed since it was listed")
                 return places.read(place)
-            if place.lower().endswith((".gz", ".tgz")):
+            if is_packed(place):
                 with self._lock:
                     return self._unpacked(place, offset, size)
             return places.read(place, offset, size)
@@ -141,7 +181,7 @@ class Contents:
         return Content(index, content, carried)
 
     def _unpacked(self, place: str, offset: int, size: int) -> bytes:
-        """A range of what gzip packed; going forward costs least."""
+        """A range of what is packed; going forward costs least."""
         if place not in self._packed:
             self._packed[place] = opened(place, places_of(place))
         self._packed[place].seek(offset)
@@ -164,13 +204,16 @@ class Contents:
     # ---- columns that are carried over
 
     def _carried(self, row: Row) -> Mapping[str, Any]:
-        if not self.carried or row.kind == "file":
+        if not self.carried or row.kind in ("file", "record"):
             return self._nothing
         if row.kind == "range":
             kept = json.loads(row.more) if row.more else {}
             return self._nothing | {
                 column.column: self._text(row.place, *kept[column.name]) for column in self.carried if column.name in kept
             }
+        if row.kind == "cut":
+            kept = json.loads(row.more)["kept"]
+            return {column.column: fitted(kept.get(column.name), column.type) for column in self.carried}
         if not row.size:
             return self._nothing
         try:
@@ -182,7 +225,7 @@ class Contents:
         return {column.column: fitted(content.get(column.name), column.type) for column in self.carried}
 
     def _text(self, place: str, offset: int, size: int) -> str:
-        if place.lower().endswith((".gz", ".tgz")):
+        if is_packed(place):
             with self._lock:
                 content = self._unpacked(place, offset, size)
         else:
@@ -196,7 +239,7 @@ class Contents:
             if row.place not in self._manifests:
                 spans = [(other.offset, other.offset + other.size) for other in self.rows if other.place == row.place]
                 start, end = min(first for first, _ in spans), max(last for _, last in spans)
-                if row.place.lower().endswith(".gz"):
+                if is_packed(row.place):
                     block = self._unpacked(row.place, start, end - start)
                 else:
                     block = places_of(row.place).read(row.place, start, end - start)
@@ -226,7 +269,8 @@ class Contents:
                     for carried in self.carried
                 }
                 for row, value in enumerate(batch.column(column)):
-                    yield self._of_value(index, value.as_py(), place, {name: values[row] for name, values in kept.items()})
+                    columns = {name: values[row] for name, values in kept.items()}
+                    yield self._of_value(index, value.as_py(), place, column, columns)
                     index += 1
         except pa.ArrowException as error:
             raise SourceError(f"{place} cannot be read as a table: {error}") from error
@@ -253,8 +297,10 @@ class Contents:
                     yield 0, batch
                     return
 
-    def _of_value(self, index: int, value: Any, place: str, carried: Mapping[str, Any]) -> Content:
-        """What a cell holds: bytes, a path, or either of them."""
+    def _of_value(self, index: int, value: Any, place: str, column: str, carried: Mapping[str, Any]) -> Content:
+        """What a cell holds: a text, bytes, a path, or either of the two."""
+        if isinstance(value, str) and is_item(column, self.medium):
+            return Content(index, value, carried)
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, bytes):

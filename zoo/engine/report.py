@@ -218,7 +218,8 @@ def recomputed(store: Store, plan: Plan, count: int, tokenizer: Any) -> Iterator
     for unit, chosen in _sample(store, plan, count).items():
         [(_, rows)] = islice(plan.rows(store, unit.__eq__), 1)
         ids = _read(store, unit, ["ids"])["ids"]
-        contents = Contents([rows[i] for i in chosen], (), budget=_BUDGET, patience=0.0, accept_missing=False)
+        medium = modality(plan.header.modality)
+        contents = Contents([rows[i] for i in chosen], (), medium, budget=_BUDGET, patience=0.0, accept_missing=False)
         try:
             for place, content in zip(chosen, contents, strict=True):
                 prepared = tokenizer.prepare([content.content], **preparing)

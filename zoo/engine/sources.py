@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import tarfile
@@ -13,22 +12,24 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zoo.engine import shar
+from zoo.engine.packed import PACKING_ERRORS, opened
 from zoo.engine.parts import COLUMNS
 from zoo.engine.places import Places, beside, places_of
-from zoo.errors import ArgumentError, listing
+from zoo.errors import ArgumentError, InputError, listing
 from zoo.folders import Skipped
-from zoo.modality import modality
+from zoo.modality import Modality, modality
 
-#: Where the media of an item are: a file; a range of bytes of one; a row of a table; a file that a line of JSON names. The last
-#: stands for items that could not even be listed.
-Kind = Literal["file", "range", "row", "line", "broken"]
+#: Where the media of an item are: a file; a range of bytes of one, a record in such a range, or a cut of the recording there; a
+#: row of a table; a file that a line of JSON names, or the line itself. The last one is of items that cannot even be listed.
+Kind = Literal["file", "range", "record", "cut", "row", "line", "value", "broken"]
 
 #: Files that hold many items, by their extensions.
 TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".parquet", ".arrow", ".ipc", ".feather")
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _MANY = (*TARS, *TABLES, *LINES)
-#: Fields of JSON lines that hold a path, if none is named.
+#: Fields of JSON lines that hold a path, if none is named; a string in them is always one.
 _PATHS = ("path", "audio_filepath", "file_name", "file", "filename", "filepath", "audio", "image", "wav", "url")
 _END = 512
 
@@ -45,7 +46,8 @@ class Row:
         group, row: row group or record batch of a table, and row in it.
         bytes: about how many bytes are read for it.
         stamp: changes when ``place`` does.
-        more: of ranges the kept neighbours as JSON; of rows the column; of lines the place and the stamp of the media as JSON.
+        more: of ranges the kept neighbours as JSON; of rows the column; of lines the place and the stamp of the media as JSON;
+            of values the field; of cuts what is carried over and which samples they are (`zoo.engine.shar`).
         broken: why it cannot be read, if it was known when it was listed.
     """
 
@@ -119,6 +121,8 @@ class Listing:
         self._leave_out = None if leave_out is None else f"{leave_out.rstrip('/')}/"
         self.skipped = Skipped(extras=modality(choice.modality).extras)
         self._columns: dict[str, pa.DataType] = {}
+        self._medium = modality(choice.modality)
+        self._holds_sound = "samples" in dict(self._medium.meta)
 
     def __iter__(self) -> Iterator[Row]:
         for source in self.sources:
@@ -169,12 +173,17 @@ class Listing:
         for name, place in places.below(source, wanted, self.skipped):
             if self._leave_out is not None and place.startswith(self._leave_out):
                 continue
-            if extensions is None or os.path.splitext(name)[1].lower() in extensions:
+            if name.lower().endswith(self._medium.records):
+                media = True
+                yield from self._file(name, place, places, many=True)
+            elif extensions is None or os.path.splitext(name)[1].lower() in extensions:
                 media = True
                 yield from self._file(name, place, places, many=False)
             elif name.lower().endswith(_MANY):
                 many.append((name, place))
         if not media:
+            if self._holds_sound:
+                many = shar.without_fields(many)
             for name, place in many:
                 yield from self._file(name, place, places, many=True)
         else:
@@ -184,12 +193,16 @@ class Listing:
         key = _text(name.replace(os.sep, "/"))
         low = name.lower()
         size, stamp = places.status(place)
-        if many and low.endswith(TARS):
+        if many and self._holds_sound and shar.is_cuts(name):
+            yield from self._cuts(key, place, places)
+        elif many and low.endswith(TARS):
             yield from self._tar(key, place, places, stamp)
         elif many and low.endswith(TABLES):
             yield from self._table(key, place, places, stamp)
         elif many and low.endswith(LINES):
             yield from self._lines(key, place, places, stamp)
+        elif many and low.endswith(self._medium.records):
+            yield from self._records(key, place, places, stamp)
         else:
             yield Row(key, "file", place, size=size, bytes=size, stamp=stamp)
 
@@ -233,6 +246,53 @@ class Listing:
             return False
         return self.choice.extensions is None or os.path.splitext(name)[1].lower() in self.choice.extensions
 
+    # ---- cuts
+
+    def _cuts(self, key: str, place: str, places: Places) -> Iterator[Row]:
+        """Cuts of a shard of Lhotse Shar, each joined with its recording, which lies in a tar beside them in the same order."""
+        try:
+            tar = shar.recordings_of(place)
+            _, stamp = places.status(tar)
+        except FileNotFoundError as error:
+            raise ArgumentError(f"{place}: there is no {os.path.basename(tar)} beside it") from error
+        with places.open(tar) as file:
+            members = (member for member in _members(file) if isinstance(member, Row) or shar.is_data(member[0]))
+            for number, cut in enumerate(shar.cuts_of(place, places)):
+                member = next(members, None)
+                if isinstance(cut, str):
+                    yield Row(f"{key}#{number}", "broken", place, stamp=stamp, broken=cut)
+                    continue
+                if reason := _mismatch(cut.name, member, tar):
+                    yield Row(f"{key}#{cut.name}", "broken", place, stamp=stamp, broken=reason)
+                    continue
+                assert isinstance(member, tuple)
+                kept = {name: value for name, value in cut.columns.items() if self.choice.keeps(name, True)}
+                for name, value in kept.items():
+                    self._carry_value(name, value, place)
+                more = json.dumps({"kept": kept, "part": cut.part}, sort_keys=True)
+                _, offset, size = member
+                yield Row(f"{key}#{cut.name}", "cut", tar, offset, size, bytes=size, stamp=stamp, more=more)
+            for left in members:
+                name = left.key if isinstance(left, Row) else left[0]
+                yield Row(f"{os.path.basename(tar)}#{_text(name)}", "broken", tar, stamp=stamp, broken="there is no cut for it")
+
+    # ---- records
+
+    def _records(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
+        """Records of a file that is made of them; where it is damaged, what comes before is there."""
+        home = self._medium.home("media")
+        for name in home.RECORD_COLUMNS:
+            if self.choice.keeps(name, False):
+                self._carry(name, pa.string(), place)
+        end = 0
+        try:
+            with opened(place, places) as file:
+                for number, (name, offset, size) in enumerate(home.spans(file)):
+                    yield Row(f"{key}#{name or f'@{number}'}", "record", place, offset, size, bytes=size, stamp=stamp)
+                    end = offset + size
+        except (InputError, *PACKING_ERRORS) as error:
+            yield _cut_off(key, place, stamp, end, error)
+
     # ---- tables
 
     def _table(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
@@ -272,7 +332,7 @@ class Listing:
         """The column of the media, and those that are kept."""
         column = self.choice.column
         if column is None:
-            usable = [field.name for field in schema if _holds_media(field.type)]
+            usable = [field.name for field in schema if _holds_media(field.type) or self._is_text(field)]
             named = [name for name in (self.choice.modality, "bytes", "content", "data") if name in usable]
             if len(usable) != 1 and not named:
                 raise ArgumentError(
@@ -282,7 +342,7 @@ class Listing:
         if column not in schema.names:
             raise ArgumentError(f"{place} has no column {column!r}; there are {listing(schema.names, 20)}")
         kind = schema.field(column).type
-        if not _holds_media(kind) and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        if not _holds_media(kind) and not _is_string(kind):
             raise ArgumentError(
                 f"{place}: the column {column!r} is {kind}: it must be bytes, a path, or both as 'bytes' and 'path'"
             )
@@ -291,16 +351,22 @@ class Listing:
             if field.name != column and self.choice.keeps(field.name, False):
                 self._carry(field.name, field.type, place)
 
+    def _is_text(self, field: pa.Field) -> bool:
+        return _is_string(field.type) and is_item(field.name, self._medium)
+
     # ---- JSON lines
 
     def _lines(self, key: str, place: str, places: Places, stamp: str) -> Iterator[Row]:
         offset = number = 0
-        with opened(place, places) as file:
-            for line in file:
-                start, offset = offset, offset + len(line)
-                if line.strip():
-                    yield self._line(f"{key}#{number}", place, start, line, stamp)
-                    number += 1
+        try:
+            with opened(place, places) as file:
+                for line in file:
+                    if line.strip():
+                        yield self._line(f"{key}#{number}", place, offset, line, stamp)
+                        number += 1
+                    offset += len(line)
+        except PACKING_ERRORS as error:
+            yield _cut_off(key, place, stamp, offset, error)
 
     def _line(self, key: str, place: str, offset: int, line: bytes, stamp: str) -> Row:
         try:
@@ -309,14 +375,20 @@ class Listing:
                 raise ValueError(f"it is {type(content).__name__}, not an object")
         except (ValueError, RecursionError) as error:
             return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"the line is no JSON object: {error}")
-        field = self._path_field(content, place)
+        field = self._field(content, place)
+        is_value = isinstance(content.get(field), str) and is_item(field, self._medium)
         for name, value in content.items():
-            if (name != field or not isinstance(value, dict)) and self.choice.keeps(name, True):
+            # The item itself is not carried over unless it is asked for.
+            own = name == field and (is_value or isinstance(value, dict))
+            if self.choice.keeps(name, not own) and not (own and isinstance(value, dict)):
                 self._carry_value(name, value, place)
+        if is_value:
+            return Row(key, "value", place, offset, len(line), bytes=len(line), stamp=stamp, more=field)
         other = content.get(field)
         other = other.get("path") if isinstance(other, dict) else other
         if not isinstance(other, str) or not other:
-            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"its {field!r} is no path")
+            wanted = "no text" if is_item(field, self._medium) else "no path"
+            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"its {field!r} is {wanted}")
         media = beside(place, other)
         try:
             size, media_stamp = places_of(media).status(media)
@@ -328,10 +400,13 @@ class Listing:
         more = json.dumps([media, media_stamp])
         return Row(key, "line", place, offset, len(line), bytes=size, stamp=stamp, more=more)
 
-    def _path_field(self, content: dict[str, Any], place: str) -> str:
-        column = self.choice.column or next((name for name in _PATHS if name in content), None)
+    def _field(self, content: dict[str, Any], place: str) -> str:
+        """The field of the media, or of their path."""
+        known = (self._medium.name, *_PATHS) if self._medium.strings else _PATHS
+        column = self.choice.column or next((name for name in known if name in content), None)
         if column is None or column not in content:
-            wanted = f"no field {column!r}" if column else "no field that is known to hold a path: say --column NAME"
+            what = f"a {self._medium.name} or a path" if self._medium.strings else "a path"
+            wanted = f"no field {column!r}" if column else f"no field that is known to hold {what}: say --column NAME"
             raise ArgumentError(f"{place}: a line has {wanted}; there are {listing(list(content), 20)}")
         return column
 
@@ -358,10 +433,28 @@ class Listing:
             self._columns[name] = pa.string()
 
 
-def opened(place: str, places: Places) -> Any:
-    """A file open for reading; what gzip packed is unpacked."""
-    file = places.open(place)
-    return gzip.open(file) if place.lower().endswith((".gz", ".tgz")) else file
+def _mismatch(name: str, member: tuple[str, int, int] | Row | None, tar: str) -> str | None:
+    """Why a member of a tar is not the recording of a cut."""
+    tar = os.path.basename(tar)
+    if member is None:
+        return f"{tar} ends before its recording"
+    if isinstance(member, Row):
+        return f"its recording in {tar}: {member.broken}"
+    if os.path.splitext(member[0])[0] != name:
+        return f"{tar} has {member[0]} in its place"
+    return "it has no recording" if member[0].endswith(shar.NOTHING) else None
+
+
+def _cut_off(key: str, place: str, stamp: str, end: int, error: Exception) -> Row:
+    """The rest of a file that is damaged from a byte on; errors of the way to it, and of what was asked for, are raised."""
+    if isinstance(error, ArgumentError) or (isinstance(error, OSError) and error.errno is not None):
+        raise error
+    return Row(f"{key}#@{end}", "broken", place, stamp=stamp, broken=f"the file cannot be read beyond byte {end}: {error}")
+
+
+def is_item(field: str, medium: Modality) -> bool:
+    """Whether a string in a column or field is an item itself, and no path."""
+    return medium.strings and field not in _PATHS
 
 
 def arrow_batches(place: str, places: Places) -> Any:
@@ -438,6 +531,10 @@ def _stem(name: str) -> str:
 def _text(name: str) -> str:
     """A file's name as text; bytes that are none are written out."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _holds_media(kind: pa.DataType) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from zoo.errors import ArgumentError, InputError, ItemError, WeightsError, ZooEr
 from zoo.modality import modality
 from zoo.progress import heard_by
 from zoo.tokenizer import Prepared, Tokenizer
+from zoo.tokenizer.options import names_of, require_values
 
 #: Bytes of prepared items that go to the network in one call. Part of the format of results: it decides what shares a batch.
 CHUNK = 64 << 20
@@ -47,12 +47,17 @@ def run_unit(tokenizer: Tokenizer[Any], work: Work, job: Job, watch: Watch) -> D
     encoder = _Encoder(tokenizer, work, job, watch)
     carried: list[Mapping[str, Any]] = []
     read = 0
-    contents = Contents(job.rows, work.carried, budget=work.budget, patience=work.patience, accept_missing=work.accept_missing)
+    medium = modality(work.header.modality)
+    limits: dict[str, Any] = {"budget": work.budget, "patience": work.patience, "accept_missing": work.accept_missing}
+    contents = Contents(job.rows, work.carried, medium, **limits)
     for index, content, kept, broken in contents:
         carried.append(kept)
         if content is not None:
-            read += len(content)
+            read += _size(content)
         encoder.take(index, content, broken)
+        # What is long is not held twice while it is encoded.
+        content = None
+        encoder.flush(least=CHUNK)
     encoder.flush()
     watch("write", ())
     found = encoder.found
@@ -60,7 +65,7 @@ def run_unit(tokenizer: Tokenizer[Any], work: Work, job: Job, watch: Watch) -> D
     header = replace(work.header, unit=job.unit)
     schema = schema_of(header, pa.schema([(column.column, column.type) for column in work.carried]))
     Store(work.place).write(part_name(job.unit), part_bytes(schema, columns))
-    extent = sum(map(modality(header.modality).extent, found.meta.values()))
+    extent = sum(map(medium.extent, found.meta.values()))
     return Done(job.unit, len(job.rows), len(found.bad), sum(map(len, found.ids.values())), read, extent)
 
 
@@ -89,7 +94,7 @@ class _Encoder:
         self._held = 0
         self.found = _Encoded()
 
-    def take(self, index: int, content: bytes | None, broken: str | None) -> None:
+    def take(self, index: int, content: Any, broken: str | None) -> None:
         """One item, or the reason why there is none."""
         bad = self.found.bad
         if content is None or index in self._job.bad:
@@ -97,7 +102,8 @@ class _Encoder:
             return
         self._watch("prepare", (index,))
         try:
-            if self._require is not None:
+            # Samples have no header that could be looked at.
+            if self._require is not None and not isinstance(content, tuple):
                 self._require(content, None, **self._work.limits)
             [prepared] = self._tokenizer.prepare([content], **self._preparing)
             if self._require is not None:
@@ -113,12 +119,12 @@ class _Encoder:
         self._waiting.append((index, prepared))
         # What is no dictionary reads its tensors when they are asked for, from the content that it holds.
         held = isinstance(prepared.tensors, dict)
-        self._held += sum(tensor.nbytes for tensor in prepared.tensors.values()) if held else len(content)
-        if self._held >= CHUNK:
-            self.flush()
+        self._held += sum(tensor.nbytes for tensor in prepared.tensors.values()) if held else _size(content)
 
-    def flush(self) -> None:
-        """Encode what has come together, items of one size side by side."""
+    def flush(self, least: int = 0) -> None:
+        """Encode what has come together, if it is enough, items of one size side by side."""
+        if self._held < least:
+            return
         waiting, self._waiting, self._held = self._waiting, [], 0
         if waiting:
             self._encode(sorted(waiting, key=lambda pair: (pair[1].amount, pair[0])))
@@ -164,16 +170,24 @@ class _Encoder:
                 self.found.segments[index] = tuple(dict.fromkeys(min(end, len(values)) for end in tokens.segments))
 
 
+def _size(content: bytes | str | tuple[Any, int]) -> int:
+    """Bytes of an item as it was read, or characters."""
+    return len(content) if isinstance(content, bytes | str) else int(content[0].nbytes)
+
+
 def split_options(tokenizer: Tokenizer[Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of encoding by who takes them: `prepare`, `encode_prepared`, or both.
 
     Raises:
-        ArgumentError: nobody takes one.
+        ArgumentError: nobody takes one, or it has another type.
     """
-    taken = [set(inspect.signature(method).parameters) for method in (tokenizer.prepare, tokenizer.encode_prepared)]
-    if unknown := [name for name in options if name == "progress" or not any(name in names for names in taken)]:
+    methods = (tokenizer.prepare, tokenizer.encode_prepared)
+    taken = [names_of(method) for method in methods]
+    if unknown := [name for name in options if not any(name in names for names in taken)]:
         raise ArgumentError(f"{tokenizer.name} takes no option {unknown[0]!r} to encode")
     preparing, encoding = ({name: value for name, value in options.items() if name in names} for names in taken)
+    for method, given in zip(methods, (preparing, encoding), strict=True):
+        require_values(method, given)
     return preparing, encoding
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +24,9 @@ _TABLE = str.maketrans(_COMPLEMENTS | {letter.lower(): other.lower() for letter,
 _BYTES = bytes(ord(chr(byte).translate(_TABLE)) for byte in range(256))
 
 TextT = TypeVar("TextT", str, bytes)
+
+_HEADER = re.compile(rb"\n>([^\n]*)(?=\n)")
+_BLOCK = 1 << 20
 
 
 class Record(NamedTuple):
@@ -62,6 +67,86 @@ def read(source: str | os.PathLike[str] | Any) -> Iterator[Record]:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
     except (dnaio.FileFormatError, dnaio.UnknownFileFormat, ValueError, EOFError) as error:
         raise InputError(f"{name} is not sound FASTA or FASTQ: {error}") from error
+
+
+def one(content: bytes) -> Record:
+    """The record that stands alone in some bytes; errors as for `read`, also if there are none or several."""
+    records = list(read(io.BytesIO(content)))
+    if len(records) != 1:
+        raise InputError(f"there are {len(records)} records of FASTA or FASTQ where one should be")
+    return records[0]
+
+
+class Span(NamedTuple):
+    """Place of a record in a file.
+
+    Attributes:
+        name: the first word of its header.
+        offset, size: in bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+
+def spans(file: Any) -> Iterator[Span]:
+    """Places of the records of a FASTA or FASTQ file, in order and in bounded memory; `one` reads what lies there.
+
+    A record of FASTA ends where the next one begins, one of FASTQ with its fourth line. What is in front of the first header of
+    FASTA counts as the first record's, so that reading that says what is wrong.
+
+    Args:
+        file: open for reading bytes, unpacked.
+
+    Raises:
+        InputError: no record of FASTQ begins where one should.
+    """
+    start, line = 0, file.readline(_BLOCK)
+    while line and not line.strip():
+        start, line = start + len(line), file.readline(_BLOCK)
+    if line:
+        yield from _spans_of_fastq(file, start, line) if line.startswith(b"@") else _spans_of_fasta(file, start, line)
+
+
+def _spans_of_fasta(file: Any, start: int, text: bytes) -> Iterator[Span]:
+    # A line end in front of the first line makes it one like all others.
+    text, position = b"\n" + text, start - 1
+    name: str | None = None
+    while block := file.read(_BLOCK):
+        text += block
+        for found in _HEADER.finditer(text):
+            if name is not None:
+                yield Span(name, start, position + found.start() + 1 - start)
+                start = position + found.start() + 1
+            name = _first_word(found[1])
+        # Only the beginning of a header is needed again.
+        last = text.rfind(b"\n")
+        kept = text[last:] if last >= 0 and text[last + 1 : last + 2] in (b"", b">") else b""
+        position, text = position + len(text) - len(kept), kept
+    if text.startswith(b"\n>") and name is not None:
+        yield Span(name, start, position + 1 - start)
+        start = position + 1
+    name = _first_word(text[2:].partition(b"\n")[0]) if text.startswith(b"\n>") else name
+    yield Span(name or "", start, position + len(text) - start)
+
+
+def _spans_of_fastq(file: Any, start: int, line: bytes) -> Iterator[Span]:
+    while line:
+        if not line.startswith(b"@"):
+            if line.strip():
+                raise InputError(f"no record of FASTQ begins at byte {start}")
+            start, line = start + len(line), file.readline()
+            continue
+        while not line.endswith(b"\n") and (more := file.readline()):
+            line += more
+        size = len(line) + sum(len(file.readline()) for _ in range(3))
+        yield Span(_first_word(line[1:]), start, size)
+        start, line = start + size, file.readline()
+
+
+def _first_word(header: bytes) -> str:
+    return next(iter(header.decode("utf-8", "backslashreplace").split()), "")
 
 
 def reverse_complement(sequence: TextT) -> TextT:
