@@ -124,17 +124,24 @@ class MissingReaderError(InputError, MissingExtraError):
     """A file is of a kind that only an optional dependency reads; the message names the ``pip install`` that brings it."""
 
 
-@contextmanager
-def naming_item(index: int) -> Iterator[None]:
+class naming_item:  # noqa: N801  (reads as the statement it is)
     """Turn an `InputError` raised inside into an `ItemError` of that item; an `ArgumentError` is no item's fault."""
-    try:
-        yield
-    except ArgumentError:
-        raise
-    except MismatchError as error:
-        raise MismatchError(error.reason, index) from error
-    except InputError as error:
-        raise ItemError(error.reason, index) from error
+
+    # Not a generator: one is entered for every item, and small items notice.
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, InputError) or isinstance(error, ArgumentError):
+            return
+        if isinstance(error, MismatchError):
+            raise MismatchError(error.reason, self.index) from error
+        raise ItemError(error.reason, self.index) from error
 
 
 def listing(names: Sequence[str], shown: int = 5) -> str:

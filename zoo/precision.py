@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ContextDecorator, ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,11 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+_CPU = torch.device("cpu")
 _lock = threading.Lock()
 _depth: dict[str, int] = {}
 _saved: dict[str, list[tuple[_Switch, str]]] = {}
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    """What is in force in this thread.
+
+    Attributes:
+        entered: types of devices that `exact_float32` is in force for.
+        inside: whether foreign defaults are out of force.
+    """
+
+    def __init__(self) -> None:
+        self.entered: set[str] = set()
+        self.inside = False
+
+
+_thread = _Thread()
 
 # Functions that make a tensor of the default dtype unless they are told or shown another one.
 _FACTORIES = frozenset(
@@ -130,7 +145,7 @@ def _foreign_defaults() -> list[AbstractContextManager[Any]]:
     return found
 
 
-class exact_float32(ContextDecorator):
+class exact_float32:
     """Compute in float32 what is float32, whatever the program has set.
 
     Autocast, TF32 and bf16 shortcuts, default dtype and default device are out of force inside, and restored afterwards. The
@@ -144,27 +159,23 @@ class exact_float32(ContextDecorator):
         self._stack: ExitStack | None = None
         self._counted = self._outermost = self._defaults = False
 
-    def _recreate_cm(self) -> exact_float32:
-        """A context of its own for every call of a decorated function."""
-        return exact_float32(torch.device(self._kind))
-
     def __enter__(self) -> None:
         kind = self._kind
         # What is in force already is not entered again: small items would wait longer for it than for their tokens.
         if _in_force(kind):
             return
         with _lock:
-            if _depth.get(kind, 0) == 0:
-                reduced = [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]
+            depth = _depth.get(kind, 0)
+            if depth == 0 and (reduced := [path for path in _switches(kind) if path[-1].value not in ("none", "ieee")]):
                 _saved[kind] = [(path[-1], _own_value(path)) for path in reduced]
                 for switch, _ in _saved[kind]:
                     switch.value = "ieee"
-            _depth[kind] = _depth.get(kind, 0) + 1
-        entered = _entered()
+            _depth[kind] = depth + 1
+        entered = _thread.entered
         self._counted, self._outermost = True, kind not in entered
         entered.add(kind)
         contexts: list[AbstractContextManager[Any]] = [torch.autocast(name, enabled=False) for name in _enabled_autocasts(kind)]
-        if not getattr(_thread, "inside", False):
+        if not _thread.inside:
             _thread.inside = self._defaults = True
             contexts += _foreign_defaults()
         if contexts:
@@ -184,20 +195,12 @@ class exact_float32(ContextDecorator):
             if self._defaults:
                 _thread.inside = self._defaults = False
             if self._outermost:
-                _entered().discard(kind)
+                _thread.entered.discard(kind)
             with _lock:
                 _depth[kind] -= 1
                 if _depth[kind] == 0:
-                    for switch, value in _saved.pop(kind):
+                    for switch, value in _saved.pop(kind, ()):
                         switch.value = value
-
-
-def _entered() -> set[str]:
-    """Types of devices that `exact_float32` is in force for in this thread."""
-    if not hasattr(_thread, "entered"):
-        _thread.entered = set()
-    found: set[str] = _thread.entered
-    return found
 
 
 def _enabled_autocasts(kind: str) -> list[str]:
@@ -205,7 +208,31 @@ def _enabled_autocasts(kind: str) -> list[str]:
 
 
 def _in_force(kind: str) -> bool:
-    return kind in _entered() and not _enabled_autocasts(kind)
+    return kind in _thread.entered and not _enabled_autocasts(kind)
+
+
+def whole_numbers(method: MethodT) -> MethodT:
+    """A tokenizer's method that computes with whole numbers alone, on devices that it names: it needs no shield."""
+    method.whole_numbers = True  # type: ignore[attr-defined]  # as functools marks functions
+    return method
+
+
+def is_whole_numbers(method: object) -> bool:
+    """Whether a method was marked by `whole_numbers`."""
+    return getattr(method, "whole_numbers", False)
+
+
+def undisturbed_reading(method: MethodT) -> MethodT:
+    """A tokenizer's method that works on the CPU, wherever the parameters are: see `undisturbed`. Gradients stay as they are."""
+
+    @functools.wraps(method)
+    def shielded(*args: Any, **kwargs: Any) -> Any:
+        if _in_force("cpu"):
+            return method(*args, **kwargs)
+        with exact_float32(_CPU):
+            return method(*args, **kwargs)
+
+    return shielded  # type: ignore[return-value]  # the signature is the method's
 
 
 def undisturbed(method: MethodT) -> MethodT:
@@ -218,9 +245,10 @@ def undisturbed(method: MethodT) -> MethodT:
 
     @functools.wraps(method)
     def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() and _in_force(self.device.type):
+        device = self.device
+        if not torch.is_grad_enabled() and _in_force(device.type):
             return method(self, *args, **kwargs)
-        with torch.no_grad(), exact_float32(self.device):
+        with torch.no_grad(), exact_float32(device):
             return method(self, *args, **kwargs)
 
     return shielded  # type: ignore[return-value]  # the signature is the method's

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 _listener: ContextVar[Callable[[], object] | None] = ContextVar("listener", default=None)
 
@@ -19,14 +20,34 @@ def heard_by(listener: Callable[[], object]) -> Iterator[None]:
         _listener.reset(token)
 
 
-@contextmanager
-def progress_bar(label: str, total: int, shown: bool, unit: str = "token") -> Iterator[Callable[[int], object]]:
-    """A function that counts work done, behind a progress bar where one is wanted."""
-    heard = _listener.get()
-    if not shown:
-        yield (lambda done: None) if heard is None else (lambda done: heard())
-        return
-    from tqdm.auto import tqdm
+class progress_bar:  # noqa: N801  (reads as the statement it is)
+    """A function that counts work done, behind a progress bar where one is wanted.
 
-    with tqdm(total=total, desc=label, unit=unit) as bar:
-        yield bar.update
+    >>> with progress_bar("encode", 2, shown=False) as advance:
+    ...     advance(1)
+    """
+
+    # Not a generator: every call of a tokenizer enters one, and small items notice.
+    __slots__ = ("bar", "settings")
+
+    def __init__(self, label: str, total: int, shown: bool, unit: str = "token") -> None:
+        self.settings = {"desc": label, "total": total, "unit": unit} if shown else None
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int], object]:
+        if self.settings is not None:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(**self.settings)
+            count: Callable[[int], object] = self.bar.update
+            return count
+        heard = _listener.get()
+        return _uncounted if heard is None else lambda done: heard()
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _uncounted(done: int) -> None:
+    """Count nothing."""

@@ -67,6 +67,7 @@ class Tokens:
         meta: Sequence[Meta] = (),
         segments: Sequence[int] = (),
         frame: Frame | None = None,
+        copy: bool = True,
     ) -> Tokens:
         """One batch of sequences of ids.
 
@@ -74,6 +75,7 @@ class Tokens:
             sequences: ``[length]`` each: tensors or arrays of any integer type, or lists of integers.
             tokenizer, fingerprint, vocab_size, segments, frame: as the attributes.
             meta: nothing, or a mapping per sequence.
+            copy: copy the ids in any case. A single tensor of int64 is shared without.
 
         Raises:
             InputError: a sequence is not made of integers, or has another rank; or there is not one ``meta`` per sequence.
@@ -81,9 +83,8 @@ class Tokens:
         rows = [as_ids(sequence, index) for index, sequence in enumerate(sequences)]
         if meta and len(meta) != len(rows):
             raise InputError(f"the meta of {len(meta)} items does not suit {len(rows)} sequences")
-        device = rows[0].device if rows else torch.device("cpu")
-        run = torch.cat([*rows, torch.empty(0, dtype=torch.int64, device=device)])
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
+        run = rows[0] if len(rows) == 1 and not copy else _joined(rows, torch.device("cpu"))
+        lengths = _lengths(rows, run.device)
         return cls._of_run(run, lengths, tokenizer, fingerprint, vocab_size, tuple(meta), tuple(segments), frame)
 
     @classmethod
@@ -382,9 +383,9 @@ class Tokens:
 
     def _with(self, rows: Sequence[Int[Tensor, " _"]], **changes: Any) -> Tokens:
         """These tokens with other sequences, of the lengths that they have unless ``changes`` says otherwise."""
-        device = rows[0].device if rows else self.lengths.device
+        run = _joined(rows, self.lengths.device)
         settings: dict[str, Any] = {
-            "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device),
+            "lengths": _lengths(rows, run.device),
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
             "vocab_size": self.vocab_size,
@@ -392,8 +393,18 @@ class Tokens:
             "segments": self.segments,
             "frame": self.frame,
         }
-        empty = torch.empty(0, dtype=torch.int64, device=device)
-        return self._of_run(torch.cat([*rows, empty]), **(settings | changes))
+        return self._of_run(run, **(settings | changes))
+
+
+def _joined(rows: Sequence[Int[Tensor, " _"]], device: torch.device) -> Int[Tensor, " total"]:
+    """All ids in one run, on a device if there are no rows."""
+    return torch.cat(list(rows)) if rows else torch.empty(0, dtype=torch.int64, device=device)
+
+
+def _lengths(rows: Sequence[Int[Tensor, " _"]], device: torch.device) -> Int[Tensor, " batch"]:
+    # By way of NumPy, which is quicker for a few numbers.
+    lengths = torch.from_numpy(np.array([row.shape[0] for row in rows], np.int64))
+    return lengths if device.type == "cpu" else lengths.to(device)
 
 
 def as_ids(sequence: Any, index: int) -> Int[Tensor, " length"]:
@@ -402,6 +413,8 @@ def as_ids(sequence: Any, index: int) -> Int[Tensor, " length"]:
     Raises:
         ItemError: it is not made of integers, has another rank, or holds a number beyond int64; names item ``index``.
     """
+    if type(sequence) is Tensor and sequence.dtype == torch.int64 and sequence.ndim == 1:
+        return sequence
     try:
         row = sequence if isinstance(sequence, Tensor) else as_array(sequence)
     except InputError as error:

@@ -92,7 +92,7 @@ def run(
         json_path: write the result there.
 
     Returns:
-        The comparisons with the machine they were made on.
+        The comparisons with the machine they were made on, and the names that the other release does not know.
 
     Raises:
         ArgumentError: there is no such interpreter, or zoo cannot be imported in it.
@@ -102,10 +102,11 @@ def run(
     names = registry.names(pattern, embedded=True) or [registry.get(pattern).name]
     threads = threads or 1
     found = []
+    unknown: list[str] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = [stack.enter_context(_Side(interpreter, scratch)) for interpreter in interpreters]
-        works = _works(names, sides, batches or BATCHES, threads, seconds, scratch)
+        works = _works(names, sides, batches or BATCHES, threads, seconds, scratch, unknown)
         total = 2 * len(names) * len(batches or BATCHES) + len(_STARTS)
         for name, work, batch, measures in tqdm(works, total=total, unit="work", disable=not progress):
             found.append(Comparison(name, work, batch, **compare(measures, pairs)))
@@ -119,6 +120,7 @@ def run(
             "torch": torch.__version__,
         },
         "pairs": pairs,
+        "unknown": unknown,
         "comparisons": [asdict(comparison) for comparison in found],
     }
     if json_path is not None:
@@ -144,6 +146,8 @@ def print_table(content: Mapping[str, Any]) -> None:
             *(f"{found['cpu']:.4f}", f"{found['other_cpu']:.4f}", f"{found['ratio']:.3f}", f"{low:.2f}…{high:.2f}"),
         )
     console.print(table)
+    if content["unknown"]:
+        console.print(f"not in {content['against']}: {', '.join(content['unknown'])}")
 
 
 def _interpreter(place: Path) -> Path:
@@ -211,17 +215,28 @@ class _Side:
 
 
 def _works(
-    names: Sequence[str], sides: Sequence[_Side], batches: Sequence[int], threads: int, seconds: float, scratch: Path
+    names: Sequence[str],
+    sides: Sequence[_Side],
+    batches: Sequence[int],
+    threads: int,
+    seconds: float,
+    scratch: Path,
+    unknown: list[str],
 ) -> Iterator[tuple[str, str, int, list[Measure]]]:
-    """Name, work and batch with the measures of both sides, which hold until the next ones are asked for."""
+    """Name, work and batch with the measures of both sides, which hold until the next ones are asked for.
+
+    Names that one side has not go to ``unknown``.
+    """
     for name in names:
         benchmark = modality(registry.get(name).modality).home("bench")
         tokenizer = hub.load(name)
         for batch in batches:
             path = scratch / "items.pickle"
             path.write_bytes(pickle.dumps(benchmark.items(tokenizer, batch)))
-            for side in sides:
-                side.ask(load=name, items=str(path), threads=threads)
+            answers = [side.ask(load=name, items=str(path), threads=threads) for side in sides]
+            if any("unknown" in answer for answer in answers):
+                unknown.append(name)
+                break
             for work in ("encode", "decode"):
                 once = sides[0].ask(work=work, times=1)["cpu"]
                 times = max(1, math.ceil(seconds / max(once, 1e-6)))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from zoo import hub
+from zoo.errors import RegistryError
 
 
 def load(name: str, items: list[Any]) -> dict[str, Any]:
@@ -42,7 +43,10 @@ def serve() -> None:
         if "load" in request:
             torch.set_num_threads(request["threads"])
             # Written by the process that started this one.
-            works = load(request["load"], pickle.loads(Path(request["items"]).read_bytes()))
+            try:
+                works = load(request["load"], pickle.loads(Path(request["items"]).read_bytes()))
+            except RegistryError:
+                answer["unknown"] = True
         else:
             started = time.process_time()
             for _ in range(request["times"]):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zoo import registry
-from zoo.cli.console import note, print_json
+from zoo.cli.console import note, print_json, print_lines
 from zoo.cli.options import Json, Parts, Places, parts_of, places_of
 from zoo.errors import ArgumentError, RegistryError
 from zoo.modality import modality as modality_named
@@ -34,18 +34,12 @@ def list_models(
     if as_json:
         print_json([entry.model_dump() for entry in chosen])
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", no_wrap=True, min_width=max((len(entry.name) for entry in chosen), default=4))
-    for column in ("modality", "weights", "description"):
-        table.add_column(column, no_wrap=True)
+    elsewhere = {"embedded": "in the package", "none": "not published", "local": "fetched by hand"}
+    rows = [("name", "modality", "weights", "description")]
     for entry in chosen:
-        elsewhere = {"embedded": "in the package", "none": "not published", "local": "fetched by hand"}
         place = elsewhere.get(entry.weights.source, entry.weights.repo or "")
-        table.add_row(entry.name, entry.modality, place, entry.description)
-    Console().print(table)
+        rows.append((entry.name, entry.modality, place, entry.description))
+    print_lines(rows)
     if not chosen:
         note(f"no model matches {pattern!r}")
     if hidden := 0 if everything else len(matching(published=False)):

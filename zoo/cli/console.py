@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,16 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
+
+
+def print_lines(rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns, a line each: cut at the edge of a terminal, whole in a file or a pipe."""
+    # A table of rich takes as long for the catalogue as reading it does.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        print(line if edge is None or len(line) <= edge else f"{line[: edge - 1]}…")
 
 
 @contextmanager

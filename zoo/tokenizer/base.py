@@ -26,7 +26,7 @@ from zoo.errors import naming_item as naming_item  # likewise
 from zoo.latents import Latents
 from zoo.media.items import as_array, item_list
 from zoo.moved import warn
-from zoo.precision import Float32Module, exact_float32, undisturbed
+from zoo.precision import Float32Module, is_whole_numbers, undisturbed, undisturbed_reading
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Frame, Spec
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
@@ -118,11 +118,11 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         """Shield what a family implements from the settings of the program that calls it."""
         super().__init_subclass__(**kwargs)
         for name in ("encode", "encode_prepared", "decode", "embed"):
-            if name in cls.__dict__:
+            if name in cls.__dict__ and not is_whole_numbers(cls.__dict__[name]):
                 setattr(cls, name, _with_old_options(undisturbed(cls.__dict__[name])))
-        if "prepare" in cls.__dict__:
+        if "prepare" in cls.__dict__ and not is_whole_numbers(cls.__dict__["prepare"]):
             # Without a look at where the parameters are, which preparing has no need of.
-            setattr(cls, "prepare", exact_float32(torch.device("cpu"))(cls.__dict__["prepare"]))  # noqa: B010  (its signature is its own)
+            setattr(cls, "prepare", undisturbed_reading(cls.__dict__["prepare"]))  # noqa: B010  (its signature is its own)
         if "checkpoint" not in cls.__dict__ and "convert_checkpoint" in cls.__dict__:
             warnings.warn(
                 f"{cls.__name__}: the class methods recognises, wanted, upstream_config and convert_checkpoint are deprecated: "
@@ -301,15 +301,18 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
 
     def tokens(self, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta] = ()) -> Tokens:
         """Wrap sequences of ids, from a language model say, as tokens of this checkpoint."""
-        spec = self.spec
+        return self._tokens(self.spec, ids, meta, copy=True)
+
+    def _tokens(self, spec: Spec, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta], copy: bool) -> Tokens:
         return Tokens.from_sequences(
             ids,
             tokenizer=spec.name,
             fingerprint=spec.fingerprint,
             vocab_size=spec.vocab_size,
             meta=meta,
-            segments=self.segments(max((len(sequence) for sequence in ids), default=0)),
+            segments=self.segments(max(map(len, ids), default=0)),
             frame=spec.frame,
+            copy=copy,
         )
 
     def segments(self, length: int) -> Sequence[int]:
@@ -327,10 +330,9 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         spec = self.spec
         if spec.ids_per_frame > 1:
             return self.tokens_of_codes(values, meta)  # type: ignore[return-value]  # as below
-        wrapped = (
-            Latents(tuple(values), spec.name, spec.fingerprint, tuple(meta)) if spec.continuous else self.tokens(values, meta)
-        )
-        return wrapped  # type: ignore[return-value]  # which of the two it is, the spec says
+        if spec.continuous:
+            return Latents(tuple(values), spec.name, spec.fingerprint, tuple(meta))  # type: ignore[return-value]  # as below
+        return self._tokens(spec, values, meta, copy=False)  # type: ignore[return-value]  # which of the two, the spec says
 
     def check(self, tokens: Any) -> EncodedT:
         """Tokens, or latents, that this checkpoint can decode: those of `encode`, or bare ids or latents as they come.

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from zoo.errors import naming_item
 from zoo.media.bytes import MAX_BYTES, read_bytes
+from zoo.precision import whole_numbers
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, Prepared, Tokenizer, as_items
 from zoo.tokens import Tokens
 
 
 class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
-    """A tokenizer of files of any kind, which may be empty. A family implements `ids` and `octets`."""
+    """A tokenizer of files of any kind, which may be empty. A family implements `ids` and `octets`, in whole numbers."""
 
     modality = "bytes"
     may_be_empty = True
 
+    @whole_numbers
     def encode(self, items: Any, *, max_bytes: int = MAX_BYTES, progress: bool = False) -> Tokens:
         """Files to ids.
 
@@ -44,6 +46,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
         """
         return self.encode_prepared(self.prepare(items, max_bytes=max_bytes), progress=progress)
 
+    @whole_numbers
     def prepare(self, items: Any, *, max_bytes: int = MAX_BYTES) -> list[Prepared]:
         """Files as they are: ``octets`` ``[length]``; ``amount`` counts bytes. Arguments and errors as for `encode`."""
         prepared = []
@@ -53,6 +56,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
                 prepared.append(Prepared({"octets": octets}, {}, len(octets)))
         return prepared
 
+    @whole_numbers
     def encode_prepared(self, items: Sequence[Prepared], *, progress: bool = False) -> Tokens:
         """Encode what `prepare` gave, to ids."""
         ids = []
@@ -60,12 +64,13 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
             for item in items:
                 ids.append(self.ids(item.tensors["octets"]))
                 advance(1)
-        return self.tokens(ids)
+        return self.wrap(ids, ())
 
     @abstractmethod
     def ids(self, octets: UInt8[Tensor, " length"]) -> Int[Tensor, " _"]:
         """The ids of a file."""
 
+    @whole_numbers
     def decode(self, tokens: Any) -> list[bytes]:
         """The files, byte for byte.
 
