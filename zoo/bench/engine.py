@@ -305,7 +305,8 @@ class _RayEncoder:
 def _by_ray_data(name: str, folder: Path, workers: int) -> list[list[int]]:
     import ray
 
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    # Twice the cores, on paper: actors that hold all of them leave none to the tasks that read, and nothing ever begins.
+    ray.init(num_cpus=2 * workers, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as out:
             files = ray.data.read_binary_files(str(folder), include_paths=True)
