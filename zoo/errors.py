@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 #: Numbers of the operating system's errors.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -124,7 +123,7 @@ class MissingReaderError(InputError, MissingExtraError):
     """A file is of a kind that only an optional dependency reads; the message names the ``pip install`` that brings it."""
 
 
-class naming_item:  # noqa: N801  (reads as the statement it is)
+class naming_item:
     """Turn an `InputError` raised inside into an `ItemError` of that item; an `ArgumentError` is no item's fault."""
 
     # Not a generator: one is entered for every item, and small items notice.

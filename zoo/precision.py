@@ -223,7 +223,7 @@ def is_whole_numbers(method: object) -> bool:
 
 
 def undisturbed_reading(method: MethodT) -> MethodT:
-    """A tokenizer's method that works on the CPU, wherever the parameters are: see `undisturbed`. Gradients stay as they are."""
+    """A tokenizer's method that works on the CPU, wherever the parameters are: see `undisturbed`. Gradients are left alone."""
 
     @functools.wraps(method)
     def shielded(*args: Any, **kwargs: Any) -> Any:

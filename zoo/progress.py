@@ -20,7 +20,7 @@ def heard_by(listener: Callable[[], object]) -> Iterator[None]:
         _listener.reset(token)
 
 
-class progress_bar:  # noqa: N801  (reads as the statement it is)
+class progress_bar:
     """A function that counts work done, behind a progress bar where one is wanted.
 
     >>> with progress_bar("encode", 2, shown=False) as advance:
