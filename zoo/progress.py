@@ -31,7 +31,7 @@ class progress_bar:
     __slots__ = ("bar", "settings")
 
     def __init__(self, label: str, total: int, shown: bool, unit: str = "token") -> None:
-        self.settings = {"desc": label, "total": total, "unit": unit} if shown else None
+        self.settings: dict[str, Any] | None = {"desc": label, "total": total, "unit": unit} if shown else None
         self.bar: Any = None
 
     def __enter__(self) -> Callable[[int], object]:
