@@ -131,7 +131,7 @@ def size_of(text: str) -> str | None:
     return None if text == "model" else text
 
 
-def accepted(method: Callable[..., Any], others: Sequence[str] | None = None, **given: Any) -> dict[str, Any]:
+def accepted(method: Callable[..., Any], others: Sequence[str] | None = None, /, **given: Any) -> dict[str, Any]:
     """The options that were given, also those of ``--option``; a tokenizer's method must take all of them.
 
     Raises:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zoo.engine import shar
-from zoo.engine.packed import is_packed, opened
+from zoo.engine.packed import is_packed, opened, set_aside, taken_up
 from zoo.engine.places import beside, patiently, places_of
 from zoo.engine.sources import Carried, Row, arrow_batches, is_item
 from zoo.engine.store import is_url
@@ -75,7 +75,7 @@ class Contents:
         self.budget, self.patience, self.accept_missing = budget, patience, accept_missing
         self._nothing = {column.column: None for column in carried}
         self._lock = Lock()
-        self._packed: dict[str, Any] = {}
+        self._packed: dict[tuple[str, str], Any] = {}
         self._manifests: dict[str, tuple[int, bytes]] = {}
         self._checked: set[str] = set()
 
@@ -87,11 +87,14 @@ class Contents:
                 else:
                     yield from self._ahead(list(run))
         finally:
-            for file in self._packed.values():
-                file.close()
+            for (place, stamp), file in self._packed.items():
+                set_aside(place, stamp, file)
 
     def _ahead(self, run: list[tuple[int, Row]]) -> Iterator[Content]:
-        threads = THREADS[any(is_url(row.place) or (row.kind == "line" and "://" in row.more) for _, row in run)]
+        # What is packed is read from its beginning to its end.
+        packed = any(row.kind in ("range", "record") and is_packed(row.place) for _, row in run)
+        far = any(is_url(row.place) or (row.kind == "line" and "://" in row.more) for _, row in run)
+        threads = 1 if packed else THREADS[far]
         pending: deque[tuple[Row, Future[Content]]] = deque()
         held = 0
         with ThreadPoolExecutor(threads) as pool:
@@ -163,7 +166,7 @@ class Contents:
                 return places.read(place)
             if is_packed(place):
                 with self._lock:
-                    return self._unpacked(place, offset, size)
+                    return self._unpacked(place, stamp, offset, size)
             return places.read(place, offset, size)
 
         try:
@@ -180,12 +183,13 @@ class Contents:
             raise SourceError(f"{place} has changed since it was listed: {len(content)} bytes instead of {size}")
         return Content(index, content, carried)
 
-    def _unpacked(self, place: str, offset: int, size: int) -> bytes:
+    def _unpacked(self, place: str, stamp: str, offset: int, size: int) -> bytes:
         """A range of what is packed; going forward costs least."""
-        if place not in self._packed:
-            self._packed[place] = opened(place, places_of(place))
-        self._packed[place].seek(offset)
-        content: bytes = self._packed[place].read(size)
+        key = (place, stamp)
+        if key not in self._packed:
+            self._packed[key] = taken_up(place, stamp) or opened(place, places_of(place))
+        self._packed[key].seek(offset)
+        content: bytes = self._packed[key].read(size)
         return content
 
     def _check_once(self, row: Row) -> None:
@@ -209,7 +213,7 @@ class Contents:
         if row.kind == "range":
             kept = json.loads(row.more) if row.more else {}
             return self._nothing | {
-                column.column: self._text(row.place, *kept[column.name]) for column in self.carried if column.name in kept
+                column.column: self._text(row, *kept[column.name]) for column in self.carried if column.name in kept
             }
         if row.kind == "cut":
             kept = json.loads(row.more)["kept"]
@@ -224,12 +228,12 @@ class Contents:
             return self._nothing
         return {column.column: fitted(content.get(column.name), column.type) for column in self.carried}
 
-    def _text(self, place: str, offset: int, size: int) -> str:
-        if is_packed(place):
+    def _text(self, row: Row, offset: int, size: int) -> str:
+        if is_packed(row.place):
             with self._lock:
-                content = self._unpacked(place, offset, size)
+                content = self._unpacked(row.place, row.stamp, offset, size)
         else:
-            content = places_of(place).read(place, offset, size)
+            content = places_of(row.place).read(row.place, offset, size)
         return content.decode("utf-8", "replace")
 
     def _line(self, row: Row) -> bytes:
@@ -240,7 +244,7 @@ class Contents:
                 spans = [(other.offset, other.offset + other.size) for other in self.rows if other.place == row.place]
                 start, end = min(first for first, _ in spans), max(last for _, last in spans)
                 if is_packed(row.place):
-                    block = self._unpacked(row.place, start, end - start)
+                    block = self._unpacked(row.place, row.stamp, start, end - start)
                 else:
                     block = places_of(row.place).read(row.place, start, end - start)
                 self._manifests[row.place] = start, block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import zlib
+from threading import Lock
 from typing import Any
 
 from zoo.engine.places import Places
@@ -14,6 +15,26 @@ from zoo.errors import ArgumentError
 _PACKED = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 #: Errors of what is packed, and is damaged or cut off.
 PACKING_ERRORS = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
+
+
+#: The file that was read last in this process, by its place and stamp: the next unit goes on in it, mostly.
+_LAST: dict[tuple[str, str], Any] = {}
+_LOCK = Lock()
+
+
+def set_aside(place: str, stamp: str, file: Any) -> None:
+    """Leave an unpacked file open for who reads it next; another one that was left so is closed."""
+    with _LOCK:
+        others = [_LAST.pop(key) for key in list(_LAST)]
+        _LAST[place, stamp] = file
+    for other in others:
+        other.close()
+
+
+def taken_up(place: str, stamp: str) -> Any:
+    """The file that was left open, which is nobody else's from now on; ``None`` if it is another one."""
+    with _LOCK:
+        return _LAST.pop((place, stamp), None)
 
 
 def is_packed(place: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,7 +181,7 @@ def split_options(tokenizer: Tokenizer[Any], options: Mapping[str, Any]) -> tupl
     Raises:
         ArgumentError: nobody takes one, or it has another type.
     """
-    methods = (tokenizer.prepare, tokenizer.encode_prepared)
+    methods: tuple[Callable[..., Any], ...] = (tokenizer.prepare, tokenizer.encode_prepared)
     taken = [names_of(method) for method in methods]
     if unknown := [name for name in options if not any(name in names for names in taken)]:
         raise ArgumentError(f"{tokenizer.name} takes no option {unknown[0]!r} to encode")
