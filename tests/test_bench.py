@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 import zoo
 from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
+from small_models_snac import SMALL_SNAC
 from zoo import bench, registry
-from zoo.bench import against, audio, image, print_table, run
+from zoo.bench import against, audio, image, originals, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
@@ -114,10 +115,44 @@ def test_audio_that_is_only_encoded(catalogue: None) -> None:
 def test_the_package_finds_the_same_ids() -> None:
     tokenizer = small_s3tokenizer(replace(SMALL_V2, bands=128))
     sound = torch.sin(torch.arange(16_000).square() / 1e6)
-    [peer] = audio._original_s3tokenizer(tokenizer, "cpu")
-    encode, _ = peer.prepare(sound[None])
-    codes, lengths = encode()
+    codes, lengths = audio.original_s3tokenizer(tokenizer)([sound])
     assert codes[0, : lengths[0]].tolist() == tokenizer.encode(sound).tolist()[0]
+
+
+@pytest.mark.skipif(find_spec("snac") is None or find_spec("s3tokenizer") is None, reason="the packages are not installed")
+def test_originals_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = {"snac": SMALL_SNAC, "s3tokenizer": replace(SMALL_V2, bands=128)}
+    monkeypatch.setattr(registry, "check_config", lambda entry: configs[entry.family])
+    small = {
+        "snac": lambda: originals.snac(seconds=0.5),
+        "s3tokenizer": lambda: originals.s3tokenizer(seconds=0.5, longest=0.5),
+        "lookup": lambda: originals.lookup({"emu3.5": (500, False), "ibq-262144": (3000, True)}, dim=8, side=3),
+    }
+    monkeypatch.setattr(originals, "PARTS", small)
+    content = originals.run(repetitions=1, json_path=tmp_path / "originals.json")
+    assert json.loads((tmp_path / "originals.json").read_text()) == content
+    assert [(row["case"], row["equal"]) for row in content["rows"]] == [
+        ("encode 0.5 s", 1.0),
+        ("decode 0.5 s", None),
+        ("encode 8 of 0.05 to 0.5 s", None),
+        ("encode 0.5 s", 1.0),
+        ("encode 8 of 0.05 to 0.5 s", None),
+        ("9 cells, 500 codes", 1.0),
+        ("9 cells, 3000 codes", 1.0),
+    ]
+    assert all(row["ours"] > 0 and row["original"] > 0 for row in content["rows"])
+    originals.print_table(content)
+    assert "100.00%" in capsys.readouterr().out
+    with pytest.raises(zoo.InputError, match="no part 'dac'; there are snac, s3tokenizer, lookup"):
+        originals.run(["dac"])
+
+
+def test_dense_lookups_multiply_what_they_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes, latents = torch.randn(40, 6, generator=generator), torch.randn(2, 6, 3, 5, generator=generator)
+    expected = torch.stack([(latents[:, :, y, x] @ codes.T).argmax(1) for y in range(3) for x in range(5)], dim=1).flatten()
+    for straight in (False, True):
+        assert torch.equal(originals.dense_lookup(latents, codes, straight), expected)
 
 
 def test_quantized_models(catalogue: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import zoo
+from small_models import SMALL
+from small_models_ibq import SMALL_IBQ, small_ibq
+from small_models_s3tokenizer import small_s3tokenizer
 from small_models_snac import SMALL_SNAC, small_snac
+from zoo.codecs.wavtokenizer import WavTokenizer
 from zoo.vocabulary import Naming, Section, _shared_code
 
 WORDS = ["[UNK]", "a", "cat", "and", "its", "purr", "draw", "."]
@@ -486,3 +491,33 @@ def test_text_and_media_in_one_call(tmp_path: Path) -> None:
     assert words == (7,) and media.shape[1] == -(-len(other) // frame) * frame
     with pytest.raises(zoo.InputError, match="small-snac has other ids than 'speech'"):
         orpheus.decode_media(spoken, tokenizers={"speech": snac})
+
+
+@pytest.mark.parametrize("preset", ["emu3.5", "apertus-1.5"])
+def test_pictures_and_sound_of_published_layouts_in_one_call(preset: str) -> None:
+    """Small models with as many codes as the published ones."""
+    given: dict[str, zoo.Tokenizer] = {"image": small_ibq(replace(SMALL_IBQ, codebook_size=131_072))}
+    picture = torch.rand(3, 12, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    segments: list[Any] = [[7], {"image": picture}, [8, 9]]
+    if preset == "apertus-1.5":
+        given["audio"] = WavTokenizer(replace(SMALL, codebook_size=4096), name="small").eval().requires_grad_(False)
+        given["audio"].codebook.embed.normal_(generator=torch.Generator().manual_seed(0))
+        segments.insert(2, {"audio": torch.sin(torch.arange(900) / 5)})
+    layout = zoo.Vocabulary.preset(preset)
+    ids = layout.encode_media(segments, tokenizers=given)
+    assert torch.equal(ids, zoo.Vocabulary.preset(preset, given).encode_media(segments))
+    found = layout.decode_media(ids, tokenizers=given)
+    assert (found[0], found[-1], len(found)) == ((7,), (8, 9), len(segments))
+    for segment, media in zip(segments, found, strict=True):
+        for name, item in segment.items() if isinstance(segment, dict) else ():
+            [expected] = given[name].decode(given[name].encode([item]), **({"trim": False} if name == "audio" else {}))
+            assert media.shape == expected.shape and torch.allclose(media, expected, atol=1e-5)
+
+
+def test_media_that_no_tokenizer_makes() -> None:
+    speech = small_s3tokenizer()
+    layout = zoo.Vocabulary.preset("cosyvoice2", {"speech": speech})
+    ids = layout.encode_media([[1], {"speech": torch.sin(torch.arange(16_000) / 9)}])
+    assert layout.split(ids)[1].tokens.tolist() == speech.encode(torch.sin(torch.arange(16_000) / 9)).tolist()
+    with pytest.raises(zoo.WeightsError, match=r"encode only.*vocoder"):
+        layout.decode_media(ids)

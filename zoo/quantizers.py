@@ -142,13 +142,13 @@ class LFQ(Float32Module):
         on, off = logits.sigmoid(), (-logits).sigmoid()
         if clamped:
             per_sample = torch.stack(
-                [_clamped_entropy(_joint(*pair)).sum() for pair in zip(on.split(64), off.split(64), strict=True)]
+                [_clamped_entropy(joint(*pair)).sum() for pair in zip(on.split(64), off.split(64), strict=True)]
             )
             per_sample = per_sample.sum() / len(logits)
         else:
             per_sample = -(on * F.logsigmoid(logits) + off * F.logsigmoid(-logits)).sum(1).mean()
         half = self.bits // 2
-        use = _joint(on[:, :half], off[:, :half]).T @ _joint(on[:, half:], off[:, half:]) / len(logits)
+        use = joint(on[:, :half], off[:, :half]).T @ joint(on[:, half:], off[:, half:]) / len(logits)
         batch = _clamped_entropy(use).sum()
         return EntropyLoss(weight * (per_sample - gamma * batch), per_sample, batch)
 
@@ -158,8 +158,12 @@ def _clamped_entropy(probabilities: Tensor) -> Tensor:
     return -probabilities * probabilities.clamp(min=_SMALLEST_PROBABILITY).log()
 
 
-def _joint(on: Float[Tensor, "count bits"], off: Float[Tensor, "count bits"]) -> Float[Tensor, "count codes"]:
-    """Probability of each combination of independent bits."""
+def joint(on: Float[Tensor, "count bits"], off: Float[Tensor, "count bits"]) -> Float[Tensor, "count codes"]:
+    """Probability of each combination of independent bits, the first bit the most significant.
+
+    Args:
+        on, off: probabilities of 1 and 0 for each bit.
+    """
     joint = on.new_ones(len(on), 1)
     for bit in range(on.shape[1]):
         joint = (joint[:, :, None] * torch.stack([off[:, bit], on[:, bit]], dim=1)[:, None]).flatten(1)

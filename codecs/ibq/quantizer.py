@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.codecs.ibq.config import IBQConfig
 from zoo.kernels.codebook import CodebookSearch
 from zoo.precision import Float32Module
+from zoo.quantizers import joint
 
 LatentTensor = Float[Tensor, "batch dim rows columns"]
 Ids = Int[Tensor, "batch rows columns"]
@@ -137,7 +138,7 @@ class Bits(Float32Module):
         on, off = F.logsigmoid(sharp), F.logsigmoid(-sharp)
         sample = -(on.exp() * on + off.exp() * off).sum(1).mean()
         half = sharp.shape[1] // 2
-        lower, upper = [self._joint(on[:, part], off[:, part]) for part in (slice(None, half), slice(half, None))]
+        lower, upper = [joint(on[:, part].exp(), off[:, part].exp()) for part in (slice(None, half), slice(half, None))]
         mean = upper.T @ lower / len(sharp)
         return Quantized(
             latents + (codes - latents).detach(),
@@ -146,14 +147,6 @@ class Bits(Float32Module):
             sample,
             -(mean * (mean + _LOG_EPS).log()).sum(),
         )
-
-    @staticmethod
-    def _joint(on: Float[Tensor, "cells bits"], off: Float[Tensor, "cells bits"]) -> Float[Tensor, "cells codes"]:
-        """Probabilities of all values that some bits can have."""
-        logarithms = on.new_zeros(len(on), 1)
-        for bit in range(on.shape[1]):
-            logarithms = torch.cat([logarithms + off[:, bit, None], logarithms + on[:, bit, None]], dim=1)
-        return logarithms.exp()
 
 
 def split_ids(ids: Int[Tensor, "*shape"], bits: int) -> tuple[Int[Tensor, "*shape"], Int[Tensor, "*shape"]]:

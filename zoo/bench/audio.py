@@ -147,21 +147,41 @@ def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
     yield Contender("Mimi", prepare_mimi)
 
 
-def _original_snac(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
-    from snac import SNAC
-
-    settings = asdict(tokenizer.config)
-    original = SNAC(**settings | {"sampling_rate": settings.pop("sample_rate")}).eval().to(device)
+def _snac_peer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    model, _ = original_snac(tokenizer.config)
+    model.to(device)
 
     def prepare(audio: Tensor) -> tuple[Work, Work]:
-        codes = original.encode(audio[:, None])
-        return lambda: original.encode(audio[:, None]), lambda: original.decode(codes)
+        codes = model.encode(audio[:, None])
+        return lambda: model.encode(audio[:, None]), lambda: model.decode(codes)
 
     yield Contender("snac 1.2", prepare)
 
 
-def _original_s3tokenizer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
-    """The package ``s3tokenizer`` with the same weights, which batches mel spectrograms padded to the longest."""
+def original_snac(config: Any) -> tuple[Any, dict[str, Any]]:
+    """The model of the package ``snac`` at the sizes of ours, with random weights, and its own configuration."""
+    from snac import SNAC
+
+    settings = asdict(config)
+    settings["sampling_rate"] = settings.pop("sample_rate")
+    return SNAC(**settings).eval().requires_grad_(False), settings
+
+
+def _s3tokenizer_peer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
+    encode = original_s3tokenizer(tokenizer, device)
+    yield Contender("s3tokenizer 0.3", lambda audio: (lambda: encode(list(audio.cpu())), None))
+
+
+def original_s3tokenizer(tokenizer: Tokenizer[Any], device: str = "cpu") -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
+    """Encoding by the package ``s3tokenizer`` with our weights, which pads mel spectrograms to the longest of a batch.
+
+    Args:
+        tokenizer: ours.
+        device: where to run.
+
+    Returns:
+        A function from recordings ``[samples]`` at 16 kHz to ids ``[batch, longest]`` and their numbers.
+    """
     import s3tokenizer
     from s3tokenizer.model import ModelConfig, S3Tokenizer
     from s3tokenizer.model_v2 import ModelConfig as ModelConfigV2
@@ -187,11 +207,12 @@ def _original_s3tokenizer(tokenizer: Tokenizer[Any], device: str) -> Iterator[Co
     model.load_state_dict(state, strict=True)
     model.to(device)
 
-    def encode(audio: Tensor) -> Any:
-        mels, lengths = s3tokenizer.padding([s3tokenizer.log_mel_spectrogram(item, n_mels=config.bands) for item in audio])
-        return model.quantize(mels.to(device), lengths.to(device))
+    def encode(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        mels, lengths = s3tokenizer.padding([s3tokenizer.log_mel_spectrogram(item, n_mels=config.bands) for item in items])
+        found: tuple[Tensor, Tensor] = model.quantize(mels.to(device), lengths.to(device))
+        return found
 
-    yield Contender("s3tokenizer 0.3", lambda audio: (lambda: encode(audio.cpu()), None))
+    return encode
 
 
 def _transformers_class(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
@@ -222,11 +243,11 @@ def _transformers_class(tokenizer: Tokenizer[Any], device: str) -> Iterator[Cont
 #: The peers of a family, and the package that has them.
 _PEERS: dict[str, tuple[str, Callable[[Tokenizer[Any], str], Iterator[Contender]]]] = {
     "wavtokenizer": ("transformers", _transformers_peers),
-    "snac": ("snac", _original_snac),
+    "snac": ("snac", _snac_peer),
     "dac": ("transformers", _transformers_class),
     "encodec": ("transformers", _transformers_class),
     "mimi": ("transformers", _transformers_class),
-    "s3tokenizer": ("s3tokenizer", _original_s3tokenizer),
+    "s3tokenizer": ("s3tokenizer", _s3tokenizer_peer),
 }
 
 

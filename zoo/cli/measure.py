@@ -76,6 +76,7 @@ def evaluate(
 _OPTIONS = {
     "codebook": set[str](),
     "engine": {"items"},
+    "originals": {"method"},
     "padding": set[str](),
     "against": {"batch"},
     "quantize": {"batch"},
@@ -94,8 +95,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="a name in the catalogue, nothing is downloaded; or codebook, compress, engine, padding, quantize; with "
-            "--against, a pattern"
+            help="a name in the catalogue, nothing is downloaded; or codebook, compress, engine, originals, padding, quantize; "
+            "with --against, a pattern"
         ),
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
@@ -106,7 +107,9 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     peers: Annotated[bool, typer.Option(help="measure others as well: transformers' codecs, the original's way")] = True,
     quantize: Annotated[list[str] | None, typer.Option(help="methods of zoo.quantize to measure the packed model of")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="compress: methods and cache policies; all by default")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="compress: methods and cache policies; originals: parts; all by default")
+    ] = None,
     keep: Annotated[
         list[float] | None, typer.Option(help="compress: shares of tokens; 0.5, 0.22, 0.11, 0.05 by default")
     ] = None,
@@ -162,6 +165,13 @@ def bench(
 
         content = padding.run(json_path=out)
         show = padding.print_table
+    elif name == "originals":
+        from zoo.bench import originals
+
+        if torch_device.type != "cpu":
+            raise ArgumentError("the benchmark originals measures CPU seconds: it takes no --device")
+        content = originals.run(method or None, threads=threads, json_path=out)
+        show = originals.print_table
     elif name == "engine":
         from zoo.bench import engine
 
