@@ -33,10 +33,10 @@ from zoo.weights.recipes.wavtokenizer import AUDIBLE, Corpus, make_corpus
 from zoo.weights.recipes.wavtokenizer import Recipe as AudioRecipe
 
 TINY = SNACConfig(
-    encoder_dim=8,
-    encoder_rates=(8, 4, 4, 2, 2),
-    decoder_dim=384,
-    decoder_rates=(2, 2, 4, 4, 8),
+    encoder_dim=16,
+    encoder_rates=(4, 4, 4, 8),
+    decoder_dim=256,
+    decoder_rates=(8, 4, 4, 4),
     codebook_size=512,
 )
 
@@ -56,22 +56,18 @@ class Recipe:
         warmup: steps of rising learning rate.
         continuous: steps without quantisation, before the k-means initialisation.
         commitment: weight of the commitment of all levels together.
-        waveform: weight of the distance of waveforms.
-        noiseless: share of the schedule in which the decoder has no noise.
     """
 
     steps: int = 5_000
     minutes: float | None = None
-    batch: int = 3
+    batch: int = 4
     crop_frames: int = 9
     speech_hours: float = 0.75
     music_minutes: float = 6.0
     learning_rate: float = 1.5e-3
-    warmup: int = 50
-    continuous: int = 150
+    warmup: int = 100
+    continuous: int = 250
     commitment: float = 0.5
-    waveform: float = 1.0
-    noiseless: float = 0.5
     seed: int = 3407
 
 
@@ -146,14 +142,14 @@ def encode(encoder: Encoder, waveform: Float[Tensor, "batch samples"]) -> Signal
     return convolution(encoder.out, x)
 
 
-def decode(decoder: Decoder, latents: Signal, rng: torch.Generator | None) -> Float[Tensor, "batch samples"]:
-    """Waveforms of latents, with noise from a generator, or without any."""
+def decode(decoder: Decoder, latents: Signal, rng: torch.Generator) -> Float[Tensor, "batch samples"]:
+    """Waveforms of latents, with noise from a generator."""
     x = convolution(decoder.stem, latents)
     x = x if decoder.widen is None else pointwise(decoder.widen, x)
     for module in decoder.stages:
         stage = cast(DecoderStage, module)
         x = upsample(stage.up, snake(stage.snake, x))
-        if stage.noise is not None and rng is not None:
+        if stage.noise is not None:
             x = x + torch.randn(len(x), 1, x.shape[2], generator=rng) * pointwise(stage.noise, x)
         for own in stage.units:
             x = unit(cast(ResidualUnit, own), x)
@@ -247,12 +243,10 @@ class Stage(trainer.Stage):
         if self.step == self.recipe.continuous:
             self._begin_codebooks()
         latents, commitment = self.quantize(encode(self.model.encoder, waveform))
-        estimate = decode(self.model.decoder, latents, self.rng if self.progress >= self.recipe.noiseless else None)
+        estimate = decode(self.model.decoder, latents, self.rng)
         mel, stft = (loss(waveform, estimate) for loss in self.losses)
-        shape = ((estimate - waveform).abs().mean(1) / waveform.abs().mean(1)).mean()
-        loss = mel + stft + self.recipe.waveform * shape + self.recipe.commitment * commitment
-        self.optimizer_step(loss, self.moving, max_norm=5.0)
-        return {"mel": mel.item(), "stft": stft.item(), "shape": shape.item(), "commit": commitment.item()}
+        self.optimizer_step(mel + stft + self.recipe.commitment * commitment, self.moving, max_norm=5.0)
+        return {"mel": mel.item(), "stft": stft.item(), "commit": commitment.item()}
 
     def _begin_codebooks(self) -> None:
         for codebook, recent in zip(self.codebooks, self.recent, strict=True):
