@@ -44,8 +44,8 @@ class Pair:
     Attributes:
         name: of the model.
         case: what goes in.
-        ours, original: the two ways; both give ids, as far as they are to be equal.
-        alike: whether the two ids are to be equal: a padded batch changes the original's.
+        ours, original: the two ways.
+        alike: whether both return ids that have to be equal; a padded batch changes the original's.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a pair.
+    """Measurements of a pair.
 
     Attributes:
         name, case: of the pair.
