@@ -2,16 +2,21 @@
 
 All contenders encode the same files with the same tokenizer on the same cores, in turn: ours; a loop in one process; a loop fed
 by a ``DataLoader`` that reads and prepares in processes of its own; Ray Data, the way its documentation shows; and audio in
-padded batches, as in s3tokenizer's command. A model is loaded beforehand, except where workers load their own: that counts.
+padded batches, as in s3tokenizer's command (`zoo.bench.contenders`). Each is a program of its own, timed from start to end.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +47,8 @@ from zoo.vocabulary import Vocabulary
 #: Tokenizers that are in the package, one of sound and one of pictures.
 NAMES = ("wavtokenizer-tiny", "flextok-tiny")
 ITEMS = 2000
-#: Files of one batch where others form batches.
-BATCH = 16
+#: What the engine is called.
+OURS = "zoo tokenize"
 #: Items of the made data set that is gone on with, read and packed; ids of each; items that are written as files of their own.
 DATA_ITEMS, DATA_IDS, DATA_FILES = 1_000_000, 64, 20_000
 #: Tokenizer of that data set.
@@ -78,7 +83,6 @@ def run(
     items: int = ITEMS,
     workers: int | None = None,
     peers: bool = True,
-    threads: int | None = None,
     device: str = "cpu",
     json_path: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -89,7 +93,6 @@ def run(
         items: files of each data set.
         workers: processes of ours, of Ray and of the ``DataLoader``; one for each core by default.
         peers: measure others beside the plain loop.
-        threads: threads of the plain loop; one by default.
         device: must be the CPU.
         json_path: write the result there.
 
@@ -99,15 +102,10 @@ def run(
     if torch.device(device).type != "cpu":
         raise ArgumentError("the engine is measured on a CPU")
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or 1)
     measured: list[Measured] = []
-    try:
-        for name in names:
-            with tempfile.TemporaryDirectory() as scratch:
-                measured += _measured(name, Path(scratch), items, workers, peers)
-    finally:
-        torch.set_num_threads(before)
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            measured += _measured(name, Path(scratch), items, workers, peers)
     content = {
         "machine": {"device": device_name(torch.device("cpu")), "workers": workers, "torch": torch.__version__},
         "measurements": [vars(one) for one in measured],
@@ -120,28 +118,42 @@ def run(
 
 def _measured(name: str, scratch: Path, items: int, workers: int, peers: bool) -> Iterator[Measured]:
     tokenizer = load(name)
-    files = write_items(tokenizer, scratch / "items", items)
-    tokenizer.encode(files[0])
+    write_items(tokenizer, scratch / "items", items)
+    contenders = ["loop", OURS]
+    if peers:
+        contenders += ["DataLoader", *(["Ray Data"] if _has_ray() else [])]
+        contenders += ["padded batches"] if tokenizer.spec.modality == "audio" else []
     alone: list[list[int]] = []
-
-    def measure(contender: str, action: Callable[[], list[list[int]]]) -> Measured:
+    for contender in contenders:
+        arguments = [str(scratch / "items"), str(scratch / "out"), str(workers)]
+        command = ["-m", "zoo.bench.contenders", name, contender, *arguments]
+        if contender == OURS:
+            command = ["-m", "zoo", "tokenize", name, arguments[0], "-o", arguments[1], "--workers", arguments[2]]
         wall, cpu = time.perf_counter(), _cpu()
-        found = action()
+        ran = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         wall, cpu = time.perf_counter() - wall, _cpu() - cpu
-        alone.extend(found if not alone else ())
+        if ran.returncode:
+            raise FormatError(f"{contender} ended with status {ran.returncode}: {ran.stderr.strip()[-500:]}")
+        found = _ids_of(scratch / "out")
+        alone = alone or found
         same = sum(a == b for a, b in zip(found, alone, strict=True)) / items
         # The actors of Ray are children of its own processes.
-        return Measured(name, contender, items, wall, None if contender == "Ray Data" else cpu, same)
+        yield Measured(name, contender, items, wall, None if contender == "Ray Data" else cpu, same)
 
-    yield measure("loop", lambda: [tokenizer.encode(file).tolist()[0] for file in files])
-    yield measure("zoo tokenize", lambda: _by_engine(name, scratch / "items", scratch / "out", workers))
-    if not peers:
-        return
-    yield measure("DataLoader", lambda: _by_loader(tokenizer, files, workers))
-    if _has_ray():
-        yield measure("Ray Data", lambda: _by_ray_data(name, scratch / "items", workers))
-    if tokenizer.spec.modality == "audio":
-        yield measure("padded batches", lambda: _by_padded_batches(tokenizer, files))
+
+def _ids_of(out: Path) -> list[list[int]]:
+    """The ids that a contender left in a file, or the engine in a folder; they are taken away."""
+    if out.is_file():
+        found: list[list[int]] = json.loads(out.read_text(encoding="utf-8"))
+        out.unlink()
+        return found
+    found = TokenDataset(out).table(["ids"])["ids"].to_pylist()
+    shutil.rmtree(out)
+    return found
+
+
+def _has_ray() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("ray", "pandas"))
 
 
 # ---- data sets that are there
@@ -230,7 +242,7 @@ def _cpu() -> float:
 
 
 def write_items(tokenizer: Tokenizer[Any], folder: Path, items: int) -> list[Path]:
-    """Files that a tokenizer reads: noise of 1 to 4 seconds, or pictures of blocks of 48 to 160 pixels a side.
+    """Files that a tokenizer reads: noise of 1 to 4 seconds, or pictures of blocks of 256 to 504 pixels a side.
 
     Raises:
         ArgumentError: it reads others.
@@ -243,93 +255,12 @@ def write_items(tokenizer: Tokenizer[Any], folder: Path, items: int) -> list[Pat
             sound = noise.normal(0, 0.1, (1, int(noise.integers(16_000, 64_000))))
             files.append(write_audio(folder / f"{index:05d}.wav", torch.from_numpy(sound).float(), 16_000))
         elif tokenizer.spec.modality == "image":
-            blocks = noise.uniform(-1, 1, (3, *noise.integers(6, 20, 2)))
+            blocks = noise.uniform(-1, 1, (3, *noise.integers(32, 64, 2)))
             picture = torch.from_numpy(blocks).float().repeat_interleave(8, 1).repeat_interleave(8, 2)
             files.append(write_image(folder / f"{index:05d}.png", picture))
         else:
             raise ArgumentError(f"the engine is measured on sound and images, not on {tokenizer.spec.modality}")
     return files
-
-
-def _by_engine(name: str, folder: Path, out: Path, workers: int) -> list[list[int]]:
-    import pyarrow.parquet as pq
-
-    tokenize(name, folder, out, workers=workers, unit_items=max(1, min(128, len(list(folder.iterdir())) // (4 * workers))))
-    return [ids for part in sorted(out.glob("part-*")) for ids in pq.ParquetFile(part).read(["ids"])["ids"].to_pylist()]
-
-
-class _Prepared(torch.utils.data.Dataset[Any]):
-    """Files that are read and prepared when they are asked for."""
-
-    def __init__(self, tokenizer: Tokenizer[Any], files: Sequence[Path]) -> None:
-        self._tokenizer, self._files = tokenizer, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._tokenizer.prepare(self._files[index])[0]
-
-
-def _as_list(batch: list[Any]) -> list[Any]:
-    return batch
-
-
-def _by_loader(tokenizer: Tokenizer[Any], files: Sequence[Path], workers: int) -> list[list[int]]:
-    loader = torch.utils.data.DataLoader(
-        _Prepared(tokenizer, files), batch_size=BATCH, num_workers=workers, collate_fn=_as_list, multiprocessing_context="spawn"
-    )
-    return [ids for batch in loader for ids in tokenizer.encode_prepared(batch).tolist()]
-
-
-def _has_ray() -> bool:
-    try:
-        import ray.data  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-class _RayEncoder:
-    """A class for ``map_batches`` that loads the model once for each actor."""
-
-    def __init__(self, name: str) -> None:
-        torch.set_num_threads(1)
-        self._tokenizer = load(name)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        ids = self._tokenizer.encode(list(batch["bytes"])).tolist()
-        return {"path": batch["path"], "ids": np.array([np.array(one) for one in ids] + [None], dtype=object)[:-1]}
-
-
-def _by_ray_data(name: str, folder: Path, workers: int) -> list[list[int]]:
-    import ray
-
-    # Twice the cores, on paper: actors that hold all of them leave none to the tasks that read, and nothing ever begins.
-    ray.init(num_cpus=2 * workers, include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory() as out:
-            files = ray.data.read_binary_files(str(folder), include_paths=True)
-            strategy = ray.data.ActorPoolStrategy(size=workers)
-            encoded = files.map_batches(_RayEncoder, fn_constructor_args=(name,), batch_size=BATCH, compute=strategy)
-            encoded.write_parquet(out)
-            rows = ray.data.read_parquet(out).take_all()
-    finally:
-        ray.shutdown()
-    return [list(map(int, row["ids"])) for row in sorted(rows, key=lambda row: row["path"])]
-
-
-def _by_padded_batches(tokenizer: Tokenizer[Any], files: Sequence[Path]) -> list[list[int]]:
-    """Batches padded to their longest recording, and cut to the length that each has by itself."""
-    found: list[list[int]] = []
-    hop = tokenizer.spec.hop_length or 1
-    for start in range(0, len(files), BATCH):
-        prepared = tokenizer.prepare(list(files[start : start + BATCH]))
-        longest = max(item.amount for item in prepared)
-        padded = [torch.nn.functional.pad(item.tensors["waveform"], (0, longest - item.amount)) for item in prepared]
-        tokens = tokenizer.encode(torch.stack(padded)).tolist()
-        found += [ids[: -(-item.amount // hop)] for item, ids in zip(prepared, tokens, strict=True)]
-    return found
 
 
 def print_tables(content: dict[str, Any]) -> None:
@@ -339,7 +270,7 @@ def print_tables(content: dict[str, Any]) -> None:
     console.print(f"{machine['device']}, {machine['workers']} workers, torch {machine['torch']}")
     for name in dict.fromkeys(one["tokenizer"] for one in content["measurements"]):
         chosen = [one for one in content["measurements"] if one["tokenizer"] == name]
-        ours = next(one["wall"] for one in chosen if one["contender"] == "zoo tokenize")
+        ours = next(one["wall"] for one in chosen if one["contender"] == OURS)
         table = Table(title=f"{name}, {chosen[0]['items']} items")
         for column in ("contender", "seconds", f"{modality_unit(name)}s/s", "CPU s", "same ids", "/ ours"):
             table.add_column(column, justify="left" if column == "contender" else "right")

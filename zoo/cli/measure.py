@@ -175,7 +175,9 @@ def bench(
     elif name == "engine":
         from zoo.bench import engine
 
-        content = engine.run(items=items or engine.ITEMS, peers=peers, **common)
+        if threads is not None:
+            raise ArgumentError("the engine is measured with one thread in each process: it takes no --threads")
+        content = engine.run(items=items or engine.ITEMS, peers=peers, device=device, json_path=out)
         show = engine.print_tables
     elif name == "compress":
         from zoo.bench import compress
