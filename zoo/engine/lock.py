@@ -21,6 +21,8 @@ NAME = "_plan/lock"
 BEAT = 5.0
 #: Seconds without one, after which a lock of another machine counts for nothing.
 STALE = 60.0
+#: Locks that this very process holds; one that it could not remove, as from a disk that was read-only, is none of them.
+_OWN: set[str] = set()
 
 
 class Lock:
@@ -52,11 +54,13 @@ class Lock:
             self._discard(held)
         else:
             raise ArgumentError(f"another run has just begun to write to {self._store.place}")
+        _OWN.add(self._owner["id"])
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        _OWN.discard(self._owner["id"])
         held = self._held()
         if held is not None and held.get("id") == self._owner["id"]:
             with contextlib.suppress(OSError):
@@ -174,6 +178,8 @@ def _alive(held: Mapping[str, Any]) -> str:
     """Why a lock counts; empty if it does not."""
     silent = time.time() - float(held.get("time") or 0)
     if held.get("machine") and held.get("machine") == _machine():
+        if held.get("pid") == os.getpid() and held.get("id") not in _OWN:
+            return ""
         same = _started(int(held.get("pid") or 0)) == held.get("started")
         return f"which is running since tick {held['started']}" if same and held.get("started") else ""
     return f"which gave a sign of life {silent:.0f} s ago" if silent < STALE else ""
