@@ -203,7 +203,7 @@ def test_bad_checkpoints_are_refused() -> None:
             zoo.load_upstream("encodec", config, changed)
     for settings, reason in (
         ({"overlap": 0.2}, "overlap by two or more"),
-        ({"chunk_length_s": 0.101}, "no whole frames"),
+        ({"chunk_length_s": 0.101}, "not whole frames"),
         ({"normalize": False}, "loudness of their own"),
         ({"chunk_length_s": None, "overlap": None}, "whole recordings is not mono"),
     ):

@@ -41,6 +41,35 @@ def conv1d(
     return found.squeeze(2).transpose(1, 2).contiguous()
 
 
+def beside(weight: Float[Tensor, "channels_in channels_out kernel"], stride: int) -> Float[Tensor, "columns rows"]:
+    """The matrix of `conv_transpose1d`: weights of a transposed convolution with a kernel of whole strides."""
+    taps = weight.shape[2] // stride
+    return weight.unflatten(2, (taps, stride)).permute(3, 1, 2, 0).flatten(2).flatten(0, 1).contiguous()
+
+
+def conv_transpose1d(
+    x: Float[Tensor, "batch time channels_in"],
+    matrix: Float[Tensor, "columns rows"],
+    bias: Float[Tensor, " channels_out"],
+    stride: int,
+) -> Float[Tensor, "batch time_out channels_out"]:
+    """Transposed convolution along time, with a kernel of whole strides: ``time_out = (time - 1) * stride + kernel``.
+
+    A step of the input and those before it, side by side, give ``stride`` steps of the output in one product.
+
+    Args:
+        x: the input.
+        matrix: see `beside`.
+        bias: added to every step.
+        stride: of the convolution.
+    """
+    batch, time, channels = x.shape
+    taps = matrix.shape[1] // channels
+    padded, steps = F.pad(x, (0, 0, taps - 1, taps - 1)), time + taps - 1
+    side_by_side = torch.cat([padded[:, taps - 1 - tap : taps - 1 - tap + steps] for tap in range(taps)], dim=2)
+    return F.linear(side_by_side, matrix, bias.repeat(stride)).view(batch, steps * stride, len(bias))
+
+
 def elu(
     x: Float[Tensor, "batch time channels"], out: Float[Tensor, "batch time channels"] | None = None
 ) -> Float[Tensor, "batch time channels"]:
