@@ -91,6 +91,20 @@ def test_the_usual_layout_computes_the_same(catalogue: None) -> None:
     assert (plain[0] - ours[0]).abs().max() < 1e-5
 
 
+def test_ragged_clips_beside_the_padded_batch_and_the_loop() -> None:
+    entry = zoo.registry.get("encodec-24khz")
+    jobs = audio.jobs(entry, "cpu", True, batches=(2,), seconds=(), ragged=(0.05, 0.1))
+    found = {(job.contender, job.direction): job for job in jobs if job.work is not None}
+    kinds = ("encodec-24khz", "EncodecModel, padded batch", "EncodecModel, clip by clip")
+    assert found.keys() >= {(kind, direction) for kind in kinds for direction in ("encode", "decode")}
+    with torch.inference_mode():
+        tokens, padded, each = (found[kind, "encode"].work() for kind in kinds)
+    assert {job.case for job in found.values()} == {"2 x 0.05 to 0.1 s"}
+    assert found[kinds[0], "encode"].amount == pytest.approx(0.15)
+    assert tokens.frames().shape == (2, 8, 8) and padded.audio_codes.shape == (1, 2, 8, 8)
+    assert [own.audio_codes.shape[-1] for own in each] == [4, 8]
+
+
 def test_audio(catalogue: None) -> None:
     content = run("micro-wavtokenizer", seconds=(0.5,), batches=(1, 2), repetitions=1, peers=False)
     assert [(m["contender"], m["direction"], m["amount"]) for m in content["measurements"]] == [

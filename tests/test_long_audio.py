@@ -158,3 +158,39 @@ def test_memory_does_not_grow_with_a_file(name: str, action: str, seconds: int, 
     print(f"\n{name}, {action}, {seconds} s: +{extra / 1e6:.0f} MB")
     assert frames == -(-seconds * rate // HOPS[name])
     assert extra < most * 1_000_000
+
+
+# Official sizes, random weights, nothing run before but a moment of sound.
+GROWING = """
+import sys, torch, zoo
+from zoo.bench.measure import peak_memory, random_model
+torch.set_num_threads(1)
+tok = random_model(zoo.info(sys.argv[1]), "cpu")
+rate = tok.spec.sample_rate
+tok.decode(tok.encode(torch.zeros(rate // 20)))
+for seconds in map(int, sys.argv[2:]):
+    wave = torch.randn(1, seconds * rate, generator=torch.Generator().manual_seed(0)) * 0.1
+    with peak_memory("cpu") as encoding:
+        tokens = tok.encode(wave)
+    with peak_memory("cpu") as decoding:
+        tok.decode(tokens)
+    print(encoding[0], decoding[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "seconds", "most"), [("encodec-24khz", (60,), 60), ("mimi", (60, 240), 1_073), ("dac-24khz", (10, 30), 1_073)]
+)
+def test_codecs_of_libraries_take_hours(name: str, seconds: tuple[int, ...], most: int) -> None:
+    """Megabytes beside the model: of what was measured, or of an hour at the growth from the first length to the last."""
+    command = [sys.executable, "-c", GROWING, name, *map(str, seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peaks = [[int(own) for own in line.split()] for line in done.stdout.splitlines()]
+    print(
+        f"\n{name}: " + "; ".join(f"{s} s: +{a / 1e6:.0f}, +{b / 1e6:.0f} MB" for s, (a, b) in zip(seconds, peaks, strict=True))
+    )
+    for direction in zip(*peaks, strict=True):
+        growth = (direction[-1] - direction[0]) / max(1, seconds[-1] - seconds[0])
+        longest = HOUR if len(seconds) > 1 else seconds[0]
+        assert direction[0] + growth * (longest - seconds[0]) < most * 1_000_000

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
@@ -17,21 +18,25 @@ from zoo.spec import Frame
 from zoo.tokenizer import Tokenizer
 
 UNIT = "second"
-# ``quantize``: methods of `zoo.quantize`.
-CASES: dict[str, Any] = {"batches": (1, 8), "seconds": (1, 10, 60), "quantize": ()}
+# ``ragged``: seconds of the shortest and of the longest clip of one more batch; ``quantize``: methods of `zoo.quantize`.
+CASES: dict[str, Any] = {"batches": (1, 8), "seconds": (1, 10, 60), "ragged": (), "quantize": ()}
+
+Works = tuple[Work | None, Work | None]
 
 
 @dataclass(frozen=True)
 class Contender:
     """A model under measurement: ``prepare(audio)`` gives its encode and decode as functions without arguments.
 
-    Either is ``None`` where there is nothing to compare.
+    Either is ``None`` where there is nothing to compare. ``ragged(clips)`` gives them for clips of different lengths, once for
+    each way to take these, by name.
     """
 
     name: str
-    prepare: Callable[[Tensor], tuple[Work | None, Work | None]]
+    prepare: Callable[[Tensor], Works]
     module: Tokenizer[Any] | None = None
     dtype: torch.dtype = torch.float32
+    ragged: Callable[[Sequence[Tensor]], Mapping[str, Works]] | None = None
 
 
 def jobs(
@@ -40,6 +45,7 @@ def jobs(
     peers: bool,
     batches: Sequence[int],
     seconds: Sequence[float],
+    ragged: Sequence[float] = (),
     quantize: Sequence[str] = (),
 ) -> Iterator[Job]:
     """Everything to measure: every contender at every batch size and duration, in both directions."""
@@ -52,9 +58,20 @@ def jobs(
                 for direction, work in zip(("encode", "decode"), works, strict=True):
                     case = f"{batch} x {duration:g} s"
                     yield Job(contender.name, direction, case, batch * duration, work, contender.module, contender.dtype)
+            if not ragged or contender.ragged is None:
+                continue
+            low, high = ragged
+            durations = torch.linspace(low, high, batch, dtype=torch.float64).tolist()
+            clips = [_audio(1, duration, rate)[0].to(device) for duration in durations]
+            for name, works in contender.ragged(clips).items():
+                for direction, work in zip(("encode", "decode"), works, strict=True):
+                    case = f"{batch} x {low:g} to {high:g} s"
+                    yield Job(name, direction, case, sum(durations), work, contender.module, contender.dtype)
 
 
-def smallest_call(entry: registry.Entry, batches: Sequence[int], seconds: Sequence[float], quantize: Sequence[str]) -> Call:
+def smallest_call(
+    entry: registry.Entry, batches: Sequence[int], seconds: Sequence[float], ragged: Sequence[float], quantize: Sequence[str]
+) -> Call:
     """Decoding of the first case, with random ids."""
     spec = outline(entry).spec
     assert spec.token_rate is not None
@@ -86,15 +103,15 @@ def _contenders(entry: registry.Entry, device: str, peers: bool, quantize: Seque
 
 
 def _ours(name: str, tokenizer: Tokenizer[Any], encodes: bool = True, dtype: torch.dtype = torch.float32) -> Contender:
-    def prepare(audio: Tensor) -> tuple[Work | None, Work | None]:
-        items = list(audio.cpu())
+    def prepare(audio: Sequence[Tensor] | Tensor) -> Works:
+        items = [clip.cpu() for clip in audio]
         encode = (lambda: tokenizer.encode(items)) if encodes else None
         if "decoder" not in tokenizer.spec.parts:
             return encode, None
         tokens = tokenizer.encode(items)
         return encode, lambda: tokenizer.decode(tokens)
 
-    return Contender(name, prepare, tokenizer, dtype)
+    return Contender(name, prepare, tokenizer, dtype, lambda clips: {name: prepare(clips)})
 
 
 def _transformers_peers(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
@@ -216,28 +233,35 @@ def original_s3tokenizer(tokenizer: Tokenizer[Any], device: str = "cpu") -> Call
 
 
 def _transformers_class(tokenizer: Tokenizer[Any], device: str) -> Iterator[Contender]:
-    """The library's own class at the same sizes: a batch of one length at once, as it takes it."""
+    """The library's own class at the same sizes: a batch padded to the longest, as it takes it, or clip by clip."""
     import transformers
 
     name = {"dac": "DacModel", "encodec": "EncodecModel", "mimi": "MimiModel"}[tokenizer.family]
     model = getattr(transformers, name)(tokenizer.sizes).eval().to(device)
-    count = tokenizer.spec.codebooks
+    count, channels = tokenizer.spec.codebooks, cast(Any, tokenizer).channels
 
     def encode(audio: Tensor) -> Any:
+        waveforms = audio[:, None].expand(-1, channels, -1)
         if tokenizer.family == "encodec":
             rate = min(model.config.target_bandwidths, key=lambda own: abs(own * 1000 - (tokenizer.spec.bit_rate or 0)))
-            return model.encode(audio[:, None], bandwidth=rate)
+            return model.encode(waveforms, bandwidth=rate)
         hop = tokenizer.spec.hop_length or 1
-        padded = torch.nn.functional.pad(audio, (0, -audio.shape[1] % hop))[:, None]
-        return model.encode(padded, count)
+        return model.encode(torch.nn.functional.pad(waveforms, (0, -audio.shape[1] % hop)), count)
 
-    def prepare(audio: Tensor) -> tuple[Work, Work]:
-        codes = encode(audio).audio_codes
-        if tokenizer.family == "encodec":
-            return lambda: encode(audio), lambda: model.decode(codes, [None])
-        return lambda: encode(audio), lambda: model.decode(audio_codes=codes)
+    def decode(encoded: Any) -> Any:
+        scales = {"audio_scales": encoded.audio_scales} if tokenizer.family == "encodec" else {}
+        return model.decode(audio_codes=encoded.audio_codes, **scales)
 
-    yield Contender(name, prepare)
+    def prepare(audio: Tensor) -> Works:
+        encoded = encode(audio)
+        return lambda: encode(audio), lambda: decode(encoded)
+
+    def ragged(clips: Sequence[Tensor]) -> Mapping[str, Works]:
+        each = [encode(clip[None]) for clip in clips]
+        loop = (lambda: [encode(clip[None]) for clip in clips], lambda: [decode(own) for own in each])
+        return {f"{name}, padded batch": prepare(pad_sequence(list(clips), batch_first=True)), f"{name}, clip by clip": loop}
+
+    yield Contender(name, prepare, ragged=ragged)
 
 
 #: The peers of a family, and the package that has them.

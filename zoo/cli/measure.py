@@ -100,6 +100,9 @@ def bench(
         ),
     ],
     seconds: Annotated[list[float] | None, typer.Option(help="durations of audio; 1, 10 and 60 by default")] = None,
+    ragged: Annotated[
+        tuple[float, float] | None, typer.Option(help="audio: batches of clips between these durations in seconds as well")
+    ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="steps of a sampling decoder; 20 by default")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
@@ -135,10 +138,10 @@ def bench(
     torch_device = usable_device(device)
     _require_meaning(
         name if against is None else "against",
-        {"seconds": seconds, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
+        {"seconds": seconds, "ragged": ragged, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
         | {"method": method, "keep": keep, "size": size, "plot": plot, "items": items},
     )
-    for option, values in (("--seconds", seconds), ("--tokens", tokens), ("--batch", batch)):
+    for option, values in (("--seconds", seconds), ("--ragged", ragged), ("--tokens", tokens), ("--batch", batch)):
         if bad := [value for value in values or () if not 0 < value < math.inf]:
             raise ArgumentError(f"{option} must be more than 0 and finite, not {bad[0]}")
     common: dict[str, Any] = {"threads": threads, "device": device, "json_path": out}
@@ -196,7 +199,7 @@ def bench(
         from zoo import bench as benchmark
 
         cases: dict[str, Any] = {"seconds": seconds or None, "lengths": tokens or None, "steps": steps}
-        cases["quantize"] = quantize or None
+        cases |= {"ragged": ragged, "quantize": quantize or None}
         content = benchmark.run(name, batches=batch or None, peers=peers, **cases, **common)
     if as_json:
         print_json(content)
