@@ -187,9 +187,8 @@ def test_codecs_of_libraries_take_hours(name: str, seconds: tuple[int, ...], mos
     command = [sys.executable, "-c", GROWING, name, *map(str, seconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peaks = [[int(own) for own in line.split()] for line in done.stdout.splitlines()]
-    print(
-        f"\n{name}: " + "; ".join(f"{s} s: +{a / 1e6:.0f}, +{b / 1e6:.0f} MB" for s, (a, b) in zip(seconds, peaks, strict=True))
-    )
+    for length, (encoding, decoding) in zip(seconds, peaks, strict=True):
+        print(f"\n{name}, {length} s: +{encoding / 1e6:.0f} MB to encode, +{decoding / 1e6:.0f} MB to decode")
     for direction in zip(*peaks, strict=True):
         growth = (direction[-1] - direction[0]) / max(1, seconds[-1] - seconds[0])
         longest = HOUR if len(seconds) > 1 else seconds[0]

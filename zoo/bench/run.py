@@ -42,8 +42,8 @@ def run(
         peers: measure what others make of the same task as well.
         json_path: write the result there.
         cases: what else the modality varies: ``seconds`` of audio, and ``ragged``, the shortest and the longest of a batch;
-            ``lengths`` in tokens and ``steps`` of image decoders, and ``lengths`` in cells of a mesh's grid; ``quantize``, methods
-            of `zoo.quantize` to measure the packed model of.
+            ``lengths`` in tokens and ``steps`` of image decoders, and ``lengths`` in cells of a mesh's grid; ``quantize``,
+            methods of `zoo.quantize` to measure the packed model of.
 
     Returns:
         The measurements with the machine they were taken on.
