@@ -141,7 +141,12 @@ def bench(
         {"seconds": seconds, "ragged": ragged, "tokens": tokens, "steps": steps, "batch": batch, "quantize": quantize}
         | {"method": method, "keep": keep, "size": size, "plot": plot, "items": items},
     )
-    for option, values in (("--seconds", seconds), ("--ragged", ragged), ("--tokens", tokens), ("--batch", batch)):
+    for option, values in (
+        ("--seconds", seconds),
+        ("--ragged", list(ragged) if ragged else None),
+        ("--tokens", tokens),
+        ("--batch", batch),
+    ):
         if bad := [value for value in values or () if not 0 < value < math.inf]:
             raise ArgumentError(f"{option} must be more than 0 and finite, not {bad[0]}")
     common: dict[str, Any] = {"threads": threads, "device": device, "json_path": out}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.derived import Derived
 from zoo.nn.conv import beside, conv1d, conv_transpose1d, elu, reflect_pad
 from zoo.nn.library import in_own_dtype
-from zoo.nn.stages import Chain, Reach, Recurrent, Stage, Step, Window
+from zoo.nn.stages import Chain, Reach, Recurrent, Run, Stage, Step, Window
 
 #: Frames that the reflection at the end of a sequence reaches back, on top of what a layer sees.
 REFLECTED = 3
@@ -67,7 +67,7 @@ def convolved(layers: Iterable[nn.Module], *, rows_in: int = 1, rows_out: int = 
     # A layer that is too short to be reflected has other numbers.
     least = reach.left + reach.right + 1 if reflected else 1
     modes = {mode for module in network.modules() if (mode := getattr(module, "pad_mode", None)) is not None}
-    run = Rows(network) if modes == {"reflect"} else partial(in_own_dtype, network)
+    run: Run = Rows(network) if modes == {"reflect"} else partial(in_own_dtype, network)
     return Window(run, reach, least=least)
 
 
