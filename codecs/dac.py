@@ -22,6 +22,7 @@ from zoo.nn.stages import Chain, Each, Reach, Window, convolutions
 from zoo.precision import Float32Module
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokenizer.stepped import ResidualAudioTokenizer
 
 
@@ -155,6 +156,9 @@ class DAC(ResidualAudioTokenizer[DACConfig]):
         reach = Reach.of(convolutions(self.decoder), rows_out=self.hop_length)
         vectors = Each(lambda codes: self.quantizer.vectors(codes.transpose(1, 2)).transpose(1, 2))
         return Chain([vectors, Window(lambda latents: in_own_dtype(self.decoder, latents), reach)])
+
+    def graphs(self) -> Graphs:
+        return self.plain_graphs()
 
 
 TOKENIZER = DAC

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint
 from zoo.errors import KeysError, WeightsError
@@ -23,6 +24,7 @@ from zoo.nn.stages import Attention, Chain, Each
 from zoo.precision import Float32Module
 from zoo.spec import Spec
 from zoo.tokenizer import Budget
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokenizer.stepped import ResidualAudioTokenizer
 
 
@@ -65,6 +67,21 @@ class SplitQuantizer(Float32Module):
         first = len(self.semantic.levels)
         total = self.semantic.vectors(codes[..., :first])
         return total if codes.shape[-1] <= first else total + self.acoustic.vectors(codes[..., first:])
+
+
+class WholeConv(nn.Module):
+    """A causal convolution of the library over whole strides, which need no padding at the end."""
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        self.conv = convolution.conv
+        self.left, self.mode = int(convolution.padding_total), convolution.pad_mode
+
+    def forward(
+        self, x: Float[Tensor, "batch channels time"], padding_cache: None = None
+    ) -> Float[Tensor, "batch channels_out frames"]:
+        found: Tensor = self.conv(F.pad(x, (self.left, 0), self.mode))
+        return found
 
 
 # ---- checkpoints of transformers
@@ -191,6 +208,17 @@ class Mimi(ResidualAudioTokenizer[MimiConfig]):
                 convolved(network.decoder_seanet.layers, rows_out=self.hop_length // 2, reflected=0),
             ]
         )
+
+    def graphs(self) -> Graphs:
+        return self.plain_graphs()
+
+    def plain_layers(self) -> Mimi:
+        """See `ResidualAudioTokenizer`: the library's convolutions compute their padding by tensors."""
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if type(child).__name__ == "MimiConv1d":
+                    setattr(module, name, WholeConv(child))
+        return self
 
 
 TOKENIZER = Mimi

@@ -37,11 +37,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme_python(folder: Path) -> None:
-    found = blocks("README.md", "python")
+    found = [block for block in blocks("README.md", "python") if "zoo.export" not in block]
     assert len(found) >= 2
     namespace: dict[str, object] = {}
     for block in found:
         exec(block, namespace)
+
+
+@pytest.mark.slow  # two graphs are traced and translated
+def test_readme_export(folder: Path) -> None:
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed, reason="the extra onnx is not installed")
+    [block] = [block for block in blocks("README.md", "python") if "zoo.export" in block]
+    exec(block, {})
 
 
 def test_readme_commands(folder: Path) -> None:

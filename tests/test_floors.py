@@ -66,9 +66,10 @@ FLOORS = {
         ("ground", "media", "catalogue", "quantize", "saving", "tokenizer"),
     ),
     "engine": Floor(("zoo.engine",), ("ground", "tokens", "tokenizer", "hub")),
+    "export": Floor(("zoo.onnx_export",), ("ground", "media", "tokenizer", "hub")),
     "front": Floor(
         ("zoo",),
-        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "text", "hub", "engine"),
+        ("ground", "catalogue", "tokens", "quantize", "tokenizer", "compress", "text", "hub", "engine", "export"),
     ),
     "bench": Floor(
         ("zoo.bench",),
@@ -87,7 +88,7 @@ FLOORS = {
     ),
     "command line": Floor(
         ("zoo.cli", "zoo.__main__"),
-        ("ground", "media", "catalogue", "tokens", "tokenizer", "hub", "engine", "front", "bench", "eval"),
+        ("ground", "media", "catalogue", "tokens", "tokenizer", "hub", "engine", "export", "front", "bench", "eval"),
     ),
 }
 

@@ -6,6 +6,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 import zoo
 from hash_weights import wavtokenizer_state
 from small_models import SMALL, small_wavtokenizer, upstream_state
+from small_models_adapters import config_of, refilled, state_of
 from zoo import media, registry
 from zoo.checkpoint import as_ours
 from zoo.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig, decoder
@@ -474,3 +476,41 @@ def test_what_follows_a_short_item_does_not_reach_it(length: int) -> None:
         alone = reflect_pad(x, 4, 3, activate=True)
         padded = reflect_pad(torch.cat([x, behind], dim=1), 4, 3, lengths=torch.tensor([length]), activate=True)
     assert torch.equal(padded[:, : alone.shape[1]], alone)
+
+
+# --------------------------------------------------------------------------------------------- the class of transformers
+
+
+@cache
+def library_model() -> Any:
+    """A small ``WavTokenizerModel`` with random weights."""
+    pytest.importorskip("transformers.models.wavtokenizer", reason="transformers has WavTokenizerModel from 5.24 on")
+    from transformers import WavTokenizerConfig as TheirConfig
+    from transformers import WavTokenizerModel
+
+    config = TheirConfig(
+        num_filters=4, upsampling_ratios=[5, 4, 2, 2], hidden_size=16, codebook_dim=16, codebook_size=64,
+        decoder_hidden_size=64, decoder_intermediate_size=48, decoder_num_layers=2,
+    )  # fmt: skip
+    return refilled(WavTokenizerModel(config), gain=2.0)
+
+
+@torch.no_grad()
+def test_the_library_class_gives_the_same_ids_and_audio() -> None:
+    """For an item alone; in its padded batch it gives others, which we do not."""
+    theirs = library_model()
+    ours = zoo.load_upstream("wavtokenizer", config_of(theirs), state_of(theirs))
+    waves = [speech_like(samples, seed) for seed, samples in enumerate((1, 3, 79, 80, 81, 400, 1234, 7777))]
+    tokens = ours.encode(waves)
+    audio = ours.decode(tokens, trim=False)
+    for wave, ids, own in zip(waves, tokens.unpadded(), audio, strict=True):
+        assert torch.equal(theirs.encode(wave[None, None]).audio_codes[0, 0], ids)
+        assert difference(theirs.decode(ids[None, None]).audio_values[0], own) < 3e-5
+    assert len(tokens.ids.unique()) > 10
+    padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(wave)) for wave in waves], batch_first=True)
+    found = theirs.encode(padded[:, None], mask)
+    assert torch.equal(found.audio_codes_mask[:, 0].sum(1).long(), tokens.lengths)
+    assert any(
+        not torch.equal(row[: len(ids)], ids) for row, ids in zip(found.audio_codes[:, 0], tokens.unpadded(), strict=True)
+    )

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from zoo.engine import TokenDataset
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
+    from zoo.onnx_export import export
     from zoo.quantization import quantize
     from zoo.registry import Entry, info, register, register_family
     from zoo.registry import names as list
@@ -68,6 +69,7 @@ _HOMES = {
     "pull": "zoo.hub",
     "quantize": "zoo.quantization",
     "Entry": "zoo.registry",
+    "export": "zoo.onnx_export",
     "info": "zoo.registry",
     "register": "zoo.registry",
     "register_family": "zoo.registry",
@@ -116,6 +118,7 @@ __all__ = [
     "compress",
     "convert",
     "engine",
+    "export",
     "info",
     "list",
     "load",

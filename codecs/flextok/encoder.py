@@ -87,7 +87,7 @@ class Encoder(Float32Module):
         """The first ``count`` registers behind the last block."""
         x = self.embed(latents)
         patches = x.shape[1]
-        x = torch.cat([x, self.registers[:count].expand(len(x), -1, -1)], dim=1)
+        x = torch.cat([x, self.registers[:count].expand(x.shape[0], -1, -1)], dim=1)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             x = block(x, patches, registers_only=index == last)

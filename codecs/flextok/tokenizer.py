@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import media
 from zoo.codecs.flextok.checkpoint import CHECKPOINT
@@ -24,6 +25,7 @@ from zoo.precision import exact_float32
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, precision_named
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokenizer.image import Images, ImageTokenizer
 from zoo.tokens import Tokens
 
@@ -337,6 +339,14 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         with exact_float32(self.device):
             return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]
 
+    # ---- graphs
+
+    def graphs(self) -> Graphs:
+        plain = copy.deepcopy(self).cpu().float()
+        return self.graphs_of(
+            EncoderGraph(plain), "it decodes by a flow of many steps from drawn noise, whose loop and guidance are no graph"
+        )
+
     # ---- embed, speed
 
     def embed(self, tokens: Tokens | Tensor | Sequence[Tensor]) -> Float[Tensor, "batch length dim"]:
@@ -354,3 +364,15 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
         for block in self.decoder.blocks:
             block.compile(dynamic=True)
         self.vae.decoder.compile(dynamic=True)
+
+
+class EncoderGraph(nn.Module):
+    """Images of the model's size to ids."""
+
+    def __init__(self, tokenizer: FlexTok) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, pixels: Images) -> Int[Tensor, "batch length"]:
+        found: Tensor = self.tokenizer.fsq.ids(self.tokenizer.encoder(self.tokenizer.latents(pixels)))
+        return found

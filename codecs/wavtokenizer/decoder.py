@@ -29,7 +29,10 @@ Mask = Bool[Tensor, "batch frames 1"]
 
 
 def blocks_of(frames: int, block: int) -> Iterator[tuple[int, int]]:
-    """Cut ``frames`` into blocks of nearly equal size, at most ``block``."""
+    """Cut ``frames`` into blocks of nearly equal size, at most ``block``; an exported graph is one for any number of frames."""
+    if torch.compiler.is_exporting():
+        yield 0, frames
+        return
     count = -(-frames // block)
     for index in range(count):
         yield index * frames // count, (index + 1) * frames // count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from zoo.codecs.wavtokenizer.checkpoint import CHECKPOINT
 from zoo.codecs.wavtokenizer.config import WavTokenizerConfig
 from zoo.codecs.wavtokenizer.decoder import Backbone, Head, Synthesis
 from zoo.codecs.wavtokenizer.encoder import Codebook, Encoder, EncoderState
+from zoo.codecs.wavtokenizer.graphs import DecoderGraph, EncoderGraph
 from zoo.codecs.wavtokenizer.streaming import StreamDecoder, StreamEncoder
 from zoo.errors import ArgumentError
 from zoo.precision import exact_float32
@@ -20,6 +22,7 @@ from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Budget, Prepared, groups_of_similar_length
 from zoo.tokenizer.audio import AudioTokenizer
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokenizer.recordings import ForwardReader
 from zoo.tokens import Tokens
 
@@ -207,6 +210,14 @@ class WavTokenizer(AudioTokenizer[WavTokenizerConfig, Tokens]):
         """The codebook vectors of the ids, zero where an item has ended."""
         ids = self.check(tokens).ids.to(self.device)
         return self.codebook(ids.clamp(min=0)) * (ids >= 0)[..., None]
+
+    # ---- graphs
+
+    def graphs(self) -> Graphs:
+        plain = copy.deepcopy(self).cpu().float()
+        return self.graphs_of(
+            EncoderGraph(plain.encoder, plain.codebook), DecoderGraph(plain.codebook, plain.backbone, plain.head)
+        )
 
     # ---- speed
 

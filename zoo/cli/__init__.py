@@ -121,6 +121,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "cards": catalogue.cards,
     "pull": catalogue.pull,
     "convert": catalogue.convert,
+    "export": catalogue.export,
     "encode": media.encode,
     "decode": media.decode,
     "reconstruct": media.reconstruct,

@@ -10,7 +10,8 @@ import typer
 
 from zoo import registry
 from zoo.cli.console import note, print_json, print_lines
-from zoo.cli.options import Json, Parts, Places, parts_of, places_of
+from zoo.cli.files import require_writable
+from zoo.cli.options import Json, Name, Parts, Places, parts_of, places_of
 from zoo.errors import ArgumentError, RegistryError
 from zoo.modality import modality as modality_named
 
@@ -115,6 +116,27 @@ def _require_choice(entry: registry.Entry, parts: list[str] | None, revision: st
     if unknown := [part for part in parts or () if part not in available]:
         has = f"the parts {', '.join(available)}" if available else "no parts to choose from"
         raise ArgumentError(f"{entry.name} has {has}; {unknown[0]!r} is none of them")
+
+
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of encoder.onnx, decoder.onnx and export.json")],
+    tolerate: Annotated[bool, typer.Option(help="write graphs that give some other ids as well")] = False,
+    parts: Parts = None,
+    places: Places = None,
+    as_json: Json = False,
+) -> None:
+    """Write a tokenizer as ONNX, and compare what onnxruntime makes of it with the tokenizer."""
+    from zoo import hub, onnx_export
+
+    require_writable(out, folder=True)
+    tokenizer = hub.load(name, parts=parts_of(parts), files=places_of(places))
+    description = onnx_export.export(tokenizer, out, tolerate=tolerate)
+    if as_json:
+        print_json(description)
+        return
+    for line in onnx_export.summary(description):
+        note(line)
 
 
 def pull(

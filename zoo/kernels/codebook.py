@@ -147,7 +147,15 @@ class CodebookSearch:
 
     def __call__(self, x: Float[Tensor, "*shape dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*shape"]:
         """Index of the code nearest to each query."""
+        if torch.compiler.is_exporting():
+            return self._plain(x, codebook)
         return nearest(x, self.prepared(codebook))
+
+    def _plain(self, x: Float[Tensor, "*shape dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*shape"]:
+        """The same by one product in float64, for programs that have none of our kernels."""
+        codes = unit(codebook, self.unit_widths).double()
+        scores = unit(x, self.unit_widths).double() @ codes.T
+        return (scores if self.metric == "dot" else scores - codes.square().sum(1) / 2).argmax(-1)
 
     def prepared(self, codebook: Float[Tensor, "codes dim"]) -> PreparedCodebook:
         """The codebook as `prepare` makes it."""

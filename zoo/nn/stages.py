@@ -37,6 +37,12 @@ class Stage(ABC):
             last: whether the sequence ends here.
         """
 
+    def whole(self, x: Tensor) -> Tensor:
+        """All of a sequence in one pass, without state; with gradients it is a plain function, which can be exported."""
+        y = self.push(x, True)
+        assert y is not None
+        return y
+
     def state(self) -> dict[str, Any]:
         """The state of the sequence, as tensors and plain values, nested in lists and mappings."""
         return {}
@@ -88,6 +94,9 @@ class Window(Stage):
         drop = max(0, ready - reach.left - self._start)
         self._held, self._start, self._done = self._held[..., drop * reach.rows_in :].clone(), self._start + drop, ready
         return y
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.run(x)
 
     def state(self) -> dict[str, Any]:
         return {"held": self._held, "start": self._start, "done": self._done}
@@ -170,6 +179,11 @@ class Attention(Stage):
         ]
         return torch.cat(parts, dim=1).transpose(1, 2).float()
 
+    def whole(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2).to(next(self._network.parameters()).dtype)
+        y: Tensor = self._network(frames, use_cache=False).last_hidden_state
+        return y.transpose(1, 2).float()
+
     def state(self) -> dict[str, Any]:
         layers = [] if self._cache is None else self._cache.layers
         return {"layers": [{"keys": own.keys, "values": own.values, "seen": own.get_seq_length()} for own in layers]}
@@ -202,6 +216,11 @@ class Chain(Stage):
     def push(self, x: Tensor | None, last: bool) -> Tensor | None:
         for stage in self.stages:
             x = stage.push(x, last)
+        return x
+
+    def whole(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage.whole(x)
         return x
 
     def state(self) -> dict[str, Any]:

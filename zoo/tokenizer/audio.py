@@ -7,19 +7,24 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from zoo import media
 from zoo.errors import InputError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, groups_of_equals
+from zoo.tokenizer.graphs import Graph, Graphs, Port
 from zoo.tokenizer.recordings import MOST_HELD, RecordingInFile
 from zoo.tokens import Tokens
 
 Waveform = Float[Tensor, "_channels _samples"]
 Rate = int | Literal["original"] | None
+
+
+#: Frames of the recordings that an exported graph is tried with, and how many there are of each, beside one of one sample.
+_TRIALS = ((2, 9), (1, 37), (3, 4), (1, 300))
 
 
 class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
@@ -186,3 +191,55 @@ class AudioTokenizer(Tokenizer[ConfigT, EncodedT, Waveform]):
             media.restore_audio(wave, rate, own, trim=trim, sample_rate=sample_rate)
             for wave, own in zip(waves, meta or [{}] * len(waves), strict=True)
         ]
+
+    # ---- graphs
+
+    def graphs_of(self, encoder: nn.Module | str, decoder: nn.Module | str) -> Graphs:
+        """See `Tokenizer.graphs`.
+
+        Args:
+            encoder: takes waveforms ``[batch, channels, samples]`` of any length and gives ids ``[batch, ids]`` as in `Tokens`;
+                or why there is none.
+            decoder: takes such ids and gives waveforms of whole frames; or why there is none.
+        """
+        spec = self.spec
+        hop, generator = spec.hop_length or 1, torch.Generator().manual_seed(0)
+        lengths = [*((batch, frames * hop - hop // 3) for batch, frames in _TRIALS), (1, 1)]
+        waves = [_gliding(batch, self.channels, samples, generator) for batch, samples in lengths]
+        sizes = spec.frame.placed_sizes if spec.frame else (spec.vocab_size,)
+        offsets = spec.frame.offsets if spec.frame else (0,)
+        ids = [
+            torch.stack([_drawn(frames, sizes, offsets, generator) for _ in range(batch)])
+            for batch, frames in (*_TRIALS, (1, 1))
+        ]
+        sound, tokens = Port("waveform", ("batch", self.channels, "samples")), Port("ids", ("batch", "ids"))
+
+        def encoded(waveforms: Tensor) -> Tensor:
+            return self.encode(list(waveforms)).ids  # type: ignore[union-attr]
+
+        def decoded(ids: Tensor) -> Tensor:
+            return torch.stack(self.decode(list(ids), trim=False)).cpu()
+
+        return {
+            "encoder": encoder if isinstance(encoder, str) else Graph(encoder, sound, tokens, waves, encoded),
+            "decoder": decoder if isinstance(decoder, str) else Graph(decoder, tokens, sound, ids, decoded),
+        }
+
+
+def _gliding(batch: int, channels: int, samples: int, generator: torch.Generator) -> Float[Tensor, "batch channels samples"]:
+    """Tones whose pitch and loudness glide, in noise that comes and goes."""
+
+    def curve() -> Tensor:
+        knots = torch.rand(batch, channels, samples // 2000 + 2, generator=generator)
+        return F.interpolate(knots, samples, mode="linear")
+
+    # From 15 to 960 Hz at a rate of 24 kHz.
+    tone = (2 ** (6 * curve() - 8)).cumsum(-1).sin()
+    noise = torch.randn(batch, channels, samples, generator=generator)
+    return curve().square() * tone + 0.2 * curve().square() * noise
+
+
+def _drawn(frames: int, sizes: Sequence[int], offsets: Sequence[int], generator: torch.Generator) -> Int[Tensor, " ids"]:
+    """Ids of a number of frames, drawn from the codebook of each place."""
+    codes = [torch.randint(size, (frames,), generator=generator) for size in sizes]
+    return (torch.stack(codes, dim=1) + torch.tensor(offsets)).flatten()

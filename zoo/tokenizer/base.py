@@ -29,6 +29,7 @@ from zoo.moved import warn
 from zoo.precision import Float32Module, is_whole_numbers, undisturbed, undisturbed_reading
 from zoo.progress import progress_bar as progress_bar  # likewise
 from zoo.spec import Frame, Spec
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokens import Meta, Tokens, as_ids, is_integral
 
 ConfigT = TypeVar("ConfigT")
@@ -109,6 +110,8 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     may_be_empty: ClassVar[bool] = False
     #: Names of the axes of latents behind the channels, for messages.
     latent_axes: ClassVar[tuple[str, ...]] = ()
+    #: Why there are no `graphs`; a family that has some overrides that method.
+    no_graphs: ClassVar[str] = "nobody has written its networks as plain graphs yet"
     #: How upstream's checkpoints of the family are read.
     checkpoint: ClassVar[Checkpoint]
     #: State dict entries that tell checkpoints apart and are stored as upstream stored them.
@@ -213,6 +216,14 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
     def hints(self, item: Any) -> dict[str, Any]:
         """Options of `decode` that belong to an item and are not in its tokens, such as its speaker's voice."""
         return {}
+
+    def graphs(self) -> Graphs:
+        """The halves as plain functions of tensors, for `zoo.export`.
+
+        Raises:
+            ArgumentError: there are none; says why.
+        """
+        raise ArgumentError(f"{self.name} cannot be exported: {self.no_graphs}")
 
     @property
     def parts(self) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
     """A tokenizer of files of any kind, which may be empty. A family implements `ids` and `octets`, in whole numbers."""
 
     modality = "bytes"
+    no_graphs = "its ids are the bytes of a file as they are or a table of them, which no network makes"
     may_be_empty = True
 
     @whole_numbers

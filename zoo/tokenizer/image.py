@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import media
 from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items, precision_named, runs_of_equals
+from zoo.tokenizer.graphs import Graph, Graphs, Port
 from zoo.tokens import Meta, Tokens
 
 Image = Float[Tensor, "3 _height _width"]
@@ -200,6 +201,35 @@ class ImageTokenizer(Tokenizer[ConfigT, EncodedT, Image]):
         Called by `decode`, which a family may override instead.
         """
         raise NotImplementedError(f"{self.family} has its own way to decode")
+
+    def graphs_of(self, encoder: nn.Module | str, decoder: nn.Module | str) -> Graphs:
+        """See `Tokenizer.graphs`; of a model whose images have one size.
+
+        Args:
+            encoder: takes images ``[batch, 3, height, width]`` in [-1, 1] and gives ids ``[batch, ids]``; or why there is none.
+            decoder: takes such ids and gives images; or why there is none.
+        """
+        spec = self.spec
+        assert spec.image_size is not None and spec.max_tokens is not None
+        height, width = spec.image_size
+        generator = torch.Generator().manual_seed(0)
+        # Smooth patches of colour with a little noise.
+        coarse = [torch.rand(batch, 3, 6, 6, generator=generator) * 2 - 1 for batch in (2, 1, 3)]
+        smooth = [functional.interpolate(own, (height, width), mode="bicubic") for own in coarse]
+        images = [(own + 0.05 * torch.randn(own.shape, generator=generator)).clamp(-1, 1) for own in smooth]
+        ids = [torch.randint(spec.vocab_size, (batch, spec.max_tokens), generator=generator) for batch in (2, 1, 3)]
+        picture, tokens = Port("pixels", ("batch", 3, height, width)), Port("ids", ("batch", spec.max_tokens))
+
+        def encoded(images: Tensor) -> Tensor:
+            return self.encode(list(images)).ids  # type: ignore[union-attr]
+
+        def decoded(ids: Tensor) -> Tensor:
+            return torch.stack(self.decode(list(ids))).cpu()
+
+        return {
+            "encoder": encoder if isinstance(encoder, str) else Graph(encoder, picture, tokens, images, encoded),
+            "decoder": decoder if isinstance(decoder, str) else Graph(decoder, tokens, picture, ids, decoded),
+        }
 
     @staticmethod
     def require_known_size(size: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import media
 from zoo.errors import ArgumentError, InputError
@@ -21,6 +21,7 @@ from zoo.progress import progress_bar
 from zoo.spec import Frame, Spec
 from zoo.tokenizer.audio import AudioTokenizer, Rate, Waveform
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, groups_of_equals
+from zoo.tokenizer.graphs import Graphs
 from zoo.tokenizer.recordings import ForwardReader
 from zoo.tokens import Meta, Tokens
 
@@ -32,6 +33,7 @@ class Steps(Protocol):
     @property
     def delay(self) -> int: ...
     def push(self, x: Tensor | None, last: bool) -> Tensor | None: ...
+    def whole(self, x: Tensor) -> Tensor: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: Mapping[str, Any]) -> None: ...
 
@@ -264,11 +266,60 @@ class ResidualAudioTokenizer(SteppedAudioTokenizer[ConfigT, Tokens]):
     def exact_parts(self) -> tuple[str, ...]:
         return ("encoder", "quantizer")
 
+    def code_offsets(self) -> Int[Tensor, " places"]:
+        """Id of the first code of each place of a frame."""
+        assert self.spec.frame is not None
+        return torch.tensor(self.spec.frame.offsets, dtype=torch.int64)
+
+    def plain_graphs(self) -> Graphs:
+        """The halves in one pass each, from a copy on the CPU; for families whose layers are plain functions then."""
+        plain = copy.deepcopy(self).cpu().float().plain_layers()
+        absent = {
+            part: f"the {part} of {self.name} is not loaded"
+            for part in ("encoder", "decoder")
+            if self.parts is not None and part not in self.parts
+        }
+        return self.graphs_of(absent.get("encoder", _EncoderGraph(plain)), absent.get("decoder", _DecoderGraph(plain)))
+
+    def plain_layers(self) -> ResidualAudioTokenizer[ConfigT]:
+        """This tokenizer, after layers that look at numbers to decide what to do were replaced in it by ones that do not."""
+        return self
+
     def embed(self, tokens: Any) -> Float[Tensor, "batch length dim"]:
         """The projected code of each id, zero where an item has ended. Those of a frame add up to what the decoder is fed."""
         codes = self.check(tokens).codes().to(self.device)
         found: Tensor = self.quantizer.each(codes.clamp(min=0)) * (codes >= 0)[..., None]
         return found.flatten(1, 2)
+
+
+class _EncoderGraph(nn.Module):
+    """Waveforms of any length to the ids of whole frames, in one pass."""
+
+    def __init__(self, tokenizer: ResidualAudioTokenizer[Any]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, waveform: Float[Tensor, "batch channels samples"]) -> Int[Tensor, "batch ids"]:
+        tokenizer = self.tokenizer
+        padded = F.pad(waveform, (0, -waveform.shape[-1] % tokenizer.hop_length))
+        codes = tokenizer.encoder_steps(tokenizer.spec.codebooks).whole(padded).transpose(1, 2)
+        return (codes + tokenizer.code_offsets()).flatten(1)
+
+
+class _DecoderGraph(nn.Module):
+    """Ids of whole frames to waveforms, in one pass."""
+
+    def __init__(self, tokenizer: ResidualAudioTokenizer[Any]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, ids: Int[Tensor, "batch ids"]) -> Float[Tensor, "batch channels samples"]:
+        tokenizer = self.tokenizer
+        offsets = tokenizer.code_offsets()
+        codes = ids.unflatten(1, (-1, len(offsets))) - offsets
+        waves = tokenizer.decoder_steps().whole(codes.transpose(1, 2))
+        # What transposed convolutions leave out at the end is silence.
+        return F.pad(waves, (0, codes.shape[1] * tokenizer.hop_length - waves.shape[-1]))
 
 
 class _Stream:

@@ -33,6 +33,7 @@ class TextTokenizer(Tokenizer[ConfigT, Tokens, str | bytes]):
     """
 
     modality = "text"
+    no_graphs = "its ids come from bytes, tables and searches of text, which no network makes"
     may_be_empty = True
     #: Ids that the official file or recipe puts before and behind a text.
     markers: ClassVar[tuple[tuple[int, ...], tuple[int, ...]]] = ((), ())
