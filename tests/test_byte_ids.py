@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from functools import cache
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def test_a_string_is_the_text_and_a_path_a_file(tok: ByteIds, tmp_path: Path) ->
         tok.encode(str(path), max_bytes=2)
     with pytest.raises(zoo.ItemError, match=r"more than max_bytes = 2$"):
         tok.encode("neither", max_bytes=2)
+
+
+def test_a_line_of_a_gibibyte(tok: ByteIds, tmp_path: Path) -> None:
+    """Such a file is refused before it is read, and names the argument that lets it in."""
+    path = tmp_path / "line.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(zoo.ItemError, match=r"item 1: 1073741824 bytes are more than max_bytes = 268435456"):
+        tok.encode(["short", path])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
 def test_vectors_of_a_checkpoint(tok: ByteIds, tmp_path: Path) -> None:

@@ -73,7 +73,20 @@ FLOORS = {
     ),
     "bench": Floor(
         ("zoo.bench",),
-        ("ground", "media", "catalogue", "kernels", "quantize", "tokens", "saving", "tokenizer", "compress", "hub", "engine"),
+        (
+            "ground",
+            "media",
+            "catalogue",
+            "kernels",
+            "quantize",
+            "tokens",
+            "saving",
+            "tokenizer",
+            "compress",
+            "text",
+            "hub",
+            "engine",
+        ),
     ),
     "weights": Floor(
         ("zoo.weights",),

@@ -228,6 +228,24 @@ def test_memory_does_not_grow_with_a_file(tok: Genome) -> None:
 
 
 @pytest.mark.slow
+def test_a_line_of_a_gibibyte(tok: Genome, tmp_path: Path) -> None:
+    """One record whose sequence is one line, read whole, of which the first windows are encoded."""
+    block = dna(1 << 20).encode()
+    path = tmp_path / "line.fa"
+    with path.open("wb") as file:
+        file.write(b">long\n")
+        for _ in range(1 << 10):
+            file.write(block)
+    [record] = read(path)
+    assert (record.name, len(record.sequence)) == ("long", 1 << 30)
+    assert record.sequence[-(1 << 20) :].encode() == block
+    first = next(iter(tok.encode_stream([record.sequence[: 1 << 21]])))
+    assert record.sequence.startswith(tok.decode(first)[0])
+    with pytest.raises(zoo.ItemError, match="1073741824 bytes are more than max_bytes"):
+        tok.encode(record.sequence)
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_sequence(tok: Genome) -> None:
     import resource
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import zoo
+from zoo.bench import byte_model as bench
 from zoo.text import ByteEnsemble, ByteModel, byte_probabilities, fill_in_the_middle, mixture, pieces_of, read_sentencepiece
 from zoo.text.mixture import WordCounts
 from zoo.text.pieces import unfinished
@@ -202,6 +203,60 @@ def test_a_function_in_place_of_a_model() -> None:
         state.advance(byte)
     assert one.logprob("at and") == pytest.approx(total, abs=1e-4)
     assert one.text == b"the c", "the state stays"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fallback"])
+def test_working_ahead_changes_nothing(kind: str) -> None:
+    """The model also works on the likeliest ways on, and gives what a function without a cache gives, whatever comes."""
+    tokenizer = byte_level() if kind == "bytes" else with_fallback()
+    model = gpt2(len(pieces_of(tokenizer).octets))
+
+    def logprobs(ids: Any) -> Any:
+        return model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+
+    one, other = ByteModel(model, tokenizer).start("then the c"), ByteModel(logprobs, tokenizer).start("then the c")
+    # Mostly the most likely byte, and now and then the next one.
+    for place in range(40):
+        found, expected = one.next(), other.next()
+        np.testing.assert_allclose(found.bytes, expected.bytes, atol=1e-6, rtol=1e-3)
+        assert found.specials == pytest.approx(expected.specials, abs=1e-6)
+        byte = int(np.argsort(expected.bytes)[-1 if place % 8 else -2])
+        one.advance(byte)
+        other.advance(byte)
+
+
+def test_a_token_that_is_taken_costs_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = bench.language_model(2, 32, 4, 600)
+    monkeypatch.setattr(bench, "BYTES", 40)
+    octets = bench._printable(ByteModel(model, tokenizer).start(bench.PROMPT))
+    passes, forward = 0, model.forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    going_on = ByteModel(model, tokenizer).start(bench.PROMPT)
+    before = len(going_on.text)
+    passes = 0
+    for byte in octets:
+        going_on.next()
+        going_on.advance(byte)
+    tokens = len(going_on.pieces.encode(going_on.text)) - len(going_on.pieces.encode(going_on.text[:before]))
+    assert tokens <= passes <= tokens + 4 < 0.7 * len(octets), (passes, tokens)
+
+
+def test_speed_of_bytes_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"BYTES": 12, "ROUNDS": 1}.items():
+        monkeypatch.setattr(bench, name, value)
+    content = bench.run(json_path=tmp_path / "speed.json")
+    assert content == json.loads((tmp_path / "speed.json").read_text())
+    assert [found["contender"] for found in content["measurements"]] == [
+        *("steps of the original", "its passes alone", "one by one", "a given text")
+    ]
+    assert content["largest_difference"] < 1e-5
+    bench.print_table(content)
 
 
 def test_samples() -> None:

@@ -24,6 +24,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "voices": ("zoo.eval.studies.voices", "what a voice does to speech whose tokens hold none"),
     "binary-speed": ("zoo.bench.binary", "time of packed signs and of binary layers"),
     "search-speed": ("zoo.bench.search", "time of the search for a number format"),
+    "byte-speed": ("zoo.bench.byte_model", "time of the bytes of a language model"),
     "photographs": ("zoo.eval.photographs", "write the photographs that scikit-image ships"),
     "solids": ("zoo.eval.solids", "write closed meshes"),
     "held-out-speech": ("zoo.weights.data.audio", "write speech that no embedded model was trained on"),

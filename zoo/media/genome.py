@@ -59,6 +59,9 @@ def read(source: str | os.PathLike[str] | Any) -> Iterator[Record]:
         raise MissingExtraError('FASTA and FASTQ need dnaio: pip install "tokenizer-zoo[genome]"') from error
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "the file")
     file: Any = source if not isinstance(source, str | os.PathLike) else Path(source)
+    if isinstance(file, io.RawIOBase):
+        # dnaio looks at the beginning, and goes back where it cannot peek.
+        file = io.BufferedReader(file)
     try:
         with dnaio.open(file) as reader:
             for record in reader:

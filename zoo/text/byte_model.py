@@ -26,6 +26,12 @@ Floats = NDArray[np.float64]
 
 # Lists of tokens that the model works on in one pass.
 _AT_ONCE = 20
+# Common tokens that each list of a pass may repeat before they get a pass of their own.
+_REPEATED = 4
+# Likely ways on that are worked on beside a text, each at least this likely beside the best, in log space.
+_WAYS, _LIKELY = 2, float(np.log(0.2))
+# Tokens in all copies of the cache of a pass that works ahead.
+_COPIED = 1 << 15
 
 
 _NOTHING_BEFORE = "the tokenizer has no begin marker and the text no space: pass context=, ids in front of the text"
@@ -82,52 +88,61 @@ class CachedModel:
 
     def __call__(self, ids: Sequence[int]) -> Floats:
         """Log-probabilities of the next token ``[vocabulary]`` behind at least one id."""
-        known = self._known.pop(tuple(ids), None)
-        if known is not None:
-            return known
-        self._keep(_common(self._ids, ids[:-1]))
-        fresh = list(ids[len(self._ids) :])
-        with torch.inference_mode():
-            out = self.model(self._tensor([fresh]), past_key_values=self._cache, use_cache=True)
-        self._ids += fresh
-        return _log_softmax(out.logits[0, -1])
+        if not self.knows(ids):
+            self.prefetch([ids])
+        return self._known[tuple(ids)]
+
+    def knows(self, ids: Sequence[int]) -> bool:
+        """Whether the last pass was on these ids."""
+        return tuple(ids) in self._known
 
     def prefetch(self, lists: Sequence[Sequence[int]]) -> None:
-        """Work out the next tokens behind several lists in one pass, whose results are kept until they are asked for."""
-        lists = list({tuple(ids): ids for ids in lists}.values())
-        if len(lists) < 2:
-            return
-        common = min(_common(lists[0], ids) for ids in lists)
-        common = min(common, *(len(ids) - 1 for ids in lists))
-        if common:
-            self(lists[0][:common])
-        cache = copy.deepcopy(self._cache) if common else DynamicCache()
-        if common:
-            cache.batch_repeat_interleave(len(lists))
-        rests = [list(ids[common:]) for ids in lists]
-        width = max(map(len, rests))
+        """Work out the next tokens behind several lists in one pass, whose results are kept until the next one."""
+        wanted = list({tuple(ids): list(ids) for ids in lists}.values())
+        common = min(min(_common(wanted[0], ids), len(ids) - 1) for ids in wanted)
+        self._keep(_common(self._ids, wanted[0][:common]))
+        held = len(self._ids)
+        # After a pass that fails the cache holds who knows what.
+        self._ids = []
+        if len(wanted) > 1 and common - held > _REPEATED:
+            self._run([wanted[0][held:common]])
+            held = common
+        rows = [ids[held:] for ids in wanted]
+        width = max(map(len, rows))
+        if not held:
+            self._cache = DynamicCache()
+        elif len(rows) > 1:
+            self._cache.batch_repeat_interleave(len(rows))
+        # Padding stands behind, where causal attention does not look.
+        logits = self._run([row + [row[-1]] * (width - len(row)) for row in rows])
+        last = torch.tensor([len(row) - 1 for row in rows], device=logits.device)
+        found = logits[torch.arange(len(rows), device=logits.device), last].double().log_softmax(-1).cpu().numpy()
+        self._known = {tuple(ids): row for ids, row in zip(wanted, found, strict=True)}
+        # What comes next most likely goes on behind the last list.
+        if len(rows) > 1:
+            self._cache.batch_select_indices(last.new_tensor([len(rows) - 1]))
+        if width > len(rows[-1]):
+            self._cache.crop(len(rows[-1]) - width)
+        self._ids = wanted[-1]
+
+    def _run(self, rows: list[list[int]]) -> Tensor:
+        ids = torch.tensor(rows, device=next(self.model.parameters()).device)
         with torch.inference_mode():
-            # Padding stands behind, where causal attention does not look.
-            rows = [rest + [rest[-1]] * (width - len(rest)) for rest in rests]
-            out = self.model(self._tensor(rows), past_key_values=cache, use_cache=True)
-        for row, (ids, rest) in enumerate(zip(lists, rests, strict=True)):
-            self._known[tuple(ids)] = _log_softmax(out.logits[row, len(rest) - 1])
+            logits: Tensor = self.model(ids, past_key_values=self._cache, use_cache=True).logits
+        return logits
 
     def _keep(self, count: int) -> None:
         if count < len(self._ids):
             self._cache.crop(count - len(self._ids))
             del self._ids[count:]
 
-    def _tensor(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, device=next(self.model.parameters()).device)
-
 
 class ByteModel:
     """A language model over tokens as a model over bytes.
 
-    The state is a text. `next` gives the exact distribution of the byte behind it, `advance` adds a byte. Each byte costs one
-    call of the model on the tokens of the text so far, and the cache holds all but the last one or two. No prompt has to end
-    where a token ends.
+    The state is a text. `next` gives the exact distribution of the byte behind it, `advance` adds a byte. A call of the model
+    goes over the tokens of the text so far, all but the last one or two from the cache, and over those of the likeliest ways
+    on. So the bytes of a token that is taken cost one call. No prompt has to end where a token ends.
 
     Args:
         model: a causal language model of ``transformers``; or a function from ids to the log-probabilities of the next token
@@ -256,9 +271,41 @@ class ByteModel:
         with suppress(UnicodeDecodeError):
             self._prefetch([self.pieces.encode(whole[:end]) for end in ends])
 
-    def _prefetch(self, lefts: list[list[int]]) -> None:
+    def _prefetch(self, lefts: Sequence[Sequence[int]]) -> None:
         if isinstance(self._logprobs, CachedModel) and 2 < len(lefts) <= _AT_ONCE:
             self._logprobs.prefetch([[*self.context, *left] for left in lefts if self.context or left])
+
+    def _foresee(self) -> None:
+        """Have the model work on the likeliest ways on in the same pass as on the text, unless it already has."""
+        if not isinstance(self._logprobs, CachedModel) or not self._exact:
+            return
+        here = [*self.context, *self._exact[0][0]]
+        if not here or self._logprobs.knows(here):
+            return
+        ahead = [[*self.context, *left] for left in self._ways_on()]
+        if len(here) * len(ahead) < _COPIED:
+            self._logprobs.prefetch([here, *ahead])
+
+    def _ways_on(self) -> list[list[int]]:
+        """Encodings of what the text becomes, byte by byte, on its likeliest ways to the end of a token; the best way last."""
+        pieces, text, (tokens, _) = self.pieces, self.text, self._exact[0]
+        best = [(float(group.weights.max()), number) for number, group in enumerate(self._groups)]
+        rests = []
+        for weight, number in sorted(best, reverse=True)[:_WAYS]:
+            if weight > _LIKELY:
+                group = self._groups[number]
+                octets = pieces.octets[int(group.last[group.weights.argmax()])] or b""
+                rests.append(octets[group.used :])
+        anchor, edge, head = pieces.anchor(text), len(text), len(tokens)
+        while edge > anchor:
+            head -= 1
+            edge -= int(pieces.lengths[tokens[head]])
+        ends = {text[edge:] + rest[: count + 1]: None for rest in reversed(rests) for count in range(len(rest))}
+        found = []
+        for whole in ends:
+            with suppress(UnicodeDecodeError):
+                found.append([*tokens[:head], *pieces.encode(whole)])
+        return found[-_AT_ONCE:]
 
     def sample(self, length: int, *, seed: int | None = None, temperature: float = 1.0, stop: bytes = b"") -> bytes:
         """Bytes drawn one after the other, without the bias of the tokens that the prompt happens to end with.
@@ -281,6 +328,7 @@ class ByteModel:
         """The distribution, and all covers with what may follow the exact ones."""
         if self._next is not None:
             return self._next
+        self._foresee()
         pieces = self.pieces
         groups, specials, invalid = list(self._groups), dict.fromkeys(pieces.specials, -np.inf), -np.inf
         for tokens, weight in self._exact:
@@ -439,10 +487,6 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def _log_softmax(logits: Tensor) -> Floats:
-    return logits.double().log_softmax(-1).cpu().numpy()
 
 
 def _logsumexp(values: Floats) -> float:

@@ -186,8 +186,9 @@ class MergePieces(Pieces):
                 continue
             self._whole[number] = True
             self._right[number] = list(nodes[0].spine(right=True))
-            for piece, until in nodes[0].spine(right=False):
-                left.setdefault(piece, []).append((number, until))
+            if self._asked_for(number):
+                for piece, until in nodes[0].spine(right=False):
+                    left.setdefault(piece, []).append((number, until))
         self._left = {
             piece: (np.array([number for number, _ in found]), np.array([until for _, until in found]))
             for piece, found in left.items()
@@ -197,6 +198,10 @@ class MergePieces(Pieces):
             if second in self._left:
                 self._partners.setdefault(first, []).append((second, merge.rank))
         self._known: dict[int, Allowed] = {}
+
+    def _asked_for(self, number: int) -> bool:
+        """Whether it matters if a piece merges with one before it."""
+        return True
 
     def _merging_behind(self, last: int) -> Allowed:
         """Pieces whose edge merges with that of ``last`` before either is whole."""
@@ -286,9 +291,10 @@ class BytePieces(Pieces):
         known = set(vocabulary.values())
         ignored = {number: "" for number in range(len(octets)) if number not in known or number in specials}
         single = {name: number for name, number in vocabulary.items() if len(name) == 1}
-        self._pairs = _ByteMerges(names, single, merges, ignored)
+        self._pairs = _ByteMerges(names, single, merges, ignored, self._ragged())
         self._known: dict[tuple[int, ...], Allowed] = {}
         self.settle()
+        self._sort()
 
     def encode(self, text: bytes) -> list[int]:
         ids: list[int] = self._backend.encode(text.decode(), add_special_tokens=False).ids
@@ -299,9 +305,37 @@ class BytePieces(Pieces):
         if tail in self._known:
             return self._known[tail]
         before = b"".join(self.octets[number] or b"" for number in tail)
+        merging = self._pairs._merging_behind(tail[-1]) if tail else np.zeros(len(self.octets), bool)
+        allowed = self._going_on(tail, before, merging) if unfinished(before) else self._behind(tail, before, merging)
+        if len(self._known) >= 256:
+            self._known.clear()
+        self._known[tail] = allowed
+        return allowed
+
+    def _behind(self, tail: tuple[int, ...], before: bytes, merging: Allowed) -> Allowed:
+        """Pieces that may follow whole characters."""
+        # Whether a piece of an unfinished character is valid shows when it is finished; what merges now never is.
+        allowed = self._begun & ~merging
+        try:
+            text = before.decode()
+        except UnicodeDecodeError:
+            return np.zeros(len(self.octets), bool)
+        numbers = self._complete
+        if self.starts and before and not before.endswith(b" "):
+            allowed |= self._first
+            numbers = self._inner
+        for number, encoding in zip(
+            numbers,
+            self._backend.encode_batch_fast([text + self._strings[number] for number in numbers], add_special_tokens=False),
+            strict=True,
+        ):
+            allowed[number] = encoding.ids == [*tail, number]
+        return allowed
+
+    def _going_on(self, tail: tuple[int, ...], before: bytes, merging: Allowed) -> Allowed:
+        """Pieces that may follow the beginning of a character."""
         allowed = np.zeros(len(self.octets), bool)
         texts, numbers = [], []
-        merging = self._pairs._merging_behind(tail[-1]) if tail else allowed
         for number in np.flatnonzero(self.spelled).tolist():
             whole = before + self.octets[number]  # type: ignore[operator]  # spelled
             rest = unfinished(whole)
@@ -310,17 +344,46 @@ class BytePieces(Pieces):
             except UnicodeDecodeError:
                 continue
             if rest:
-                # Whether it is valid shows when the character is finished; what merges now never is.
                 allowed[number] = not merging[number]
             else:
                 texts.append(text)
                 numbers.append(number)
         for number, encoding in zip(numbers, self._backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             allowed[number] = encoding.ids == [*tail, number]
-        if len(self._known) > 64:
-            self._known.clear()
-        self._known[tail] = allowed
         return allowed
+
+    def _ragged(self) -> set[int]:
+        """Pieces that are no text by themselves."""
+        found = set()
+        for number, octets in enumerate(self.octets):
+            try:
+                (octets or b"").decode()
+            except UnicodeDecodeError:
+                found.add(number)
+        return found
+
+    def _sort(self) -> None:
+        """Sort pieces: of whole characters, with a space in front and without, and with an unfinished character behind."""
+        self._strings, self._begun = [""] * len(self.octets), np.zeros(len(self.octets), bool)
+        self._complete: list[int] = []
+        for number in np.flatnonzero(self.spelled).tolist():
+            octets = self.octets[number] or b""
+            rest = unfinished(octets)
+            try:
+                text = octets[: len(octets) - len(rest)].decode()
+            except UnicodeDecodeError:
+                continue
+            if rest:
+                self._begun[number] = True
+            else:
+                self._strings[number] = text
+                self._complete.append(number)
+        self._inner = [number for number in self._complete if not self._strings[number].startswith(" ")]
+        words = [number for number in self._complete if self._strings[number].startswith(" ")]
+        # Behind something else than a space they are what they are alone.
+        self._first = np.zeros(len(self.octets), bool)
+        for number in words:
+            self._first[number] = self.encode(self._strings[number].encode()) == [number]
 
     def _since_anchor(self, tokens: Sequence[int]) -> tuple[int, ...]:
         if self.starts:
@@ -332,16 +395,25 @@ class BytePieces(Pieces):
 
 
 class _ByteMerges(MergePieces):
-    """The rule of pairs over the letters of bytes alone."""
+    """The rule of pairs over the letters of bytes alone, for pieces behind a piece that are no whole characters."""
 
     def __init__(
-        self, names: Sequence[str], letters: dict[str, int], merges: dict[tuple[int, int], Merge], ignored: dict[int, str]
+        self,
+        names: Sequence[str],
+        letters: dict[str, int],
+        merges: dict[tuple[int, int], Merge],
+        ignored: dict[int, str],
+        ragged: set[int],
     ) -> None:
+        self._ragged = ragged
         self._names, self.characters, self.merges, self.specials = names, letters, merges, ignored
         self.bytes: dict[int, int] = {}
         self._of_byte: dict[int, int] = {}
         self.octets = [None] * len(names)
         self._spines()
+
+    def _asked_for(self, number: int) -> bool:
+        return number in self._ragged
 
 
 def pieces_of(tokenizer: Any, escaped: bool = False) -> Pieces:
