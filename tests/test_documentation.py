@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from zoo.eval.photographs import write_photographs
@@ -45,7 +46,9 @@ def test_readme_python(folder: Path) -> None:
 
 
 @pytest.mark.slow  # two graphs are traced and translated
-def test_readme_export(folder: Path) -> None:
+def test_readme_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sizes are symbols while a graph is traced, and no integers.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason="the extra onnx is not installed")
     [block] = [block for block in blocks("README.md", "python") if "zoo.export" in block]
