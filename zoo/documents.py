@@ -59,15 +59,22 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"it has more than {DEEPEST} levels") from error
 
 
-def parse_yaml(text: str, loader: type[Any] = yaml.SafeLoader) -> Any:
+def parse_yaml(text: str, loader: type[Any] = yaml.SafeLoader, *, bounded: bool = True) -> Any:
     """The content of a YAML document, plain values only.
+
+    Args:
+        text: the document.
+        loader: a safe one of PyYAML.
+        bounded: look at its size and depth first; our own documents need no such look.
 
     Raises:
         ValueError: it is not valid, or larger or deeper than the bounds allow.
     """
     try:
-        _require_shallow(text)
-        return _bounded(yaml.load(text, Loader=loader))
+        if bounded:
+            _require_shallow(text)
+        document = yaml.load(text, Loader=loader)
+        return _bounded(document) if bounded else document
     except RecursionError as error:
         raise ValueError(f"it has more than {DEEPEST} levels") from error
     except (yaml.YAMLError, TypeError, AttributeError, KeyError, OverflowError) as error:

@@ -273,7 +273,8 @@ def read(path: str | os.PathLike[str]) -> list[Entry]:
     """
     path = Path(path)
     try:
-        raw = documents.parse_yaml(documents.read_text(path), documents.Loader)
+        text = documents.read_text(path)
+        raw = documents.parse_yaml(text, documents.Loader, bounded=path != catalogue_path())
     except OSError as error:
         raise RegistryError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

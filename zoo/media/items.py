@@ -184,6 +184,8 @@ def _opened(item: Any, wanted: str, others: tuple[str, ...] = ()) -> Any:
         wanted: what is expected, for messages.
         others: keys of mappings that are left to the caller.
     """
+    if isinstance(item, str | bytes):
+        return item
     if item is None:
         raise InputError(f"expected {wanted}, not NoneType")
     if type(item).__module__.partition(".")[0] == "pyarrow" and hasattr(item, "as_py"):

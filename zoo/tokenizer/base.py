@@ -315,13 +315,15 @@ class Tokenizer(saving.Saveable, ABC, Generic[ConfigT, EncodedT, MediaT]):
         return self._tokens(self.spec, ids, meta, copy=True)
 
     def _tokens(self, spec: Spec, ids: Sequence[Int[Tensor, " _"]], meta: Sequence[Meta], copy: bool) -> Tokens:
+        # Only a few families have segments, and asking many short tensors for their lengths takes a while.
+        segmented = type(self).segments is not Tokenizer.segments
         return Tokens.from_sequences(
             ids,
             tokenizer=spec.name,
             fingerprint=spec.fingerprint,
             vocab_size=spec.vocab_size,
             meta=meta,
-            segments=self.segments(max(map(len, ids), default=0)),
+            segments=self.segments(max(map(len, ids), default=0)) if segmented else (),
             frame=spec.frame,
             copy=copy,
         )

@@ -53,8 +53,8 @@ class FileTokenizer(Tokenizer[ConfigT, Tokens, bytes]):
         prepared = []
         for index, item in enumerate(as_items(items, batch_rank=2)):
             with naming_item(index):
-                octets = torch.from_numpy(read_bytes(item, max_bytes).copy())
-                prepared.append(Prepared({"octets": octets}, {}, len(octets)))
+                octets = read_bytes(item, max_bytes)
+                prepared.append(Prepared({"octets": torch.from_numpy(octets.copy())}, {}, len(octets)))
         return prepared
 
     @whole_numbers
