@@ -1,4 +1,4 @@
-"""What people write by hand where `zoo tokenize` would do: each a program of its own, from start to the file with the ids.
+"""Programs that people write by hand where `zoo tokenize` would do, each run from start to the file with the ids.
 
     python -m zoo.bench.contenders NAME CONTENDER FOLDER OUT WORKERS
 
