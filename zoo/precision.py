@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -252,6 +253,14 @@ def undisturbed(method: MethodT) -> MethodT:
             return method(self, *args, **kwargs)
 
     return shielded  # type: ignore[return-value]  # the signature is the method's
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether floating-point numbers hold neither NaN nor infinity: in one pass, where ``isfinite`` takes several."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def compute_dtype(layer: nn.Module) -> torch.dtype:

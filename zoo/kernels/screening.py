@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.precision import all_finite
 
 Screening = Literal["float32", "bfloat16", "float16x3"]
 #: What a search minimises or maximises: the Euclidean ``distance``, or the ``dot`` product of query and code.
@@ -111,6 +112,8 @@ def usable_queries(
 ) -> tuple[Float[Tensor, "queries dim"], Bool[Tensor, " queries"]]:
     """Queries as they are compared, and which of them are finite; the others become zero."""
     x = x.float()
+    if x.device.type == "cpu" and all_finite(x):
+        return unit(x, codebook.unit_widths), torch.ones(len(x), dtype=torch.bool)
     finite = x.isfinite().all(1)
     return unit(torch.where(finite[:, None], x, 0), codebook.unit_widths), finite
 

@@ -19,6 +19,7 @@ from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.media.items import audio_item
 from zoo.media.resampling import Resampler, resample, resampled_length
 from zoo.modality import modality
+from zoo.precision import all_finite
 
 # Read and written.
 AUDIO_EXTENSIONS = (
@@ -146,10 +147,10 @@ class AudioStream:
 
     def _resampled(self) -> Iterator[Float[Tensor, "channels _"]]:
         for block in self._source:
-            if not torch.isfinite(block).all():
+            if not all_finite(block):
                 raise InputError("the audio holds NaN or infinite samples")
             self.original_samples += block.shape[1]
-            if self._mono:
+            if self._mono and block.shape[0] > 1:
                 block = block.mean(0, keepdim=True)
             for part in block.split(self._resampler.block_samples(block.shape[0]), dim=1):
                 yield self._counted(self._resampler.push(part))

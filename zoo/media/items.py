@@ -353,7 +353,8 @@ def _as_tensor(array: NDArray[Any], wanted: str) -> Tensor:
 def _scaled(samples: Shaped[Tensor, "channels samples"]) -> Float[Tensor, "channels samples"]:
     if samples.is_floating_point():
         waveform = samples.float()
-        largest = float(waveform.abs().max())
+        low, high = waveform.detach().aminmax()
+        largest = max(-float(low), float(high))
         if _LARGEST_SAMPLE < largest < float("inf"):
             raise InputError(
                 f"floating-point samples must lie in [-1, 1] (up to {_LARGEST_SAMPLE:g} is let through), these reach "

@@ -27,6 +27,7 @@ from zoo.media.files import FILE_TYPES, open_source, replacing
 from zoo.media.image import prepare, reading
 from zoo.media.image.prepare import FITS, INTERPOLATIONS, restore_image
 from zoo.media.items import video_item
+from zoo.precision import all_finite
 
 log = logging.getLogger("zoo")
 
@@ -280,7 +281,7 @@ def _chained(first: NDArray[np.uint8], others: Iterator[NDArray[np.uint8]]) -> I
 
 def _levels(frame: Float[Tensor, "3 height width"]) -> NDArray[np.uint8]:
     """Levels ``[height, width, 3]`` of a frame in [-1, 1]."""
-    if not torch.isfinite(frame).all():
+    if not all_finite(frame):
         raise InputError("frames hold NaN or infinite pixels")
     levels = ((frame.detach().cpu().double().clamp(-1, 1) + 1) * 127.5 + 0.5).floor()
     return np.asarray(levels.to(torch.uint8).permute(1, 2, 0).numpy())
