@@ -329,7 +329,7 @@ class MagnetTokenizer(ByteTextTokenizer[MagnetConfig]):
             number = (
                 self._script(item.tensors["octets"].numpy().tobytes()) if script is None else self.config.scripts.index(script)
             )
-            found.append(torch.cat([torch.tensor([self.config.first_script + number]), ids]))
+            found.append(torch.cat([torch.tensor([self.config.first_script + number], dtype=torch.int64), ids]))
         return self.tokens(found, tokens.meta)
 
     def _script(self, octets: bytes) -> int:

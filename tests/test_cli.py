@@ -583,6 +583,7 @@ def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
         ("zoo.bench.run", "matmul_rate"),
         ("zoo.bench.compress", "_Bench"),
         ("zoo.eval.reconstruct", "RunJournal"),
+        ("zoo.onnx_export", "export"),
     ):
         monkeypatch.setattr(importlib.import_module(module), name, reached)
 
@@ -601,6 +602,7 @@ WORKING: dict[str, list[list[str]]] = {
     "cards": [["wavtokenizer"]],
     "pull": [["wavtokenizer-tiny"]],
     "convert": [["wavtokenizer-tiny"]],
+    "export": [["<sound-model>", "-o", "<out>"]],
     "encode": [["<sound-model>", "<sound>", "-o", "<out>.zt"], ["<image-model>", "<image>", "-o", "<out>.zt"]],
     "decode": [
         ["<sound-tokens>", "-o", "<out>.wav", "--tokenizer", "<sound-model>"],
@@ -629,6 +631,7 @@ FREE = {
     ("eval", "out"),
     ("bench", "out"),
     ("decode", "out"),
+    ("export", "out"),
 }
 
 

@@ -26,8 +26,8 @@ def padded_words(words: Sequence[bytes]) -> tuple[Int[Tensor, "words longest"], 
     """The bytes of words, padded with 0, and which of them are bytes."""
     rows = [torch.tensor(list(word), dtype=torch.int64) for word in words]
     octets = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(word) for word in words])
-    return octets, torch.arange(octets.shape[1]) < lengths[:, None]
+    lengths = torch.tensor([len(word) for word in words], dtype=torch.int64)
+    return octets, torch.arange(octets.shape[1], dtype=torch.int64) < lengths[:, None]
 
 
 class CrossAttention(nn.Module):
@@ -74,15 +74,15 @@ class CrossAttention(nn.Module):
         if len(octets) > LONGEST:
             raise InputError(f"{len(octets)} bytes are more than the {LONGEST} that the byte layers take: cut the text")
         device = self.latent_query.device
-        hidden = self.network(torch.tensor([list(octets)], device=device)).last_hidden_state[0]
+        hidden = self.network(torch.tensor([list(octets)], dtype=torch.int64, device=device)).last_hidden_state[0]
         mask = padded_words(words)[1].to(device)
         places = mask.flatten().cumsum(0).view(mask.shape).clamp(min=1) - 1
         query = self._heads(self.q_proj(self.latent_query), "norm_query").expand(len(words), -1, -1, -1)
         key = self._heads(self.k_proj(hidden), "norm_key")
         value = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim))
-        order = torch.arange(len(words), device=device)
+        order = torch.arange(len(words), dtype=torch.int64, device=device)
         query = self._turned(query, order[:, None])
-        key = self._turned(key[None], torch.arange(len(octets), device=device)[None])[0]
+        key = self._turned(key[None], torch.arange(len(octets), dtype=torch.int64, device=device)[None])[0]
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             key[places].transpose(1, 2),

@@ -55,7 +55,7 @@ class PrefixWord(nn.Module):
     def spell(self, vectors: Words) -> list[bytes]:
         """The most likely bytes of each word, one after the other, up to its end or the longest length."""
         octets = torch.zeros(len(vectors), 0, dtype=torch.int64, device=vectors.device)
-        lengths = torch.full((len(vectors),), self.limit, device=vectors.device)
+        lengths = torch.full((len(vectors),), self.limit, dtype=torch.int64, device=vectors.device)
         for place in range(self.limit):
             best = self(vectors, octets)[:, -1].argmax(-1)
             lengths = torch.where((best == END) & (lengths == self.limit), place, lengths)
