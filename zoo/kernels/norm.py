@@ -35,7 +35,9 @@ def group_norm(
     out = torch.empty_like(x)
     scratch = torch.zeros(2, blocks, channels, dtype=torch.float64, device="cpu")
     scales = torch.empty(2, channels, dtype=torch.float32, device="cpu")
-    (sums, squares), (scale, shift) = map(_address, scratch), map(_address, scales)
+    # The second half of each; slices would take longer than the sums of a small image.
+    sums, scale = _address(scratch), _address(scales)
+    squares, shift = _address(scratch, blocks * channels), _address(scales, channels)
     factors = weight.detach().contiguous(), bias.detach().contiguous()
     size = tuple(map(ctypes.c_int64, (pixels, channels, _BLOCK)))
     settings = ctypes.c_int64(groups), ctypes.c_double(eps), *map(_address, factors)
@@ -59,5 +61,6 @@ def _over_blocks(function: object, blocks: int, work: int, *arguments: object) -
     native.over_rows(of_rows, blocks, work, *arguments)
 
 
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _address(tensor: Tensor, place: int = 0) -> ctypes.c_void_p:
+    """Where a number of a contiguous tensor lies."""
+    return ctypes.c_void_p(tensor.data_ptr() + place * tensor.element_size())
