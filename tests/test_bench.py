@@ -26,6 +26,7 @@ from zoo.bench import against, audio, image, originals, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
+from zoo.machine import described
 from zoo.quantization.packed import quantized_layers
 
 
@@ -248,6 +249,12 @@ def test_peak_memory_sees_what_was_freed() -> None:
     with peak_memory("cpu") as peak:
         torch.ones(50_000_000)
     assert peak[0] > 100_000_000
+
+
+def test_figures_say_what_they_were_measured_on() -> None:
+    machine = described()
+    assert machine["device"] and machine["threads"] == torch.get_num_threads() and machine["torch"] == torch.__version__
+    assert isinstance(machine["amx"], bool) and machine["vectors"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_against_another_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 import zoo
 from small_models import small_flextok, small_wavtokenizer
 from zoo import cli, media
+from zoo.cli.console import print_lines
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 
@@ -96,7 +97,10 @@ def test_list_and_info(run) -> None:  # type: ignore[no-untyped-def]
     assert "reported" in shown
     assert "arXiv 2408.16532" in shown
     assert json.loads(run("info", "wavtokenizer-tiny", "--json").out)["weights"]["source"] == "embedded"
-    assert "wavtokenizer-tiny" in run("list").out
+    # Whole lines in a pipe.
+    [line] = run("list", "flextok-tiny").out.splitlines()[1:]
+    assert line.split(maxsplit=2)[:2] == ["flextok-tiny", "image"]
+    assert line.endswith(f"in the package  {zoo.info('flextok-tiny').description}")
 
 
 def test_cards(run) -> None:  # type: ignore[no-untyped-def]
@@ -516,6 +520,13 @@ def test_streams_that_are_closed_or_full(model: str, sounds: Path, tmp_path: Pat
         ):
             full = run_quietly(*arguments, shell=">/dev/full")
             assert full.returncode in (1, 6) and b"No space left" in full.stderr, full.stderr
+
+
+def test_lines_end_at_the_edge_of_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "12")
+    print_lines([("a", "bc"), ("long", "twelve letters"), ("long", "sixsix")])
+    assert capsys.readouterr().out.splitlines() == ["a     bc", "long  twelv…", "long  sixsix"]
 
 
 def run_quietly(*arguments: object, **options: str):  # type: ignore[no-untyped-def]

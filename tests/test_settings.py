@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from test_contract import EMBEDDED, ITEMS, RANDOM, close, numbers
 from torch import Tensor
 
 import zoo
-from zoo.precision import exact_float32, undisturbed
+from zoo.precision import all_finite, exact_float32, undisturbed
 
 # Drawing takes its time, and a few steps show what many would.
 QUICK = {"flextok": {"steps": 2}, "seed": {"steps": 2}, "vat": {"resolution": 16}}
@@ -371,6 +372,16 @@ class A:
         torch.empty(2)
 """
     assert factories_without_type(source) == ["3: torch.zeros(3)"]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_seen(wrong: float) -> None:
+    values = torch.linspace(-1, 1, 1000, dtype=torch.float32) * 3e38
+    assert all_finite(values) and all_finite(values[:0])
+    for place in (0, 500, 999):
+        broken = values.clone()
+        broken[place] = wrong
+        assert not all_finite(broken)
 
 
 def test_every_tensor_that_is_made_has_a_type() -> None:

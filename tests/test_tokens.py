@@ -26,6 +26,14 @@ def batch(lengths: tuple[int, ...] = (5, 0, 9), vocab_size: int = 1000, seed: in
     return Tokens.from_sequences(sequences, **(settings | options))
 
 
+def test_a_single_sequence_is_copied_unless_it_need_not_be() -> None:
+    ids = torch.tensor([1, 2, 3])
+    settings = {"tokenizer": "mine", "fingerprint": "", "vocab_size": 10}
+    copied, shared = Tokens.from_sequences([ids], **settings), Tokens.from_sequences([ids], **settings, copy=False)
+    ids[0] = 7
+    assert (copied.tolist(), shared.tolist()) == ([[1, 2, 3]], [[7, 2, 3]])
+
+
 def resealed(content: bytes) -> bytes:
     """A tampered file with a checksum that fits."""
     return content[:-4] + struct.pack("<I", zlib.crc32(content[:-4]))

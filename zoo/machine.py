@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,17 @@ def has_amx() -> bool:
     """Whether the processor has matrix units for bfloat16, by which measurements of it differ most."""
     cpu_info = Path("/proc/cpuinfo")
     return cpu_info.exists() and "amx_tile" in cpu_info.read_text(errors="replace")
+
+
+def described(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Device, AMX, vector instructions, threads and version of PyTorch, as figures keep them."""
+    return {
+        "device": device_name(torch.device(device)),
+        "amx": has_amx(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def usable_device(device: torch.device | str) -> torch.device:

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from zoo import hub, registry
 from zoo.errors import ArgumentError
-from zoo.machine import device_name, has_amx
+from zoo.machine import described
 from zoo.media import write_json
 from zoo.modality import modality
 
@@ -116,13 +115,7 @@ def run(
             found.append(Comparison(name, work, batch, **compare(measures, pairs)))
     content: dict[str, Any] = {
         "against": Path(other).name,
-        "machine": {
-            "device": device_name(torch.device("cpu")),
-            "amx": has_amx(),
-            "vectors": torch.backends.cpu.get_cpu_capability(),
-            "threads": threads,
-            "torch": torch.__version__,
-        },
+        "machine": described() | {"threads": threads},
         "pairs": pairs,
         "processes": PROCESSES,
         "unknown": unknown,

@@ -22,7 +22,7 @@ from torch import nn
 from zoo.kernels import binary as kernel
 from zoo.kernels import native
 from zoo.kernels.binary import Execution
-from zoo.machine import device_name, usable_device
+from zoo.machine import described, usable_device
 from zoo.media import write_json
 from zoo.quantization.binary import PackedBinary, binarize
 from zoo.quantization.binary_operators import OPERATORS
@@ -160,11 +160,7 @@ def run(
     content: dict[str, Any] = {
         "name": "zoo.kernels.binary",
         "unit": "milliseconds of the processor" if device == "cpu" else "milliseconds",
-        "machine": {
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": described(device),
         "products": [],
         "layers": [],
         "training": [],

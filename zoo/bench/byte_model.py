@@ -25,7 +25,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 from zoo.text import ByteModel, pieces_of
 
@@ -209,11 +209,7 @@ def run(*, threads: int | None = None, json_path: str | Path | None = None) -> d
     content = {
         "bytes": len(octets),
         "model": dict(zip(("layers", "width", "heads", "vocabulary"), SIZES, strict=True)),
-        "machine": {
-            "device": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": described(),
         "measurements": [
             {
                 "contender": way,

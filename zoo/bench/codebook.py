@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.bench.measure import Job, matmul_rate, measure
 from zoo.kernels.codebook import nearest, prepare
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 
 NAME = "zoo.kernels.codebook"
@@ -91,12 +91,8 @@ def run(
     content = {
         "name": NAME,
         "unit": UNIT,
-        "machine": {
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads(),
-            "matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()},
-            "torch": torch.__version__,
-        },
+        "machine": described(device)
+        | {"matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()}},
         "measurements": [vars(result) for result in results],
     }
     if json_path is not None:

@@ -26,7 +26,7 @@ from zoo.compress import kv
 from zoo.compress.quecc import QueCCConfig, QueCCProjector
 from zoo.compress.stats import prefill_flops
 from zoo.errors import InputError
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import replacing, write_json
 
 NAME = "compress"
@@ -249,10 +249,8 @@ def run(
         "name": NAME,
         "model": asdict(sizes) | {"tokens": sizes.tokens, "parameters": sum(p.numel() for p in bench.model.parameters())},
         "prompt": {"batch": batch, "text": text, "steps": steps},
-        "machine": {
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+        "machine": described(device)
+        | {
             "dtype": str(dtype).removeprefix("torch."),
             "clock": "processor" if device == "cpu" else "elapsed",
         },

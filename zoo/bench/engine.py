@@ -37,7 +37,7 @@ from zoo.engine.store import Store
 from zoo.engine.unit import hello_of
 from zoo.errors import ArgumentError, FormatError
 from zoo.hub import load
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_audio, write_image, write_json
 from zoo.modality import modality
 from zoo.tokenizer import Tokenizer
@@ -107,7 +107,8 @@ def run(
         with tempfile.TemporaryDirectory() as scratch:
             measured += _measured(name, Path(scratch), items, workers, peers)
     content = {
-        "machine": {"device": device_name(torch.device("cpu")), "workers": workers, "torch": torch.__version__},
+        # Each process has one thread.
+        "machine": described() | {"threads": 1, "workers": workers},
         "measurements": [vars(one) for one in measured],
         "data": data_sets(DATA_ITEMS if items >= ITEMS else items),
     }

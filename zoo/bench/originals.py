@@ -30,7 +30,7 @@ from zoo.bench.measure import Work, peak_memory, random_model
 from zoo.errors import InputError
 from zoo.hub import load_upstream
 from zoo.kernels.codebook import nearest, prepare
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 
 #: Lengths of a ragged batch, over that of its longest item.
@@ -103,11 +103,7 @@ def run(
     with torch.inference_mode():
         rows = [measured(pair, repetitions) for name in chosen for pair in PARTS[name]()]
     content = {
-        "machine": {
-            "device": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": described(),
         "rows": [asdict(row) for row in rows],
     }
     if json_path is not None:

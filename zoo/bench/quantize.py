@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.bench.measure import Job, Work, matmul_rate, measure
 from zoo.kernels import lowbit
 from zoo.kernels.formats import format_named
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 from zoo.moved import names_of
 from zoo.quantization.layers import Granularity, LowBitLayer
@@ -74,11 +74,9 @@ def run(
     content = {
         "name": NAME,
         "unit": UNIT,
-        "machine": {
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads(),
+        "machine": described(device)
+        | {
             "matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()},
-            "torch": torch.__version__,
             "compiled_kernel": lowbit.compiled(format_named("e2m1"), sizes[0], 1),
         },
         "weight_bytes": weights,

@@ -14,7 +14,7 @@ from zoo import registry
 from zoo.bench.measure import matmul_rate, measure
 from zoo.bench.quantized import footprints
 from zoo.errors import InputError
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 from zoo.modality import modality
 from zoo.quantization.methods import method_named
@@ -71,12 +71,8 @@ def run(
     content: dict[str, Any] = {
         "name": name,
         "unit": benchmark.UNIT,
-        "machine": {
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads(),
-            "matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()},
-            "torch": torch.__version__,
-        },
+        "machine": described(device)
+        | {"matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()}},
         "measurements": [vars(result) for result in results],
     }
     if chosen.get("quantize"):

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from zoo.machine import device_name
+from zoo.machine import described
 from zoo.media import write_json
 from zoo.quantization.fp import FloatFormat, fake_quantize, mantissa_splits, search
 
@@ -81,11 +81,7 @@ def run(*, side: int = SIDE, threads: int | None = None, json_path: str | Path |
         "numbers": x.numel(),
         "formats": [format.name for format in formats],
         "candidates": len(found.grid),
-        "machine": {
-            "device": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+        "machine": described(),
         "measurements": measurements,
     }
     if json_path is not None:

@@ -163,6 +163,7 @@ class ReflectConv1d(nn.Module):
         activate: bool = False,
     ) -> Float[Tensor, "batch time_out channels_out"]:
         """Pad every item at its own ends, after an ELU if asked to, and convolve; for kernels of more than one sample."""
+        # Not -(-size // stride): of a negative size, the graphs of an export divide towards zero.
         frames = (x.shape[1] + self.stride - 1) // self.stride
         x = reflect_pad(x, self.left, self.right, self.stride, lengths, activate)
         return conv1d(x, self.weight, self.bias, self.stride)[:, :frames]
