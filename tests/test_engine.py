@@ -532,7 +532,11 @@ def test_hangs_kills_and_crashes_of_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker loads the tokenizer")
-def test_workers_are_forks_that_end_with_the_process_they_come_from() -> None:
+@pytest.mark.parametrize("unnoticed", [False, True])
+def test_workers_are_forks_that_end_with_the_process_they_come_from(unnoticed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another such process takes its place; also if the system, for a while after its end, says that it is alive."""
+    if unnoticed:
+        monkeypatch.setattr("zoo.engine.nursery._Started.alive", True)
     nursery = Nursery(Loading.of(Hazard()), {})
     try:
         assert nursery.hello().header.tokenizer == "hazard"

@@ -86,6 +86,9 @@ class Nursery:
                 try:
                     return first.fork()
                 except WorkerError:
+                    # For a moment a process that is killed goes on being there, though it does not answer any more.
+                    first.kill()
+                    self._first = None
                     if attempt == _ATTEMPTS - 1 or self._closed:
                         raise
             if not self._given:
@@ -212,6 +215,10 @@ class _Started:
                 self.worker.outgoing.close()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it, and with it what was forked from it."""
         self._process.kill()
         self._process.wait()
         self._hatch.close()
