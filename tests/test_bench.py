@@ -22,7 +22,7 @@ from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
 from small_models_snac import SMALL_SNAC
 from zoo import bench, registry
-from zoo.bench import against, audio, image, originals, print_table, run
+from zoo.bench import against, audio, image, image_originals, originals, print_table, run
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
@@ -160,6 +160,26 @@ def test_originals_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
     assert "100.00%" in capsys.readouterr().out
     with pytest.raises(zoo.InputError, match="no part 'dac'; there are snac, s3tokenizer, lookup"):
         originals.run(["dac"])
+
+
+def test_images_beside_the_networks_of_their_authors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    configs = {"flextok": SMALL_FLEXTOK, "tokenflow": SMALL_TOKENFLOW}
+    monkeypatch.setattr(registry, "check_config", lambda entry: configs[entry.family])
+    small = {
+        "flextok": lambda: image_originals.flextok(lengths=(2, 8), steps=2),
+        "tokenflow": image_originals.tokenflow,
+    }
+    monkeypatch.setattr(originals, "PARTS", small)
+    content = originals.run(repetitions=1, json_path=tmp_path / "originals.json")
+    assert json.loads((tmp_path / "originals.json").read_text()) == content
+    found = {f"{row['name']}, {row['case']}": row for row in content["rows"]}
+    assert len(found) == 13 and all(row["ours"] > 0 and row["original"] > 0 for row in found.values())
+    for case, row in found.items():
+        if row["apart"] is None:
+            assert row["equal"] == 1 if "fp32" in case else row["equal"] > 0.5, case
+        else:
+            assert row["apart"] < (2e-5 if "fp32" in case else 0.1), case
+    originals.print_table(content)
 
 
 def test_dense_lookups_multiply_what_they_found() -> None:

@@ -212,7 +212,7 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
             noises = self._noises(tokens, sizes, seed, generator, noise)
             for batch in self._decode_batches(tokens, sizes):
                 latents = self._sample(tokens[batch], torch.stack([noises[i] for i in batch]), advance, options)
-                for index, image in zip(batch, self._decode_latents(latents), strict=True):
+                for index, image in zip(batch, self.decode_scaled(latents), strict=True):
                     restored = size == "original" and bool(tokens.meta)
                     images[index] = media.restore_image(image, tokens.meta[index], max_pixels) if restored else image
         return [images[i] for i in range(len(tokens))]
@@ -334,7 +334,8 @@ class FlexTok(ImageTokenizer[FlexTokConfig, Tokens]):
             )
 
     @torch.no_grad()
-    def _decode_latents(self, latents: LatentTensor) -> list[Float[Tensor, "3 height width"]]:
+    def decode_scaled(self, latents: LatentTensor) -> list[Float[Tensor, "3 height width"]]:
+        """Images of scaled latents, such as `decode_latents` makes, by the autoencoder alone; nominally in [-1, 1]."""
         batch = self.budget("autoencoder")
         with exact_float32(self.device):
             return [image for part in (latents / self.config.scaling_factor).split(batch) for image in self.vae.decoder(part)]

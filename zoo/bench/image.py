@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
 from zoo.bench.quantized import Call, outline, quantized_model
+from zoo.nn.vae import VAE, VAESizes
 from zoo.tokenizer import Tokenizer
 
 UNIT = "image"
@@ -171,7 +172,7 @@ def _with_weights(model: Any, tokenizer: Any) -> Any:
     for ours, name in ((tokenizer.encoder, "quant_conv"), (tokenizer.decoder, "post_quant_conv")):
         if getattr(model, name) is not None:
             getattr(model, name).load_state_dict(getattr(ours, name).state_dict())
-    return model.to(tokenizer.device).eval().requires_grad_(False)
+    return model.to(next(tokenizer.parameters()).device).eval().requires_grad_(False)
 
 
 def _vq_library(tokenizer: Any, images: Tensor) -> Library:
@@ -209,10 +210,10 @@ def _vq_library(tokenizer: Any, images: Tensor) -> Library:
     return "transformers", lambda: model.encode(images, sizes), lambda: model.decode(ids)
 
 
-def _kl_library(tokenizer: Any, images: Tensor) -> Library:
+def autoencoder_of_diffusers(sizes: VAESizes, vae: VAE) -> Any:
+    """diffusers' ``AutoencoderKL`` with copies of an autoencoder's weights."""
     from diffusers import AutoencoderKL
 
-    sizes = tokenizer.config.vae
     levels = len(sizes.widths)
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -224,7 +225,11 @@ def _kl_library(tokenizer: Any, images: Tensor) -> Library:
         use_quant_conv=sizes.quant_convs,
         use_post_quant_conv=sizes.quant_convs,
     )
-    model = _with_weights(model, tokenizer.vae)
+    return _with_weights(model, vae)
+
+
+def _kl_library(tokenizer: Any, images: Tensor) -> Library:
+    model = autoencoder_of_diffusers(tokenizer.config.vae, tokenizer.vae)
     images = images.to(tokenizer.device)
     latents = model.encode(images).latent_dist.mode()
     return "diffusers", lambda: model.encode(images).latent_dist.mode(), lambda: model.decode(latents)

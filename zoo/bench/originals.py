@@ -1,4 +1,4 @@
-"""`zoo bench originals`: families written anew beside the packages of their authors, and IBQ's lookup beside a dense one.
+"""`zoo bench originals`: families beside packages, networks and a lookup as their authors write them.
 
 Both sides have the same random weights and get the same input, in one process, in turns; a row is the median of its turns.
 *Ragged* is a batch of eight recordings of different lengths, which the packages pad to the longest one.
@@ -45,7 +45,7 @@ class Pair:
         name: of the model.
         case: what goes in.
         ours, original: the two ways.
-        alike: whether both return ids that have to be equal; a padded batch changes the original's.
+        alike: whether both return the same ids or numbers, but for rounding; a padded batch changes the original's.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Row:
         times: the original's CPU seconds over ours, the median of the turns.
         ours_memory, original_memory: bytes allocated in a first call, at most.
         equal: share of ids that are equal; ``None`` where they need not be.
+        apart: largest difference of numbers, over the original's largest; ``None`` for ids and where they need not be equal.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Row:
     ours_memory: int
     original_memory: int
     equal: float | None
+    apart: float | None = None
 
 
 def run(
@@ -116,7 +118,7 @@ def print_table(content: Mapping[str, Any]) -> None:
     machine = content["machine"]
     console = Console()
     console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
-    table = Table("model", "case", "ours, CPU s", "original", "times", "ours, +MB", "original, +MB", "equal ids")
+    table = Table("model", "case", "ours, CPU s", "original", "times", "ours, +MB", "original, +MB", "alike")
     for row in content["rows"]:
         table.add_row(
             row["name"],
@@ -126,9 +128,16 @@ def print_table(content: Mapping[str, Any]) -> None:
             f"{row['times']:.2f}",
             f"{row['ours_memory'] / 1e6:.0f}",
             f"{row['original_memory'] / 1e6:.0f}",
-            "" if row["equal"] is None else f"{row['equal']:.2%}",
+            _likeness(row),
         )
     console.print(table)
+
+
+def _likeness(row: Mapping[str, Any]) -> str:
+    """Share of equal ids, or how far numbers are apart."""
+    if row["equal"] is not None:
+        return f"{row['equal']:.2%}"
+    return "" if row["apart"] is None else f"{row['apart']:.0e}"
 
 
 def measured(pair: Pair, repetitions: int) -> Row:
@@ -137,7 +146,11 @@ def measured(pair: Pair, repetitions: int) -> Row:
         own = pair.ours()
     with peak_memory("cpu") as original_peak:
         theirs = pair.original()
-    equal = float((own == theirs).double().mean()) if pair.alike else None
+    equal = apart = None
+    if pair.alike and own.is_floating_point():
+        apart = float((own - theirs).abs().max() / theirs.abs().max())
+    elif pair.alike:
+        equal = float((own == theirs).double().mean())
     del own, theirs
     turns = [(_seconds(pair.ours), _seconds(pair.original)) for _ in range(repetitions)]
     return Row(
@@ -149,6 +162,7 @@ def measured(pair: Pair, repetitions: int) -> Row:
         ours_peak[0],
         original_peak[0],
         equal,
+        apart,
     )
 
 
@@ -247,8 +261,28 @@ def dense_lookup(
     return ids.flatten()
 
 
+def flextok() -> Iterator[Pair]:
+    """FlexTok's networks beside the same ones as their authors write them."""
+    from zoo.bench import image_originals
+
+    yield from image_originals.flextok()
+
+
+def tokenflow() -> Iterator[Pair]:
+    """TokenFlow's networks beside the same ones as their authors write them."""
+    from zoo.bench import image_originals
+
+    yield from image_originals.tokenflow()
+
+
 #: The parts of the table, by name.
-PARTS: dict[str, Callable[[], Iterator[Pair]]] = {"snac": snac, "s3tokenizer": s3tokenizer, "lookup": lookup}
+PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
+    "snac": snac,
+    "s3tokenizer": s3tokenizer,
+    "lookup": lookup,
+    "flextok": flextok,
+    "tokenflow": tokenflow,
+}
 
 
 def _sounds(longest: float, rate: int) -> tuple[Float[Tensor, " samples"], list[Tensor]]:
