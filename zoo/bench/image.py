@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.bench.measure import Job, Work, random_model
 from zoo.bench.quantized import Call, outline, quantized_model
-from zoo.nn.vae import VAE, VAESizes
 from zoo.tokenizer import Tokenizer
 
 UNIT = "image"
@@ -210,8 +209,8 @@ def _vq_library(tokenizer: Any, images: Tensor) -> Library:
     return "transformers", lambda: model.encode(images, sizes), lambda: model.decode(ids)
 
 
-def autoencoder_of_diffusers(sizes: VAESizes, vae: VAE) -> Any:
-    """diffusers' ``AutoencoderKL`` with copies of an autoencoder's weights."""
+def autoencoder_of_diffusers(sizes: Any, vae: Any) -> Any:
+    """diffusers' ``AutoencoderKL`` with copies of the weights of a `zoo.nn.vae.VAE` of these sizes."""
     from diffusers import AutoencoderKL
 
     levels = len(sizes.widths)
