@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo.bench.image import autoencoder_of_diffusers, pictures
 from zoo.bench.image_networks import GUIDANCE, FlexTokNetworks, TokenFlowDecoder, TokenFlowEncoder
-from zoo.bench.measure import random_model
-from zoo.bench.originals import Pair
+from zoo.bench.measure import Pair, random_model
 from zoo.precision import exact_float32
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

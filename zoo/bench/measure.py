@@ -70,6 +70,24 @@ class Measurement:
     floor_share: float | None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One piece of work done in two ways.
+
+    Attributes:
+        name: of the model.
+        case: what goes in.
+        ours, original: the two ways.
+        alike: whether both return the same ids or numbers, but for rounding; a padded batch changes the original's.
+    """
+
+    name: str
+    case: str
+    ours: Work
+    original: Work
+    alike: bool = True
+
+
 def measure(job: Job, rates: dict[torch.dtype, float], repetitions: int, device: str) -> Measurement:
     """Run a job a few times after one run to warm up; a long one once."""
     assert job.work is not None

@@ -25,8 +25,9 @@ from rich.table import Table
 from torch import Tensor
 
 from zoo import registry
+from zoo.bench import image_originals
 from zoo.bench.audio import original_s3tokenizer, original_snac
-from zoo.bench.measure import Work, peak_memory, random_model
+from zoo.bench.measure import Pair, Work, peak_memory, random_model
 from zoo.errors import InputError
 from zoo.hub import load_upstream
 from zoo.kernels.codebook import nearest, prepare
@@ -35,24 +36,6 @@ from zoo.media import write_json
 
 #: Lengths of a ragged batch, over that of its longest item.
 RAGGED = (0.1, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One piece of work done in two ways.
-
-    Attributes:
-        name: of the model.
-        case: what goes in.
-        ours, original: the two ways.
-        alike: whether both return the same ids or numbers, but for rounding; a padded batch changes the original's.
-    """
-
-    name: str
-    case: str
-    ours: Work
-    original: Work
-    alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -261,27 +244,13 @@ def dense_lookup(
     return ids.flatten()
 
 
-def flextok() -> Iterator[Pair]:
-    """FlexTok's networks beside the same ones as their authors write them."""
-    from zoo.bench import image_originals
-
-    yield from image_originals.flextok()
-
-
-def tokenflow() -> Iterator[Pair]:
-    """TokenFlow's networks beside the same ones as their authors write them."""
-    from zoo.bench import image_originals
-
-    yield from image_originals.tokenflow()
-
-
 #: The parts of the table, by name.
 PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
     "snac": snac,
     "s3tokenizer": s3tokenizer,
     "lookup": lookup,
-    "flextok": flextok,
-    "tokenflow": tokenflow,
+    "flextok": image_originals.flextok,
+    "tokenflow": image_originals.tokenflow,
 }
 
 
