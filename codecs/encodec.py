@@ -301,6 +301,8 @@ class Encodec(ResidualAudioTokenizer[EncodecConfig]):
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, settings=("codebooks", "parts"))
     at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(40_000, 1 << 22), "decode": Budget(100, 8_000)}
     whole_frames = False
+    # A step of the LSTMs for eight items takes twice the time of one.
+    beside = 8
 
     def __init__(self, config: EncodecConfig | None = None, *, name: str = "encodec") -> None:
         from transformers import EncodecModel

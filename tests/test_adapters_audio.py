@@ -28,7 +28,7 @@ from small_models_adapters import (
     state_of,
     xcodec_model,
 )
-from zoo.nn.stages import Window
+from zoo.nn.stages import Recurrent, Window
 from zoo.tokenizer import Budget
 
 
@@ -277,6 +277,34 @@ def test_what_lies_beyond_the_reach_changes_nothing(name: str) -> None:
                 assert change(middle) > 0 and max(change(left), change(left + 1)) > 0
                 assert max(change(middle + reach.right), change(middle + reach.right - 1)) > 0
         assert seen
+
+
+def test_sequences_of_any_lengths_go_through_an_lstm_together() -> None:
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(3, 3, num_layers=2).double().requires_grad_(False)
+    calls: list[tuple[int, ...]] = []
+    lstm.register_forward_hook(lambda _, given, out: calls.append(tuple(given[0].shape[:2])))
+    sizes = [[5, 5, 2], [5, 7], [0, 9, 1], [5, 5, 5]]
+    waves = [torch.randn(1 + (place == 2), 3, sum(own)) for place, own in enumerate(sizes)]
+    expected = [Recurrent(lstm).push(wave, True) for wave in waves]
+    calls.clear()
+    stages, found = [Recurrent(lstm) for _ in waves], [list[Tensor]() for _ in waves]
+    pieces = [list(wave.split(own, dim=2)) for wave, own in zip(waves, sizes, strict=True)]
+    for turn in range(3):
+        given = [own[turn] if turn < len(own) and own[turn].shape[2] else None for own in pieces]
+        out = Recurrent.push_all(stages, given, [turn + 1 >= len(own) for own in pieces])
+        assert [own is None for own in out] == [own is None for own in given]
+        for own, more in zip(found, out, strict=True):
+            own += [] if more is None else [more]
+        if turn == 1:
+            # As if the program had been stopped here.
+            states = [stage.state() for stage in stages]
+            stages = [Recurrent(lstm) for _ in waves]
+            for stage, state in zip(stages, states, strict=True):
+                stage.restore(state)
+    assert all(torch.allclose(torch.cat(own, 2), right, atol=1e-6) for own, right in zip(found, expected, strict=True))
+    # Steps and sequences: whoever is through no longer takes part.
+    assert calls == [(5, 3), (5, 5), (2, 3), (2, 2), (1, 4), (1, 2), (3, 1)]
 
 
 @every_family

@@ -37,6 +37,11 @@ class Stage(ABC):
             last: whether the sequence ends here.
         """
 
+    @classmethod
+    def push_all(cls, stages: Sequence[Any], pieces: Sequence[Tensor | None], last: Sequence[bool]) -> list[Tensor | None]:
+        """`push` for several sequences, of any lengths, in a stage of one network each; some are quicker together."""
+        return [stage.push(x, ends) for stage, x, ends in zip(stages, pieces, last, strict=True)]
+
     def whole(self, x: Tensor) -> Tensor:
         """All of a sequence in one pass, without state; with gradients it is a plain function, which can be exported."""
         y = self.push(x, True)
@@ -132,18 +137,49 @@ class Whole(Stage):
 
 
 class Recurrent(Stage):
-    """An LSTM with a skip connection, ``[batch, channels, frames]`` in and out."""
+    """An LSTM with a skip connection, ``[batch, channels, frames]`` in and out.
+
+    A step reads all weights, for one sequence or for many, so that sequences take their steps together where they can.
+    """
 
     def __init__(self, lstm: nn.LSTM) -> None:
         self._lstm = lstm
         self._memory: tuple[Tensor, Tensor] | None = None
 
     def push(self, x: Tensor | None, last: bool) -> Tensor | None:
-        if x is None:
+        return self.push_all([self], [x], [last])[0]
+
+    @classmethod
+    def push_all(cls, stages: Sequence[Any], pieces: Sequence[Tensor | None], last: Sequence[bool]) -> list[Tensor | None]:
+        """See `Stage.push_all`. Of pieces of different lengths, the longer ones go on without those that are through."""
+        given = [(stage, x) for stage, x in zip(stages, pieces, strict=True) if x is not None and x.shape[-1]]
+        if not given:
+            return [None] * len(pieces)
+        lstm: nn.LSTM = given[0][0]._lstm
+        dtype = next(lstm.parameters()).dtype
+        found: dict[int, list[Tensor]] = {}
+        start = 0
+        for stop in sorted({x.shape[-1] for _, x in given}):
+            given = [(stage, x) for stage, x in given if x.shape[-1] > start]
+            frames = torch.cat([x[..., start:stop] for _, x in given]).permute(2, 0, 1).to(dtype).contiguous()
+            y, memory = lstm(frames, cls._joined([(stage, len(x)) for stage, x in given], lstm))
+            sizes = [len(x) for _, x in given]
+            for (stage, _), own in zip(given, (y + frames).permute(1, 2, 0).float().split(sizes), strict=True):
+                found.setdefault(id(stage), []).append(own)
+            for (stage, _), hidden, cell in zip(given, *(own.split(sizes, dim=1) for own in memory), strict=True):
+                stage._memory = hidden, cell
+            start = stop
+        return [torch.cat(found[id(stage)], dim=-1) if id(stage) in found else None for stage in stages]
+
+    @staticmethod
+    def _joined(stages: Sequence[tuple[Recurrent, int]], lstm: nn.LSTM) -> tuple[Tensor, Tensor] | None:
+        """What several remember, one beside the other, where their batches have these sizes; zeros at the beginning."""
+        if all(stage._memory is None for stage, _ in stages):
             return None
-        frames = x.permute(2, 0, 1).to(next(self._lstm.parameters()).dtype).contiguous()
-        y, self._memory = self._lstm(frames, self._memory)
-        return (y + frames).permute(1, 2, 0).float()
+        like = next(lstm.parameters())
+        memories = [stage._memory or (like.new_zeros(lstm.num_layers, size, lstm.hidden_size),) * 2 for stage, size in stages]
+        hidden, cell = (torch.cat(own, dim=1) for own in zip(*memories, strict=True))
+        return hidden, cell
 
     def state(self) -> dict[str, Any]:
         return {"memory": None if self._memory is None else list(self._memory)}
@@ -217,6 +253,14 @@ class Chain(Stage):
         for stage in self.stages:
             x = stage.push(x, last)
         return x
+
+    @classmethod
+    def push_all(cls, stages: Sequence[Any], pieces: Sequence[Tensor | None], last: Sequence[bool]) -> list[Tensor | None]:
+        """See `Stage.push_all`: all of them in one stage, then in the next."""
+        found = list(pieces)
+        for together in zip(*(chain.stages for chain in stages), strict=True):
+            found = type(together[0]).push_all(together, found, last)
+        return found
 
     def whole(self, x: Tensor) -> Tensor:
         for stage in self.stages:

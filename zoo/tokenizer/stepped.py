@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -33,9 +33,55 @@ class Steps(Protocol):
     @property
     def delay(self) -> int: ...
     def push(self, x: Tensor | None, last: bool) -> Tensor | None: ...
+    @classmethod
+    def push_all(cls, stages: Sequence[Any], pieces: Sequence[Tensor | None], last: Sequence[bool]) -> list[Tensor | None]: ...
     def whole(self, x: Tensor) -> Tensor: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Lane:
+    """Items of one length on their way through a network.
+
+    Attributes:
+        group: their places in the batch.
+        steps: the network.
+        length: samples or frames that go in.
+        piece: of these, how many go in at a time.
+        take: gives the input from one place to another.
+        start: what has gone in.
+    """
+
+    group: Sequence[int]
+    steps: Steps
+    length: int
+    piece: int
+    take: Callable[[int, int], Tensor]
+    start: int = 0
+
+
+def advanced(lanes: Iterable[Lane], most: int) -> Iterator[tuple[Lane, Tensor | None, int]]:
+    """Move lanes through one network, several side by side, and give what comes out, and how much went in, piece by piece.
+
+    Args:
+        lanes: each is made when there is a place for it.
+        most: items that are under way at a time, if no lane alone has more.
+    """
+    waiting, active = iter(lanes), list[Lane]()
+    while True:
+        while sum(len(lane.group) for lane in active) < most and (lane := next(waiting, None)):
+            active.append(lane)
+        if not active:
+            return
+        stops = [min(lane.start + lane.piece, lane.length) for lane in active]
+        pieces = [lane.take(lane.start, stop) for lane, stop in zip(active, stops, strict=True)]
+        ends = [stop == lane.length for lane, stop in zip(active, stops, strict=True)]
+        given = type(active[0].steps).push_all([lane.steps for lane in active], pieces, ends)
+        for lane, stop, own in zip(active, stops, given, strict=True):
+            taken, lane.start = (stop - lane.start) * len(lane.group), stop
+            yield lane, own, taken
+        active = [lane for lane in active if lane.start < lane.length]
 
 
 class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
@@ -48,6 +94,8 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
     streams = True
     #: Whether items are padded with zeros to whole frames before they are encoded. Otherwise the network sees where they end.
     whole_frames: ClassVar[bool] = True
+    #: Items of any lengths that are under way at a time, for networks that are quicker then.
+    beside: ClassVar[int] = 1
 
     @abstractmethod
     def encoder_steps(self, codebooks: int) -> Steps:
@@ -115,28 +163,33 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         spec = self.spec
         count = spec.codebooks if codebooks is None else codebooks
         self._require_codebooks(count, spec.codebooks)
-        hop = self.hop_length
+        budget = self.budget("encode")
         lengths = [self.padded(item.amount) for item in items]
         found: dict[int, Tensor] = {}
         meta = [dict(item.meta) for item in items]
         with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
-            for group in self._groups(lengths, self.budget("encode")):
-                readers = [ForwardReader(items[i], i) for i in group]
-                piece = max(1, self.budget("encode") // (len(group) * hop)) * hop
-                steps, length = self.encoder_steps(count), lengths[group[0]]
-                parts: list[Tensor | None] = []
-                for start in range(0, length, piece):
-                    stop = min(start + piece, length)
-                    waves = [reader.part(start, stop) for reader in readers]
-                    batch = torch.stack([F.pad(wave, (0, stop - start - wave.shape[1])) for wave in waves]).to(self.device)
-                    parts.append(steps.push(batch, stop == length))
-                    advance((stop - start) * len(group))
-                whole = torch.cat([part for part in parts if part is not None], dim=-1)
-                found |= zip(group, whole, strict=True)
-                for index, note in zip(group, self.notes(steps, len(group)), strict=True):
-                    meta[index] |= note
+            parts: dict[int, list[Tensor]] = {index: [] for index in range(len(items))}
+            lanes = (self._encoder_lane(items, group, lengths[group[0]], count) for group in self._groups(lengths, budget))
+            for lane, given, taken in advanced(lanes, self.beside):
+                for index, own in zip(lane.group, () if given is None else given, strict=given is not None):
+                    parts[index].append(own)
+                if lane.start == lane.length:
+                    found |= {index: torch.cat(parts.pop(index), dim=-1) for index in lane.group}
+                    for index, note in zip(lane.group, self.notes(lane.steps, len(lane.group)), strict=True):
+                        meta[index] |= note
+                advance(taken)
         wrapped = self.wrap_values([found[i] for i in range(len(items))], meta)
         return wrapped if count == spec.codebooks else wrapped.keep(count)  # type: ignore[union-attr, return-value]
+
+    def _encoder_lane(self, items: Sequence[Prepared], group: Sequence[int], length: int, count: int) -> Lane:
+        readers = [ForwardReader(items[i], i) for i in group]
+
+        def take(start: int, stop: int) -> Float[Tensor, "items channels samples"]:
+            waves = [reader.part(start, stop) for reader in readers]
+            return torch.stack([F.pad(wave, (0, stop - start - wave.shape[1])) for wave in waves]).to(self.device)
+
+        piece = max(1, self.budget("encode") // (len(group) * self.hop_length)) * self.hop_length
+        return Lane(group, self.encoder_steps(count), length, piece, take)
 
     def _groups(self, lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
         """Items that go side by side. Latents are to be those of the item alone to the last bit, and so go singly."""
@@ -173,25 +226,26 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         frames = [value.shape[-1] for value in values]
         meta = checked.meta or ({},) * len(values)
         waves: dict[int, Tensor] = {}
+        done = [0] * len(values)
         with progress_bar("decode", sum(frames), progress, unit="frame") as advance:
-            for group in self._groups(frames, self.budget("decode")):
-                stacked = torch.stack([values[i] for i in group])
-                count, done = stacked.shape[-1], 0
-                steps = self.decoder_steps_for([meta[i] for i in group])
-                piece = max(1, self.budget("decode") // len(group))
-                # What transposed convolutions leave out at the end is silence.
-                shape = (len(group), self.channels, self.samples_of(count))
-                whole = torch.zeros(shape, dtype=torch.float32, device=self.device)
-                for start in range(0, count, piece):
-                    stop = min(start + piece, count)
-                    given = steps.push(stacked[..., start:stop].to(self.device), stop == count)
-                    if given is not None:
-                        whole[..., done : done + given.shape[-1]] = given
-                        done += given.shape[-1]
-                    advance((stop - start) * len(group))
-                waves |= zip(group, whole, strict=True)
+            lanes = (self._decoder_lane(values, group, meta) for group in self._groups(frames, self.budget("decode")))
+            for lane, given, taken in advanced(lanes, self.beside):
+                for index, own in zip(lane.group, () if given is None else given, strict=given is not None):
+                    if index not in waves:
+                        # What transposed convolutions leave out at the end is silence.
+                        shape = (self.channels, self.samples_of(lane.length))
+                        waves[index] = torch.zeros(shape, dtype=torch.float32, device=self.device)
+                    waves[index][:, done[index] : done[index] + own.shape[-1]] = own
+                    done[index] += own.shape[-1]
+                advance(taken)
         ready = [self.finished(waves[i], own) for i, own in enumerate(meta)]
         return self.restored(ready, checked.meta, trim, sample_rate)
+
+    def _decoder_lane(self, values: Sequence[Tensor], group: Sequence[int], meta: Sequence[Meta]) -> Lane:
+        stacked = torch.stack([values[i] for i in group])
+        steps = self.decoder_steps_for([meta[i] for i in group])
+        piece = max(1, self.budget("decode") // len(group))
+        return Lane(group, steps, stacked.shape[-1], piece, lambda start, stop: stacked[..., start:stop].to(self.device))
 
     def finished(self, wave: Waveform, meta: Mapping[str, Any]) -> Waveform:
         """Decoded audio as it goes out; a family may undo here what it did on the way in."""
