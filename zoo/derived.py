@@ -29,7 +29,9 @@ class Derived(Generic[T]):
             # The tensors themselves are kept so that no later one can get their addresses; those whose writes are not counted
             # are copied.
             held = [source.clone() if source.is_inference() else source.detach() for source in sources]
-            kept = self._kept = (state, held, compute())
+            # The value may serve training later on, whatever the mode is now.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept = (state, held, compute())
         return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:

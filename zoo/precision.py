@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -247,12 +247,32 @@ def undisturbed(method: MethodT) -> MethodT:
     @functools.wraps(method)
     def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
         device = self.device
-        if not torch.is_grad_enabled() and _in_force(device.type):
+        inference = torch.is_inference_mode_enabled()
+        if inference and _in_force(device.type):
             return method(self, *args, **kwargs)
-        with torch.no_grad(), exact_float32(device):
-            return method(self, *args, **kwargs)
+        with torch.inference_mode(), exact_float32(device):
+            found = method(self, *args, **kwargs)
+        return found if inference else _ordinary(found)
 
     return shielded  # type: ignore[return-value]  # the signature is the method's
+
+
+def _ordinary(found: Any) -> Any:
+    """What a method gives, with tensors that may take part in training in place of those of `torch.inference_mode`.
+
+    They share their memory. Looked through are lists, tuples, dictionaries and data classes.
+    """
+    if isinstance(found, Tensor):
+        return torch.from_dlpack(found) if found.is_inference() else found
+    if isinstance(found, list | tuple) and not hasattr(found, "_fields"):
+        return type(found)([_ordinary(value) for value in found])
+    if isinstance(found, dict):
+        return {key: _ordinary(value) for key, value in found.items()}
+    if is_dataclass(found):
+        for name, value in vars(found).items():
+            if not isinstance(value, str | int):
+                object.__setattr__(found, name, _ordinary(value))
+    return found
 
 
 def all_finite(values: Tensor) -> bool:

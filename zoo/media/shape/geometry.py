@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,21 +78,26 @@ def joined(parts: Sequence[Geometry], max_faces: int) -> Geometry:
     )
 
 
-def floats(words: Iterable[bytes]) -> Vectors:
+def floats(words: Sequence[bytes]) -> Vectors:
     """Numbers that stand in text, ``[words]``.
 
     Raises:
         InputError: a word is no number.
     """
+    with suppress(ValueError):
+        return np.fromiter(map(float, words), np.float64, len(words))
+    # One by one, for the error that names the word.
     return np.fromiter((_number(float, word) for word in words), np.float64)
 
 
-def integers(words: Iterable[bytes]) -> Indices:
+def integers(words: Sequence[bytes]) -> Indices:
     """Whole numbers that stand in text, ``[words]``.
 
     Raises:
         InputError: a word is no whole number, or one that takes more than 64 bits.
     """
+    with suppress(ValueError, OverflowError):
+        return np.fromiter(map(int, words), np.int64, len(words))
     return np.fromiter((_number(int, word) for word in words), np.int64)
 
 

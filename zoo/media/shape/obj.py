@@ -7,13 +7,15 @@ import re
 import numpy as np
 
 from zoo.errors import InputError
-from zoo.media.shape.geometry import NO_FACES, Geometry, Indices, check_count, floats, integers
+from zoo.media.shape.geometry import NO_FACES, Geometry, check_count, floats, integers
 from zoo.media.shape.polygons import triangulate
 
 _VERTEX_LINE = re.compile(rb"(?:\A|[\r\n])[ \t]*v[ \t]")
 _CONTINUED = re.compile(rb"\\[ \t]*(?:\r\n|\n|\r)")
+_COMMENT = re.compile(rb"#[^\r\n]*")
 # Indices of texture coordinates and normals.
 _REST_OF_CORNER = re.compile(rb"/[^\s]*")
+_FACES = (b"f", b"fo")
 _FREE_FORM = (b"curv", b"curv2", b"surf")
 
 
@@ -23,23 +25,40 @@ def looks_like(content: bytes) -> bool:
 
 
 def read(content: bytes, max_faces: int) -> Geometry:
-    lines = [line.split(b"#", 1)[0].split(None, 1) for line in _CONTINUED.sub(b" ", content).splitlines()]
-    vertex_lines = [index for index, words in enumerate(lines) if words and words[0] == b"v"]
-    face_lines = [index for index, words in enumerate(lines) if words and words[0] in (b"f", b"fo")]
-    words: list[bytes] = []
-    for number, index in enumerate(vertex_lines, 1):
-        # A weight or a colour may follow.
-        coordinates = lines[index][1].split(None, 3)[:3] if len(lines[index]) > 1 else []
-        if len(coordinates) < 3:
-            raise InputError(f"vertex {number} has {len(coordinates)} coordinates")
-        words += coordinates
-    vertices = floats(words).reshape(-1, 3)
+    if b"\\" in content:
+        content = _CONTINUED.sub(b" ", content)
+    lines = (_COMMENT.sub(b"", content) if b"#" in content else content).splitlines()
+    # Words stand in flat lists: the garbage collector would walk through a list for each line again and again.
+    coordinates: list[bytes] = []
+    vertex_lines: list[int] = []
+    face_corners: list[bytes] = []
+    face_sizes: list[int] = []
+    face_lines: list[int] = []
+    free_form = False
+    for index, line in enumerate(lines):
+        words = line.split() or [b""]
+        kind = words[0]
+        if kind == b"v":
+            vertex_lines.append(index)
+            if len(words) < 4:
+                raise InputError(f"vertex {len(vertex_lines)} has {len(words) - 1} coordinates")
+            # A weight or a colour may follow.
+            coordinates += words[1:4]
+        elif kind in _FACES:
+            if b"/" in line:
+                words = _REST_OF_CORNER.sub(b"", line).split()
+            face_lines.append(index)
+            face_sizes.append(len(words) - 1)
+            face_corners += words[1:]
+        elif kind in _FREE_FORM:
+            free_form = True
+    vertices = floats(coordinates).reshape(-1, 3)
     if not face_lines:
-        if any(words and words[0] in _FREE_FORM for words in lines):
+        if free_form:
             raise InputError("free-form curves and surfaces of OBJ cannot be read: export polygons")
         return Geometry(vertices, NO_FACES)
     check_count(len(face_lines), "faces", max_faces)
-    corners, sizes = _faces([lines[index] for index in face_lines])
+    corners, sizes = integers(face_corners), np.array(face_sizes)
     if (sizes < 3).any():
         index = int(np.argmax(sizes < 3))
         raise InputError(f"face {index + 1} has {int(sizes[index])} corners, where 3 is the fewest")
@@ -52,10 +71,3 @@ def read(content: bytes, max_faces: int) -> Geometry:
         raise InputError("a face counts back beyond the first vertex")
     corners = np.where(relative, before + corners, corners - 1)
     return Geometry(vertices, triangulate(vertices, corners, sizes, max_faces))
-
-
-def _faces(lines: list[list[bytes]]) -> tuple[Indices, Indices]:
-    """Vertices of the corners of all faces, as the file has them, and how many each face has."""
-    faces = [_REST_OF_CORNER.sub(b"", words[1]).split() if len(words) > 1 else [] for words in lines]
-    sizes = np.array([len(face) for face in faces], np.int64)
-    return integers(corner for face in faces for corner in face), sizes

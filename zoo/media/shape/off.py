@@ -49,18 +49,18 @@ def read(content: bytes, max_faces: int) -> Geometry:
             raise InputError(f"it is truncated: {vertices} vertices and {faces} faces are not there")
         places, corners, sizes = _words([word for line in lines for word in line], vertices, faces)
     else:
-        places = floats(number for line in lines[:vertices] for number in line[:3]).reshape(-1, 3)
+        places = floats([number for line in lines[:vertices] for number in line[:3]]).reshape(-1, 3)
         corners, sizes = _faces(lines[vertices : vertices + faces])
     return Geometry(places, triangulate(places, *without_lines(corners, sizes), max_faces))
 
 
 def _faces(lines: list[list[bytes]]) -> tuple[Indices, Indices]:
     """Corners and sizes of faces that have a line each, with or without a colour at its end."""
-    sizes = integers(line[0] for line in lines)
+    sizes = integers([line[0] for line in lines])
     for line, size in zip(lines, sizes.tolist(), strict=True):
         if len(line) <= size or size < 1:
             raise InputError(f"a face of {size} corners has a line of {len(line)} numbers")
-    return integers(corner for line, size in zip(lines, sizes.tolist(), strict=True) for corner in line[1 : size + 1]), sizes
+    return integers([corner for line, size in zip(lines, sizes.tolist(), strict=True) for corner in line[1 : size + 1]]), sizes
 
 
 def _words(words: list[bytes], vertices: int, faces: int) -> tuple[Vectors, Indices, Indices]:

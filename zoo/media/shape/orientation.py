@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -94,6 +96,9 @@ def _closed_parts(corners: Indices) -> tuple[Indices, NDArray[np.bool_]]:
     else:
         part = connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(count, count)))[1]
         one_sided = np.zeros(count, np.bool_)
+    if not alike.any() and 2 * len(pairs) == len(key):
+        # Two faces pass every edge, one each way: as in most files.
+        return _counted(part, proper), flip
     # A part is closed if its faces pass every edge as often one way as the other.
     key_of_part = np.stack([part[face], key], axis=1)
     sense = np.where(up ^ flip[face], 1, -1)
@@ -104,10 +109,15 @@ def _closed_parts(corners: Indices) -> tuple[Indices, NDArray[np.bool_]]:
     is_open = np.zeros(int(part.max()) + 1, np.bool_)
     is_open[sorted_keys[new][sums != 0, 0]] = True
     closed = ~is_open[part] & proper & ~one_sided
-    numbers = np.full(count, -1, np.int64)
+    return _counted(part, closed), flip & closed
+
+
+def _counted(part: NDArray[np.integer[Any]], closed: NDArray[np.bool_]) -> Indices:
+    """Numbers of the parts that closed faces belong to, from 0; -1 for other faces."""
+    numbers = np.full(len(part), -1, np.int64)
     if closed.any():
         numbers[closed] = np.unique(part[closed], return_inverse=True)[1]
-    return numbers, flip & closed
+    return numbers
 
 
 def _inverted(triangles: Vectors, part: Indices) -> NDArray[np.bool_]:
@@ -115,6 +125,8 @@ def _inverted(triangles: Vectors, part: Indices) -> NDArray[np.bool_]:
     parts = int(part.max()) + 1
     products = np.cross(triangles[:, 1], triangles[:, 2])
     volume = np.bincount(part, np.einsum("ij,ij->i", triangles[:, 0], products), minlength=parts) / 6
+    if (volume >= 0).all():
+        return np.zeros(parts, np.bool_)
     normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     area = np.bincount(part, np.linalg.norm(normals, axis=1), minlength=parts) / 2
     negative = volume < -_LEAST_VOLUME * area**1.5
