@@ -36,6 +36,7 @@ from small_models_vat import small_vat
 from small_models_vectok import SMALL_LOGMEL_VECTOK, small_vectok
 from toys.mrt5 import small_mrt5
 from toys.two_rates import TwoRates
+from toys.words import small_hat, small_magnet
 from zoo import media as zoo_media
 from zoo.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from zoo.modality import modality
@@ -73,6 +74,8 @@ RANDOM = {
     "s3tokenizer": small_s3tokenizer,
     "snac": small_snac,
     "mrt5": small_mrt5,
+    "hat": small_hat,
+    "magnet": small_magnet,
     "vidtok": small_vidtok,
     "vidtok-kl": small_vidtok_kl,
     **AUDIO_ADAPTERS,
@@ -596,6 +599,8 @@ def test_embeddings(discrete: zoo.Tokenizer, items: list[Any]) -> None:
     lengths = torch.tensor([reduced(length) for length in tokens.lengths.tolist()])
     if tokenizer.family == "mrt5":
         lengths = torch.tensor([len(kept.ids) for kept in tokenizer.kept(tokens)])
+    if tokenizer.family in ("word_pool", "magnet"):
+        lengths = torch.tensor([len(ends) for ends in tokenizer.words(tokens)])
     assert vectors.shape == (len(items), int(lengths.max()), tokenizer.spec.dim)
     assert (vectors[torch.arange(vectors.shape[1]) >= lengths[:, None]] == 0).all()
     assert torch.equal(vectors[0, : lengths[0]], tokenizer.embed(tokens[0])[0])

@@ -12,27 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
+from toys.words import BYTE_LAYERS, small_hat, small_words
 from zoo.codecs.word_pool import WordPool, WordPoolConfig, tfree
 from zoo.codecs.word_pool.pools import CrossAttention
 
-LAYERS: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "sliding_window": 5,
-    "rope_theta": 500.0,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 4096,
-}
 TEXTS = ["Hello, big world!", "", "snake_case और हिन्दी", b"ab\xff cd"]
 #: A HAT as its ``config.json`` describes it.
 UPSTREAM: dict[str, Any] = {
     "max_word_size": 12,
     "backbone_config": {"hidden_size": 40},
     "encoder_config": {
-        **LAYERS,
+        **BYTE_LAYERS,
         "vocab_size": 256,
         "rope_scaling": None,
         "hidden_act": "silu",
@@ -50,18 +40,6 @@ UPSTREAM: dict[str, Any] = {
         },
     },
 }
-
-
-def small(**settings: Any) -> WordPool:
-    torch.manual_seed(0)
-    model = WordPool(WordPoolConfig(**settings), name="small-words").eval().requires_grad_(False)
-    model.fingerprint = model.compute_fingerprint()
-    return model
-
-
-def hat(**settings: Any) -> WordPool:
-    sizes = {"pool": "cross_attention", "dim": 40, "inner": 48, "heads": 6, "kv_heads": 3, "limit": 12, "byte_layers": LAYERS}
-    return small(**sizes | settings)
 
 
 def upstream_state(model: WordPool) -> dict[str, Tensor]:
@@ -86,7 +64,7 @@ def rotated(x: Tensor, position: int, base: float) -> Tensor:
 
 @pytest.mark.parametrize("normed", ["none", "whole", "head"])
 def test_one_query_a_word_over_its_own_bytes(normed: str) -> None:
-    model = hat(normed=normed)
+    model = small_hat(normed=normed)
     network = model.network
     assert isinstance(network, CrossAttention)
     words = model.split(TEXTS[0].encode())
@@ -114,7 +92,7 @@ def test_one_query_a_word_over_its_own_bytes(normed: str) -> None:
 
 
 def test_what_comes_later_changes_nothing_and_layers_look_back_over_a_window() -> None:
-    model = hat()
+    model = small_hat()
     whole = model.embed(model.encode("one two three four"))[0]
     torch.testing.assert_close(model.embed(model.encode("one two"))[0], whole[:2], atol=1e-6, rtol=1e-5)
     network = model.network.network
@@ -127,7 +105,7 @@ def test_what_comes_later_changes_nothing_and_layers_look_back_over_a_window() -
 
 
 def test_checkpoints_of_the_original() -> None:
-    model = hat(normed="head")
+    model = small_hat(normed="head")
     state = upstream_state(model)
     others = {"backbone.layers.0.x": torch.zeros(1), "lm_head.weight": torch.zeros(1), "layer_norm.weight": torch.zeros(1)}
     assert WordPool.checkpoint.recognises(state.keys())
@@ -149,14 +127,19 @@ def test_checkpoints_of_the_original() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"boundaries": "hat", "pool": "cross_attention", "dim": 32, "byte_layers": LAYERS},
+        {"boundaries": "hat", "pool": "cross_attention", "dim": 32, "byte_layers": BYTE_LAYERS},
         {"boundaries": "whitespace", "pool": "cls", "dim": 16, "heads": 2, "vectors": 3, "limit": 9},
-        {"boundaries": "whitespace", "pool": "cross_attention", "dim": 32, "byte_layers": LAYERS | {"num_hidden_layers": 0}},
+        {
+            "boundaries": "whitespace",
+            "pool": "cross_attention",
+            "dim": 32,
+            "byte_layers": BYTE_LAYERS | {"num_hidden_layers": 0},
+        },
     ],
     ids=["hat", "learn your tokens", "byte2word"],
 )
 def test_a_batch_gives_what_its_items_give(settings: dict[str, Any], tmp_path: Path) -> None:
-    model = small(**settings)
+    model = small_words(**settings)
     tokens = model.encode(TEXTS)
     vectors, several = model.embed(tokens), model.config.vectors
     for index, (alone, ends, own) in enumerate(zip(tokens, model.words(tokens), model.vectors(tokens), strict=True)):
@@ -169,7 +152,7 @@ def test_a_batch_gives_what_its_items_give(settings: dict[str, Any], tmp_path: P
 
 
 def test_trigrams_are_summed() -> None:
-    model = small(boundaries="tfree", limit=0, pool="hash_sum", dim=8, vocabulary=500)
+    model = small_words(boundaries="tfree", limit=0, pool="hash_sum", dim=8, vocabulary=500)
     texts = ["snake_case  here", "und ß", ""]
     trigrams = tfree.Trigrams(500, 10, 2)
     for text, own in zip(texts, model.vectors(model.encode(texts)), strict=True):
@@ -204,7 +187,7 @@ def test_words_are_spelled_from_their_vectors() -> None:
 def test_subwords_are_told_from_words() -> None:
     """Byte2Word's attention over a word's bytes, without layers, tells words that begin alike."""
     torch.manual_seed(0)
-    layers = LAYERS | {"num_hidden_layers": 0}
+    layers = BYTE_LAYERS | {"num_hidden_layers": 0}
     settings: dict[str, Any] = {"dim": 32, "byte_layers": layers, "vocabulary": 20, "limit": 16}
     model = WordPool(WordPoolConfig("whitespace", pool="cross_attention", decoder="subword", **settings)).train()
     words = [b"then", b" the", b" there", b" them", b" these"]
@@ -235,11 +218,11 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 
 def test_networks_that_cannot_be() -> None:
     with pytest.raises(zoo.InputError, match="a width of 40 does not go with 7"):
-        hat(heads=7, inner=None)
+        small_hat(heads=7, inner=None)
     with pytest.raises(zoo.InputError, match="positions need one width"):
-        hat(heads=3, inner=48)
-    model = hat()
+        small_hat(heads=3, inner=48)
+    model = small_hat()
     with pytest.raises(zoo.ItemError, match="item 1: 9000 bytes are more than the 8192"):
         model.embed(model.encode(["a", "a" * 9000]))
     with pytest.raises(zoo.ArgumentError, match="has no vectors"):
-        small().embed(small().encode("a"))
+        small_words().embed(small_words().encode("a"))

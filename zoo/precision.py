@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.dlpack import from_dlpack
 
 _CPU = torch.device("cpu")
 _lock = threading.Lock()
@@ -263,7 +264,7 @@ def _ordinary(found: Any) -> Any:
     They share their memory. Looked through are lists, tuples, dictionaries and data classes.
     """
     if isinstance(found, Tensor):
-        return torch.from_dlpack(found) if found.is_inference() else found
+        return from_dlpack(found) if found.is_inference() else found
     if isinstance(found, list | tuple) and not hasattr(found, "_fields"):
         return type(found)([_ordinary(value) for value in found])
     if isinstance(found, dict):
