@@ -565,7 +565,7 @@ def test_units_grow_if_no_size_is_asked_for(tmp_path: Path) -> None:
         made = plan.create(store, plan.Plan(header, {}, (), (), 512, 1 << 27, growing=True), listing)
     assert plan.Plan.read(store) == made
     sizes = [len(found) for _, found in made.rows(store, lambda unit: True)]
-    assert sum(sizes) == 2000 and sizes[:32] == [16] * 32 and max(sizes) == max(sizes[-3:]) <= 2000 // 32
+    assert sum(sizes) == 2000 and sizes[:64] == [16] * 64 and max(sizes) == max(sizes[-3:]) <= 2000 // 64
     assert sizes[:-1] == sorted(sizes[:-1])
 
 

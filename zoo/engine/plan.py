@@ -34,7 +34,7 @@ VERSION = 1
 #: Rows after which a row group of the listing may end; it ends with a unit.
 _GROUP = 1 << 14
 #: Items of the first units where units grow, and the share of all earlier items that a later one has.
-_FIRST_ITEMS, _SHARE = 16, 32
+_FIRST_ITEMS, _SHARE = 16, 64
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
