@@ -21,8 +21,10 @@ import zoo
 from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
 from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
 from small_models_snac import SMALL_SNAC
+from small_models_vectok import SMALL_VECTOK
 from zoo import bench, registry
-from zoo.bench import against, audio, image, image_originals, originals, print_table, run
+from zoo.bench import against, audio, image, image_originals, originals, print_table, run, sound_originals
+from zoo.bench.codebook import Size
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
@@ -180,6 +182,44 @@ def test_images_beside_the_networks_of_their_authors(monkeypatch: pytest.MonkeyP
         else:
             assert row["apart"] < (2e-5 if "fp32" in case else 0.1), case
     originals.print_table(content)
+
+
+def test_networks_written_as_their_authors_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = {"wavtokenizer": SMALL, "vectok": SMALL_VECTOK}
+    monkeypatch.setattr(registry, "check_config", lambda entry: configs[entry.family])
+    small = {
+        "wavtokenizer": lambda: sound_originals.wavtokenizer(durations=(0.3, 0.5)),
+        "vocoder": lambda: sound_originals.vocoder(seconds=0.4),
+        "packed": lambda: sound_originals.packed(methods=("int8",), durations=(0.3,)),
+    }
+    monkeypatch.setattr(originals, "PARTS", small)
+    content = originals.run(repetitions=1)
+    found = [(row["name"], row["case"], row["equal"]) for row in content["rows"]]
+    assert found == [
+        ("wavtokenizer-small-75", "encode 0.3 s", 1.0),
+        ("wavtokenizer-small-75", "decode 0.3 s", None),
+        ("wavtokenizer-small-75, bf16", "decode 0.3 s", None),
+        ("wavtokenizer-small-75", "encode 0.5 s", 1.0),
+        ("wavtokenizer-small-75", "decode 0.5 s", None),
+        ("wavtokenizer-small-75, bf16", "decode 0.5 s", None),
+        ("vectok-knnvc", "vocoder 0.4 s", None),
+        ("vectok-knnvc, bf16", "vocoder 0.4 s", None),
+        ("wavtokenizer-small-75, int8, fp32", "decode 0.3 s", None),
+        ("wavtokenizer-small-75, int8, bf16", "decode 0.3 s", None),
+    ]
+    sounds = [(row["name"], row["apart"]) for row in content["rows"] if row["apart"] is not None]
+    assert len(sounds) == 6
+    assert all(0 <= difference < (0.05 if name.endswith("bf16") else 2e-5) for name, difference in sounds), sounds
+    assert all(row["floor_share"] > 0 for row in content["rows"][:8])
+    originals.print_table(content)
+    assert "e-0" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
+def test_searches_beside_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (Size(8, 300, 70), Size(32, 500, 33), Size(100, 64, 5))
+    monkeypatch.setattr(originals, "PARTS", {"search": lambda: sound_originals.search(sizes)})
+    assert [row["equal"] for row in originals.run(repetitions=1)["rows"]] == [1.0] * 3
 
 
 def test_dense_lookups_multiply_what_they_found() -> None:

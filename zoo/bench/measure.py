@@ -79,6 +79,8 @@ class Pair:
         case: what goes in.
         ours, original: the two ways.
         alike: whether both return the same ids or numbers, but for rounding; a padded batch changes the original's.
+        operations: floating-point operations that the work takes, where they are counted.
+        dtype: of its products.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Pair:
     ours: Work
     original: Work
     alike: bool = True
+    operations: int | None = None
+    dtype: torch.dtype = torch.float32
 
 
 def measure(job: Job, rates: dict[torch.dtype, float], repetitions: int, device: str) -> Measurement:

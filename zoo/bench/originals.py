@@ -25,9 +25,9 @@ from rich.table import Table
 from torch import Tensor
 
 from zoo import registry
-from zoo.bench import image_originals
+from zoo.bench import image_originals, sound_originals
 from zoo.bench.audio import original_s3tokenizer, original_snac
-from zoo.bench.measure import Pair, Work, peak_memory, random_model
+from zoo.bench.measure import Pair, Work, matmul_rate, peak_memory, random_model
 from zoo.errors import InputError
 from zoo.hub import load_upstream
 from zoo.kernels.codebook import nearest, prepare
@@ -46,9 +46,10 @@ class Row:
         name, case: of the pair.
         ours, original: CPU seconds of all threads, medians.
         times: the original's CPU seconds over ours, the median of the turns.
-        ours_memory, original_memory: bytes allocated in a first call, at most.
+        ours_memory, original_memory: bytes allocated in a later call, at most.
         equal: share of ids that are equal; ``None`` where they need not be.
         apart: largest difference of numbers, over the original's largest; ``None`` for ids and where they need not be equal.
+        floor_share: time at the measured rate of a large matrix product over ours, where operations are counted.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Row:
     original_memory: int
     equal: float | None
     apart: float | None = None
+    floor_share: float | None = None
 
 
 def run(
@@ -74,7 +76,7 @@ def run(
     Args:
         names: of the parts of `PARTS`; all by default.
         threads: threads of PyTorch; its own choice if ``None``.
-        repetitions: turns of a row, after a first call of each side.
+        repetitions: turns of a row, after two calls of each side.
         json_path: write the result there.
 
     Raises:
@@ -86,9 +88,11 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     with torch.inference_mode():
-        rows = [measured(pair, repetitions) for name in chosen for pair in PARTS[name]()]
+        rates = {dtype: matmul_rate("cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+        rows = [measured(pair, repetitions, rates) for name in chosen for pair in PARTS[name]()]
     content = {
-        "machine": described(),
+        "machine": described()
+        | {"matmul_gflops": {str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()}},
         "rows": [asdict(row) for row in rows],
     }
     if json_path is not None:
@@ -101,17 +105,17 @@ def print_table(content: Mapping[str, Any]) -> None:
     machine = content["machine"]
     console = Console()
     console.print(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}")
-    table = Table("model", "case", "ours, CPU s", "original", "times", "ours, +MB", "original, +MB", "alike")
+    table = Table("model", "case", "ours, CPU s", "original", "times", "+MB", "alike", "floor")
     for row in content["rows"]:
         table.add_row(
             row["name"],
             row["case"],
-            f"{row['ours']:.2f}",
-            f"{row['original']:.2f}",
+            f"{row['ours']:.3f}",
+            f"{row['original']:.3f}",
             f"{row['times']:.2f}",
-            f"{row['ours_memory'] / 1e6:.0f}",
-            f"{row['original_memory'] / 1e6:.0f}",
+            f"{row['ours_memory'] / 1e6:.0f}, {row['original_memory'] / 1e6:.0f}",
             _likeness(row),
+            "" if row["floor_share"] is None else f"{row['floor_share']:.0%}",
         )
     console.print(table)
 
@@ -123,8 +127,10 @@ def _likeness(row: Mapping[str, Any]) -> str:
     return "" if row["apart"] is None else f"{row['apart']:.0e}"
 
 
-def measured(pair: Pair, repetitions: int) -> Row:
-    """Both sides of a pair, in turns."""
+def measured(pair: Pair, repetitions: int, rates: Mapping[torch.dtype, float]) -> Row:
+    """Both sides of a pair, in turns; ``rates`` are those of large matrix products."""
+    pair.original()
+    pair.ours()
     with peak_memory("cpu") as ours_peak:
         own = pair.ours()
     with peak_memory("cpu") as original_peak:
@@ -136,16 +142,18 @@ def measured(pair: Pair, repetitions: int) -> Row:
         equal = float((own == theirs).double().mean())
     del own, theirs
     turns = [(_seconds(pair.ours), _seconds(pair.original)) for _ in range(repetitions)]
+    seconds = median(ours for ours, _ in turns)
     return Row(
         pair.name,
         pair.case,
-        median(ours for ours, _ in turns),
+        seconds,
         median(original for _, original in turns),
         median(original / ours for ours, original in turns),
         ours_peak[0],
         original_peak[0],
         equal,
         apart,
+        None if pair.operations is None else pair.operations / rates[pair.dtype] / seconds,
     )
 
 
@@ -251,6 +259,10 @@ PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
     "lookup": lookup,
     "flextok": image_originals.flextok,
     "tokenflow": image_originals.tokenflow,
+    "wavtokenizer": sound_originals.wavtokenizer,
+    "vocoder": sound_originals.vocoder,
+    "search": sound_originals.search,
+    "packed": sound_originals.packed,
 }
 
 
