@@ -112,11 +112,11 @@ def train(recipe: Recipe, out: Path, config: MagnetConfig = TINY, checkpoint_sec
 
 @torch.no_grad()
 def measure(model: MagnetTokenizer, texts: Sequence[bytes], longest: int = 1024) -> dict[str, float]:
-    """What the model makes of texts, cut into stretches of up to ``longest`` bytes.
+    """Guesses of the next byte and lengths of words, in stretches of texts of up to ``longest`` bytes.
 
     Returns:
-        ``bits_per_byte`` of the next byte, of all but the first of a stretch; ``bytes_per_word``, and the share of
-        ``ends_at_edges``: words of which the last byte, or the first one behind it, is no letter and no digit.
+        ``bits_per_byte`` of all bytes but the first of a stretch; ``bytes_per_word``; and ``ends_at_edges``, the share of words
+        that end beside a byte that is no letter and no digit.
     """
     [script] = model.config.scripts
     bits, guessed, words, edges, total = 0.0, 0, 0, 0, 0
