@@ -49,6 +49,14 @@ def test_writes_that_pytorch_does_not_count_are_noticed() -> None:
         assert (module.total(), module.total(), module.times) == (8, 8, 2)
 
 
+def test_values_may_take_part_in_training_whatever_the_mode() -> None:
+    kept: Derived[torch.Tensor] = Derived()
+    weight = nn.Parameter(torch.ones(3))
+    with torch.inference_mode():
+        value = kept.of([weight], lambda: weight * 2)
+    assert not value.is_inference() and not value.requires_grad
+
+
 def test_copies_compute_their_own() -> None:
     module = Summed()
     module.total()

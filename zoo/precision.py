@@ -261,10 +261,13 @@ def undisturbed(method: MethodT) -> MethodT:
 def _ordinary(found: Any) -> Any:
     """What a method gives, with tensors that may take part in training in place of those of `torch.inference_mode`.
 
-    They share their memory. Looked through are lists, tuples, dictionaries and data classes.
+    They share their memory where they can. Looked through are lists, tuples, dictionaries and data classes.
     """
     if isinstance(found, Tensor):
-        return from_dlpack(found) if found.is_inference() else found
+        if not found.is_inference():
+            return found
+        plain = type(found) is Tensor and found.device.type in ("cpu", "cuda") and found.layout == torch.strided
+        return from_dlpack(found) if plain and not (found.is_conj() or found.is_neg()) else found.clone()
     if isinstance(found, list | tuple) and not hasattr(found, "_fields"):
         return type(found)([_ordinary(value) for value in found])
     if isinstance(found, dict):
