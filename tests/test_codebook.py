@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from zoo import InputError
 from zoo.bench import codebook as benchmark
-from zoo.kernels import codebook
+from zoo.kernels import codebook, nearest_native
 from zoo.kernels.codebook import CodebookSearch, nearest, prepare
-from zoo.kernels.screening import Screening, unit
+from zoo.kernels.screening import Metric, Screening, unit
 
-SCREENINGS: list[Screening] = ["float32", "bfloat16"]
+SCREENINGS: list[Screening] = ["float32", "bfloat16", "bfloat16x3"]
 NN_CASES = ["seed_like", "wavtok_like", "low_dim", "dual_like", "dup", "ties", "offset", "far_offset"]
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,8 +72,8 @@ def test_errors_of_screening_are_within_their_bound(dim: int, offset: float, len
     book, x = normal(1024, dim) + offset, length * normal(256, dim, seed=1) + offset
     prepared = prepare(book, screening=screening)
     factors, query_error = codebook.query_factors(x, prepared)
-    # A processor without float16 products adds them up in float32, as a GPU does.
-    product_type = torch.float32 if screening == "float16x3" else factors.dtype
+    # A processor without such products adds them up in float32, as a GPU and matrix units do.
+    product_type = torch.float32 if screening.endswith("x3") else factors.dtype
     scores = (prepared.operand.to(product_type) @ factors.to(product_type).T)[: len(prepared.codes)].double()
     bound = (prepared.error @ query_error.T).repeat_interleave(64, dim=0)[: len(prepared.codes)]
     centred = (prepared.codes.double() - prepared.mean) * prepared.scale
@@ -244,7 +244,7 @@ def test_no_queries() -> None:
 
 MEMORY = """
 import resource, torch
-from zoo.kernels import codebook
+from zoo.kernels import codebook, nearest_native
 from zoo.kernels.codebook import nearest, prepare
 torch.set_num_threads(1)
 codebook._TILE_BYTES = codebook._MOST_TILE_BYTES  # as with many threads
@@ -263,6 +263,34 @@ def test_extra_memory_is_bounded() -> None:
     """All scores would be 8.6 GB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 64 * 1024
+
+
+@pytest.mark.parametrize("screening", ["float32", "bfloat16x3"])
+@pytest.mark.parametrize("metric", ["distance", "dot"])
+def test_the_compiled_search_and_tiles_find_the_same(
+    screening: Screening, metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more codes near a query than the kernel notes as well, and of numbers of queries around its blocks."""
+    crowd = normal(1, 24) + 1e-7 * normal(3000, 24, seed=1)
+    for dim, codes in ((3, 40), (24, 5000), (24, 0)):
+        book = normal(codes, dim) if codes else crowd
+        x = near_and_far(book, 150, 107)
+        prepared = prepare(book, screening=screening, metric=metric)
+        found = [nearest(x[:count], prepared) for count in (1, 31, 128, 129, 257)]
+        with monkeypatch.context() as without:
+            without.setattr(nearest_native, "chosen", lambda codebook: None)
+            expected = nearest(x, prepared)
+        assert torch.equal(expected, brute_force_dot(x, book) if metric == "dot" else brute_force(x, book))
+        assert all(torch.equal(some, expected[: len(some)]) for some in found)
+
+
+@pytest.mark.skipif(not nearest_native.quick(8), reason="no compiler, or no vector registers that the kernel uses")
+def test_short_vectors_are_compared_in_the_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook, "_by_tiles", None)
+    book, x = normal(3000, 8), normal(200, 8, seed=1)
+    prepared = prepare(book)
+    assert prepared.screening == ("bfloat16x3" if nearest_native.has_matrix_units() else "float32")
+    assert torch.equal(nearest(x, prepared), brute_force(x, book))
 
 
 # ---------------------------------------------------------------------------------------------------- normalised codebooks

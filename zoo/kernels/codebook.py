@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoo.derived import Derived
 from zoo.errors import InputError
+from zoo.kernels import nearest_native
 from zoo.kernels.screening import (
     FORMS,
     Form,
@@ -61,12 +62,16 @@ def choose_screening(codes: int, dim: int, device: torch.device) -> Screening:
 
     On processors that multiply bfloat16 by themselves (AVX-512 BF16, AMX) the product is 2 to 6 times faster than in float32
     and its maximum twice. Measured on an AMD EPYC with AVX-512 BF16, one core, the whole search gains 1.1 to 2 times from
-    2048 codes of 8 numbers on; with fewer, or shorter ones, comparing the candidates that bfloat16 leaves costs more. GPUs take
+    2048 codes of 8 numbers on; with fewer, or shorter ones, comparing the candidates that bfloat16 leaves costs more. Short
+    vectors have a compiled kernel where there is a C compiler: matrix units (AMX) take three bfloat16 products there, vector
+    registers (AVX-512) float32. GPUs take
     three float16 products, nearly as precise as float32 at a third of the half-precision rate, in one kernel with the maximum.
     Without Triton they take float32.
     """
     if device.type == "cuda":
         return "float16x3" if find_spec("triton") else "float32"
+    if device.type == "cpu" and nearest_native.quick(dim):
+        return "bfloat16x3" if nearest_native.has_matrix_units() else "float32"
     fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bfloat16" if fast and dim >= _BFLOAT16_DIM and codes >= _BFLOAT16_CODES else "float32"
 
@@ -191,9 +196,11 @@ def _code_factors(
         bias += 1 / 16 - bias.mean()
     parts, missed = split(centred, form.dtype, form.parts)
     bias_parts, bias_missed = split(bias, form.dtype, form.bias_parts)
-    # With a query's [rest, rounded, rounded] the small products are summed first and hardly add to the rounding of sums.
     factors = torch.cat([*parts, *parts[: len(parts) - 1], torch.stack(bias_parts, dim=1)], dim=1)
-    terms = centred.shape[1] + 8 + (len(parts) - 1) * factors.shape[1] / 512
+    # With a query's [rest, rounded, rounded] the small products are summed first and hardly add to the rounding of sums, where
+    # they are summed in order.
+    several = factors.shape[1] if form.dtype == torch.bfloat16 else factors.shape[1] / 512
+    terms = centred.shape[1] + 8 + (len(parts) - 1) * several
     relative = terms * form.unit + 1.02 * form.rounding
     error = [
         norm,
@@ -260,6 +267,20 @@ def _search(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[
 
 def _positions(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[Tensor, " queries"]:
     """Positions among the distinct codes of those nearest to finite queries."""
+    compiled = nearest_native.chosen(codebook)
+    if compiled is None:
+        # Three products are the kernel's: the codebook may come from a machine that has one.
+        return _by_tiles(x, _in_float32(codebook) if codebook.screening == "bfloat16x3" else codebook)
+    factors, error = query_factors(x, codebook)
+    position = compiled(x, factors, error @ codebook.error.amax(0), codebook)
+    doubtful = (position < 0).nonzero()[:, 0]
+    if len(doubtful):
+        position[doubtful] = _by_tiles(x[doubtful], _in_float32(codebook))
+    return position
+
+
+def _by_tiles(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> Int[Tensor, " queries"]:
+    """The same by products of the library and their maxima, tile by tile."""
     factors, error = query_factors(x, codebook)
     memory = factors.new_empty(_tile_bytes(x.device) // factors.element_size())
     position = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -322,9 +343,16 @@ def _look_again(x: Float[Tensor, "queries dim"], codebook: PreparedCodebook) -> 
     """Positions of the nearest codes of queries that screening left with too many candidates."""
     if codebook.screening == "float32":
         return torch.stack([_first_shortest(query, codebook) for query in x])
+    return _by_tiles(x, _in_float32(codebook))
+
+
+def _in_float32(codebook: PreparedCodebook) -> PreparedCodebook:
+    """The codebook with factors in float32."""
+    if codebook.screening == "float32":
+        return codebook
     centred = (codebook.codes.double() - codebook.mean) * codebook.scale
     operand, error = _code_factors(centred, FORMS["float32"], codebook.metric)
-    return _positions(x, replace(codebook, operand=operand, error=error, screening="float32"))
+    return replace(codebook, operand=operand, error=error, screening="float32")
 
 
 def _first_shortest(x: Float[Tensor, " dim"], codebook: PreparedCodebook) -> Int[Tensor, ""]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.precision import all_finite
 
-Screening = Literal["float32", "bfloat16", "float16x3"]
+Screening = Literal["float32", "bfloat16", "bfloat16x3", "float16x3"]
 #: What a search minimises or maximises: the Euclidean ``distance``, or the ``dot`` product of query and code.
 Metric = Literal["distance", "dot"]
 
@@ -47,6 +47,8 @@ class Form(NamedTuple):
 FORMS: dict[Screening, Form] = {
     "float32": Form(torch.float32, 1, 1, 2.0**-24, 0.0, 1, False),
     "bfloat16": Form(torch.bfloat16, 1, 2, 2.0**-24, 2.0**-8, 1, True),
+    # Matrix units add products of pairs to their sums, in float32 throughout.
+    "bfloat16x3": Form(torch.bfloat16, 2, 3, 2.0**-24, 0.0, 32, False),
     # A tensor core aligns the terms of a step of 16 to the largest and truncates them: one unit of the last place for each
     # term and one for their sum.
     "float16x3": Form(torch.float16, 2, 2, 1.25 * 2.0**-23, 0.0, 32, False),
