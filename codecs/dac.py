@@ -122,7 +122,7 @@ class DAC(ResidualAudioTokenizer[DACConfig]):
     family = "dac"
     identity = ("quantizer.levels.0.codebook",)
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, settings=("codebooks", "parts"))
-    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1 << 17, 1 << 22), "decode": Budget(200, 8_000)}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(1 << 17, 1 << 22), "decode": Budget(100, 8_000)}
 
     def __init__(self, config: DACConfig | None = None, *, name: str = "dac") -> None:
         from transformers import DacModel

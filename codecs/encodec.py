@@ -299,7 +299,7 @@ class Encodec(ResidualAudioTokenizer[EncodecConfig]):
     no_graphs = "its convolutions reflect the ends of a recording, by another rule where it is short"
     identity = ("quantizer.levels.0.codebook",)
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, settings=("codebooks", "parts"))
-    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(40_000, 1 << 22), "decode": Budget(100, 8_000)}
+    at_once: ClassVar[Mapping[str, Budget]] = {"encode": Budget(32_000, 1 << 22), "decode": Budget(50, 8_000)}
     whole_frames = False
     # A step of the LSTMs for eight items takes twice the time of one.
     beside = 8

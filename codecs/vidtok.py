@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -163,14 +164,14 @@ def wanted(key: str) -> bool:
 class VidTok(VideoTokenizer[VidTokConfig, Any]):
     """Clips to ids, one for 4 frames of 8 x 8 pixels in the usual case, or to latents, and back.
 
-    Causal models encode in bounded memory, block by block; decoders, and models that are not causal, take a clip as a whole.
+    Causal models take a clip block by block, in bounded memory, both ways; those that are not causal take it as a whole.
     """
 
     Config = VidTokConfig
     family = "vidtok"
     checkpoint = Checkpoint(recognises=recognises, convert=convert, config=upstream_config, wanted=wanted)
     identity = ("encoder.network.conv_out.conv.weight", "encoder.network.conv_out.conv.bias")
-    #: Frames that a causal encoder takes at once.
+    #: Frames that a causal encoder takes at once, and a causal decoder gives.
     block_frames = 16
 
     def __init__(self, config: VidTokConfig | None = None, *, name: str = "vidtok") -> None:
@@ -182,7 +183,7 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
         encoder = network.encoder if "encoder" in self.config.parts else nn.ModuleDict({"conv_out": network.encoder.conv_out})
         self.encoder = Exact(encoder)
         if "decoder" in self.config.parts:
-            self.decoder = Half(network.decoder)
+            self.decoder = Half(_with_doubling(network.decoder) if self.config.causal else network.decoder)
         if self.config.levels:
             self.quantizer = Exact(network.regularization)
         for module in network.modules():
@@ -250,14 +251,18 @@ class VidTok(VideoTokenizer[VidTokConfig, Any]):
         return mean + draw.to(mean.device) * torch.exp(0.5 * log_variance.clamp(-30, 20))
 
     def decode_clip(self, values: Tensor) -> Iterator[Float[Tensor, "3 frames height width"]]:
-        z = self._codes(values).movedim(-1, 0) if self.config.levels else values
+        z = (self._codes(values).movedim(-1, 0) if self.config.levels else values)[None].to(self.decoder.dtype)
+        block = max(1, self.block_frames // self.config.temporal) if self.config.causal else z.shape[2]
         with self._turns["decoder"]:
             try:
                 _begin(self.decoder)
-                frames = self.decoder.network(z[None].to(self.decoder.dtype))[0]
+                for start in range(0, z.shape[2], block):
+                    if start + block >= z.shape[2]:
+                        _end(self.decoder)
+                    yield self.decoder.network(z[:, :, start : start + block])[0]
+                    _go_on(self.decoder)
             finally:
                 _begin(self.decoder)
-        yield frames
 
     def _codes(self, ids: Tensor) -> Float[Tensor, "... dim"]:
         """Vectors of ids, in [-1, 1]."""
@@ -281,6 +286,54 @@ TOKENIZER = VidTok
 # ---- caches, which lie in the network's modules
 
 
+class Doubling(nn.Module):
+    """Twice as many frames, between neighbours in time on straight lines, and a causal convolution of them.
+
+    The first frames of a clip, ``apart`` of them, make a piece of their own, as in diffusers' ``VidTokUpsample3D``, whose
+    parameters these are. What follows the last frame of a block is drawn when the next one is known: a clip in blocks has the
+    numbers of one pass, unlike with the class's own cache.
+
+    Attributes:
+        ends: whether the next block is the last one.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.conv, self.mix_factor = layer.conv, layer.mix_factor
+        self.apart = int(layer.num_temp_upsample)
+        self.is_first_chunk, self.ends = True, False
+        self.held: Tensor | None = None
+
+    def forward(self, x: Float[Tensor, "1 channels _frames rows columns"]) -> Float[Tensor, "1 channels _twice rows columns"]:
+        found = []
+        if self.is_first_chunk:
+            found.append(_doubled(x[:, :, : self.apart]))
+            x = x[:, :, self.apart :]
+        frames = x if self.held is None else torch.cat([self.held, x], dim=2)
+        if frames.shape[2]:
+            # Of the frame that was held back there was the first half.
+            done, known = int(self.held is not None), 2 * frames.shape[2] - (0 if self.ends else 1)
+            found.append(_doubled(frames)[:, :, done:known])
+            self.held = frames[:, :, -1:].clone()
+        y = torch.cat(found, dim=2)
+        share = torch.sigmoid(self.mix_factor)
+        mixed: Tensor = share * y + (1 - share) * self.conv(y)
+        return mixed
+
+
+def _doubled(x: Float[Tensor, "1 channels _frames rows columns"]) -> Float[Tensor, "1 channels _twice rows columns"]:
+    return F.interpolate(x.float(), scale_factor=[2.0, 1.0, 1.0], mode="trilinear").to(x.dtype)
+
+
+def _with_doubling(decoder: nn.Module) -> nn.Module:
+    """Diffusers' decoder with layers that double the frames of a clip in blocks, under the same names."""
+    for owner in list(decoder.modules()):
+        for name, layer in list(owner.named_children()):
+            if type(layer).__name__ == "VidTokUpsample3D":
+                setattr(owner, name, Doubling(layer))
+    return decoder
+
+
 def _keep_little(module: Any, args: Any, output: Any) -> None:
     """Leave no more in a causal convolution's cache than the next block needs; the library keeps its whole input."""
     cache = module.causal_cache
@@ -295,6 +348,15 @@ def _begin(half: nn.Module) -> None:
             module.causal_cache = None
         if hasattr(module, "is_first_chunk"):
             module.is_first_chunk = True
+        if isinstance(module, Doubling):
+            module.held, module.ends = None, False
+
+
+def _end(half: nn.Module) -> None:
+    """The next block is the last one."""
+    for module in half.modules():
+        if isinstance(module, Doubling):
+            module.ends = True
 
 
 def _go_on(half: nn.Module) -> None:

@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import zoo
 from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
+from small_models_adapters_video import small_emu3_video, small_video_kl, small_vidtok
 from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
 from small_models_snac import SMALL_SNAC
 from small_models_vectok import SMALL_VECTOK
 from zoo import bench, registry
-from zoo.bench import against, audio, image, image_originals, originals, print_table, run, sound_originals
+from zoo.bench import against, audio, image, image_originals, originals, print_table, run, sound_originals, video
 from zoo.bench.codebook import Size
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
@@ -106,6 +107,28 @@ def test_ragged_clips_beside_the_padded_batch_and_the_loop() -> None:
     assert found[kinds[0], "encode"].amount == pytest.approx(0.15)
     assert tokens.frames().shape == (2, 8, 8) and padded.audio_codes.shape == (1, 2, 8, 8)
     assert [own.audio_codes.shape[-1] for own in each] == [4, 8]
+
+
+@pytest.mark.parametrize("kind", ["vidtok", "video_kl", "emu3_video"])
+def test_clips_beside_the_class(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers = {"vidtok": small_vidtok, "video_kl": small_video_kl, "emu3_video": small_emu3_video}
+    tokenizer: Any = makers[kind]()
+    monkeypatch.setattr(video, "random_model", lambda *_: tokenizer)
+    monkeypatch.setattr(video, "SIDE", 16)
+    entry = next(entry for entry in registry.entries().values() if entry.family == kind)
+    shapes = []
+    with torch.inference_mode():
+        for job in video.jobs(entry, "cpu", True, batches=(2,), lengths=(6,)):
+            assert (job.case, job.amount) == ("2 x 6 frames", 12)
+            found = job.work() if job.work else None
+            assert found is not None
+            shapes.append((job.contender.removeprefix(entry.name), job.direction, found))
+    names = [("", "encode"), ("", "decode"), (", bf16", "decode"), (", the class", "encode"), (", the class", "decode")]
+    assert [(name, direction) for name, direction, _ in shapes] == names
+    # As many latents, and frames for all that went in: those of the class are not cut to the clip.
+    grid = tuple(tokenizer.grid(shapes[0][2])[0])
+    assert all(tuple(own.shape)[-3:] == grid for own in shapes[3][2])
+    assert [len(found) for _, direction, found in shapes if direction == "decode"] == [2, 2, 2]
 
 
 def test_audio(catalogue: None) -> None:

@@ -27,7 +27,13 @@ import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_adapters import AUDIO_ADAPTERS
 from small_models_adapters_image import small_deterministic, small_vq
-from small_models_adapters_video import small_video_kl, small_vidtok, small_vidtok_kl
+from small_models_adapters_video import (
+    small_emu3_video,
+    small_video_kl,
+    small_vidtok,
+    small_vidtok_kl,
+    small_vidtok_noncausal,
+)
 from small_models_byteformer import small_byteformer
 from small_models_ibq import small_ibq
 from small_models_s3tokenizer import small_s3tokenizer
@@ -80,11 +86,14 @@ RANDOM = {
     "vidtok-kl": small_vidtok_kl,
     **AUDIO_ADAPTERS,
     "video-kl": small_video_kl,
+    "vidtok-noncausal": small_vidtok_noncausal,
+    "emu3-video": small_emu3_video,
 }
 
 
 # What the slow tests run: small models of families that have an embedded one, and relatives of those that the fast ones run.
 RELATIVES = ("flextok", "vat", "vectok", "tokenflow", "seed", "ibq", "snac", "vidtok-kl", "video-kl")
+RELATIVES += ("vidtok-noncausal", "emu3-video")
 RELATIVES += ("encodec", "encodec-chunks", "xcodec", "xcodec2", "neucodec", "oobleck", "pocket_tts", "vibevoice")
 
 # Families around the networks of transformers and diffusers, which take long to import in every process of their own.

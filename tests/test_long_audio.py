@@ -160,36 +160,72 @@ def test_memory_does_not_grow_with_a_file(name: str, action: str, seconds: int, 
     assert extra < most * 1_000_000
 
 
-# Official sizes, random weights, nothing run before but a moment of sound.
+# Nothing is run before but a moment of sound. "narrow" models have few channels, and the strides, codebooks and rates of the
+# official ones: what grows with a recording is theirs, and an hour takes minutes.
 GROWING = """
-import sys, torch, zoo
+import sys, numpy as np, soundfile, torch, zoo
+from zoo import registry
 from zoo.bench.measure import peak_memory, random_model
+from zoo.codecs.dac import DAC, DACConfig
+from zoo.codecs.mimi import Mimi, MimiConfig
 torch.set_num_threads(1)
-tok = random_model(zoo.info(sys.argv[1]), "cpu")
-rate = tok.spec.sample_rate
+name, width, seconds, path = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+NARROW = {
+    "dac-24khz": (DAC, DACConfig, dict(encoder_hidden_size=1, decoder_hidden_size=16, hidden_size=16)),
+    "mimi": (Mimi, MimiConfig, dict(
+        num_filters=4, compress=2, hidden_size=32, upsample_groups=32, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=16, intermediate_size=32, vector_quantization_hidden_dimension=16, codebook_dim=16, num_hidden_layers=2,
+    )),
+}
+if width == "narrow":
+    cls, config, sizes = NARROW[name]
+    official = registry.check_config(zoo.info(name))
+    torch.manual_seed(0)
+    tok = cls(config({**official.library, **sizes}, codebooks=official.codebooks)).eval().requires_grad_(False)
+    for tensor in tok.state_dict().values():
+        if not tensor.any():
+            tensor.normal_()
+else:
+    tok = random_model(zoo.info(name), "cpu")
+rate, rng = tok.spec.sample_rate, np.random.default_rng(0)
+with soundfile.SoundFile(path, "w", rate, 1) as file:
+    for _ in range(seconds):
+        file.write((rng.standard_normal(rate) * 0.1).astype(np.float32))
 tok.decode(tok.encode(torch.zeros(rate // 20)))
-for seconds in map(int, sys.argv[2:]):
-    wave = torch.randn(1, seconds * rate, generator=torch.Generator().manual_seed(0)) * 0.1
-    with peak_memory("cpu") as encoding:
-        tokens = tok.encode(wave)
-    with peak_memory("cpu") as decoding:
-        tok.decode(tokens)
-    print(encoding[0], decoding[0])
+with peak_memory("cpu") as encoding:
+    tokens = tok.encode(path)
+with peak_memory("cpu") as decoding:
+    [audio] = tok.decode(tokens)
+print(encoding[0], decoding[0], tokens.lengths.item() // tokens.ids_per_frame, audio.shape[1])
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "seconds", "most"), [("encodec-24khz", (60,), 60), ("mimi", (60, 240), 1_073), ("dac-24khz", (10, 30), 1_073)]
-)
-def test_codecs_of_libraries_take_hours(name: str, seconds: tuple[int, ...], most: int) -> None:
-    """Megabytes beside the model: of what was measured, or of an hour at the growth from the first length to the last."""
-    command = [sys.executable, "-c", GROWING, name, *map(str, seconds)]
+def growth(name: str, width: str, seconds: int, folder: Path) -> tuple[int, int]:
+    """Bytes beside the model, to encode a file and to decode its tokens."""
+    command = [sys.executable, "-c", GROWING, name, width, str(seconds), str(folder / "long.wav")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peaks = [[int(own) for own in line.split()] for line in done.stdout.splitlines()]
-    for length, (encoding, decoding) in zip(seconds, peaks, strict=True):
-        print(f"\n{name}, {length} s: +{encoding / 1e6:.0f} MB to encode, +{decoding / 1e6:.0f} MB to decode")
-    for direction in zip(*peaks, strict=True):
-        growth = (direction[-1] - direction[0]) / max(1, seconds[-1] - seconds[0])
-        longest = HOUR if len(seconds) > 1 else seconds[0]
-        assert direction[0] + growth * (longest - seconds[0]) < most * 1_000_000
+    encoding, decoding, frames, samples = map(int, done.stdout.split())
+    rate, hop = {"encodec-24khz": (RATE, 320), "dac-24khz": (RATE, 320), "mimi": (RATE, 1_920)}[name]
+    assert (frames, samples) == (-(-seconds * rate // hop), seconds * rate)
+    print(f"\n{name}, {width}, {seconds} s: +{encoding / 1e6:.0f} MB to encode, +{decoding / 1e6:.0f} MB to decode")
+    return encoding, decoding
+
+
+def test_ids_alone_grow_with_a_file(tmp_path: Path) -> None:
+    """Ten minutes through Mimi's strides: 480 kB of ids, and one piece of the network at a time."""
+    encoding, _ = growth("mimi", "narrow", 600, tmp_path)
+    assert encoding < 100_000_000
+
+
+@pytest.mark.slow
+def test_a_minute_through_encodec_takes_sixty_megabytes(tmp_path: Path) -> None:
+    assert max(growth("encodec-24khz", "official", 60, tmp_path)) < 60_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "seconds"), [("mimi", 60), ("dac-24khz", 20)])
+def test_an_hour_takes_less_than_a_gibibyte(name: str, seconds: int, tmp_path: Path) -> None:
+    """What the network takes, as measured at the official sizes, and what an hour leaves, as measured in a narrow one."""
+    network = growth(name, "official", seconds, tmp_path)
+    hour = growth(name, "narrow", HOUR, tmp_path)
+    assert all(sum(both) < 1 << 30 for both in zip(network, hour, strict=True))

@@ -82,6 +82,26 @@ def test_blocks_are_the_whole() -> None:
     assert changed[:5].max() < 1e-5 < changed[5]
 
 
+@pytest.mark.parametrize("settings", [{}, {"tempo_ds": [0, 1], "tempo_us": [1, 2]}, {"tempo_ds": [1], "tempo_us": [2]}])
+def test_blocks_decode_as_the_whole(settings: dict[str, Any]) -> None:
+    """A causal decoder looks ahead by what its layers hold back, and takes a clip block by block all the same."""
+    tokenizer = small_vidtok("small-vidtok-kl", regularizer="kl", double_z=True, **settings)
+    network: Any = vidtok_network(**SMALL_FSQ | {"regularizer": "kl", "double_z": True} | settings)
+    seen: list[int] = []
+    tokenizer.decoder.network.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[2]))
+    for latents in (1, 2, 3, 4, 5, 8, 9):
+        values = torch.randn(4, latents, 3, 4, generator=torch.Generator().manual_seed(latents))
+        with torch.no_grad():
+            expected = network._decode(values[None])[0]
+        for block in (1, 2, 4, 9):
+            tokenizer.block_frames = block * tokenizer.config.temporal
+            [found] = tokenizer.decode([values], size=None)
+            assert found.shape == expected.shape and (found - expected).abs().max() < 1e-5
+            assert max(seen) == min(block, latents)
+            seen.clear()
+    assert not any(getattr(module, "held", None) is not None for module in tokenizer.modules())
+
+
 def test_little_is_kept_between_blocks() -> None:
     tokenizer = small_vidtok_kl()
     sizes: list[int] = []

@@ -160,7 +160,7 @@ _MODALITIES: dict[str, Modality] = {
             extras=MappingProxyType(dict.fromkeys(_WITH_PYAV, "video")),
         ),
         Modality(
-            *("video", "clip", "mp4", _CLIP, _homes("video", "bench", "quantize")),
+            *("video", "clip", "mp4", _CLIP, _homes("video", "quantize")),
             synonyms=("clip", "clips"),
             extras=MappingProxyType(dict.fromkeys(_FILMS, "video")),
         ),

@@ -117,6 +117,7 @@ class Tokens:
             vocab_size=frame.vocab_size,
             meta=meta,
             frame=frame,
+            copy=False,
         )
 
     @classmethod

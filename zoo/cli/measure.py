@@ -103,7 +103,9 @@ def bench(
     ragged: Annotated[
         tuple[float, float] | None, typer.Option(help="audio: batches of clips between these durations in seconds as well")
     ] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="image prefixes, 16 and 256 by default; bytes of a file; frames of a clip")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="steps of a sampling decoder; 20 by default")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch sizes; 1 and 8 for audio, 1 for images by default")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of PyTorch")] = None,

@@ -84,6 +84,36 @@ def advanced(lanes: Iterable[Lane], most: int) -> Iterator[tuple[Lane, Tensor | 
         active = [lane for lane in active if lane.start < lane.length]
 
 
+class Gathered:
+    """Pieces ``[rows, frames]`` that come one by one, put into one tensor.
+
+    They are not kept by themselves: small ones that stay, with large ones around them that go, leave memory in pieces that
+    the system does not get back.
+
+    Args:
+        expected: frames of all of them; more are taken as well.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._expected, self._count = expected, 0
+        self._held: Tensor | None = None
+
+    def append(self, piece: Float[Tensor, "rows _frames"] | Int[Tensor, "rows _frames"]) -> None:
+        """Take the next frames."""
+        end = self._count + piece.shape[1]
+        if self._held is None:
+            self._held = piece.new_empty(len(piece), max(end, self._expected))
+        elif end > self._held.shape[1]:
+            self._held = torch.cat([self._held[:, : self._count], piece.new_empty(len(piece), end)], dim=1)
+        self._held[:, self._count : end] = piece
+        self._count = end
+
+    def whole(self) -> Tensor:
+        """All frames."""
+        assert self._held is not None, "nothing came out of the network"
+        return self._held if self._count == self._held.shape[1] else self._held[:, : self._count].clone()
+
+
 class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
     """A tokenizer of audio that gives its networks as steps, `encoder_steps` and `decoder_steps`.
 
@@ -168,13 +198,13 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
         found: dict[int, Tensor] = {}
         meta = [dict(item.meta) for item in items]
         with progress_bar("encode", sum(lengths), progress, unit="sample") as advance:
-            parts: dict[int, list[Tensor]] = {index: [] for index in range(len(items))}
+            gathered: dict[int, Gathered] = {}
             lanes = (self._encoder_lane(items, group, lengths[group[0]], count) for group in self._groups(lengths, budget))
             for lane, given, taken in advanced(lanes, self.beside):
                 for index, own in zip(lane.group, () if given is None else given, strict=given is not None):
-                    parts[index].append(own)
+                    gathered.setdefault(index, Gathered(-(-lane.length // self.hop_length))).append(own)
                 if lane.start == lane.length:
-                    found |= {index: torch.cat(parts.pop(index), dim=-1) for index in lane.group}
+                    found |= {index: gathered.pop(index).whole() for index in lane.group}
                     for index, note in zip(lane.group, self.notes(lane.steps, len(lane.group)), strict=True):
                         meta[index] |= note
                 advance(taken)
@@ -213,7 +243,7 @@ class SteppedAudioTokenizer(AudioTokenizer[ConfigT, EncodedT]):
             return self.wrap(values, meta)
         full = spec.ids_per_frame
         # Codebooks that were not asked for are filled in and dropped again.
-        codes = [F.pad(own.T, (0, full - len(own))) for own in values]
+        codes = [own.T if len(own) == full else F.pad(own.T, (0, full - len(own))) for own in values]
         return self.wrap(codes if full > 1 else [own[:, 0] for own in codes], meta)
 
     # ---- decode
