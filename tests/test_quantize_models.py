@@ -27,7 +27,7 @@ from zoo.precision import Float32Module
 from zoo.quantization import packed
 from zoo.quantization.calibration import observe
 from zoo.quantization.fp import Granularity, LearningConfig, LowBitLayer, decode, format_named, pack
-from zoo.quantization.packed import quantized_layers
+from zoo.quantization.packed import quantized_layers, set_resident
 from zoo.quantization.policy import Policy
 from zoo.quantization.report import LayerReport
 
@@ -617,3 +617,37 @@ def test_damage_of_what_a_file_says_about_its_layers_is_named(key: str, damaged:
     save_file(load_file(path), path, metadata=metadata | {key: damaged})
     with pytest.raises(CorruptWeightsError, match=r"model\.safetensors: "):
         packed.load(model(), path)
+
+
+@pytest.mark.parametrize("method", ["int8", "fp8-e4m3", "fp4-e2m1", "mxfp4"])
+def test_resident_weights_change_the_order_of_sums_alone(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(48, 32), nn.Unflatten(1, (4, 8)), nn.Conv1d(4, 6, 3, padding=1), nn.Flatten()]
+    model = zoo.quantize(nn.Sequential(*layers).requires_grad_(False), method, activations="dynamic", resident=True)
+    x = torch.randn(50, 48, generator=generator)
+    resident = model(x)
+    assert all(layer.weight is layer.weight for layer in quantized_layers(model).values())
+    packed = set_resident(model, False)(x)
+    assert not any(layer.weight is layer.weight for layer in quantized_layers(model).values())
+    torch.testing.assert_close(resident, packed, rtol=0, atol=1e-5 * float(packed.abs().max()))
+    set_resident(model, True)
+    assert copy.deepcopy(model)(x).equal(resident)
+    # Neither new codes nor another precision get an old weight.
+    first = next(iter(quantized_layers(model).values()))
+    first.codes.zero_()
+    assert not model(x).equal(resident)
+    assert first.weight.dtype == torch.float32 and model.to(torch.bfloat16)[0].weight.dtype == torch.bfloat16
+
+
+def test_resident_weights_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = zoo.quantize(nn.Linear(64, 32), "int8")
+    for free, kept in ((4 * 64 * 32 * 4, True), (4 * 64 * 32 * 4 - 1, False)):
+        monkeypatch.setattr("zoo.quantization.packed._free_memory", lambda device, free=free: free)
+        assert set_resident(layer).resident is kept
+    assert set_resident(layer.to(torch.bfloat16)).resident
+    assert not zoo.quantize(nn.Linear(64, 8), "int8").resident
+    with torch.inference_mode():
+        made = zoo.quantize(nn.Linear(64, 8), "int8", resident=True)
+    assert not any(buffer.is_inference() for buffer in made.buffers())
+    with pytest.raises(InputError, match="resident must be 'auto', True or False, not 'always'"):
+        zoo.quantize(nn.Linear(64, 8), "int8", resident="always")

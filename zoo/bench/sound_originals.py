@@ -17,6 +17,7 @@ from zoo.bench.quantized import quantized_model
 from zoo.bench.sound_networks import PlainHiFiGAN, PlainWavTokenizer
 from zoo.hub import load_upstream
 from zoo.kernels.codebook import nearest, prepare
+from zoo.quantization.packed import set_resident
 
 #: Searches of many queries, for short vectors and long ones.
 SEARCHES = (Size(8, 8192, 16384), Size(32, 8192, 16384), Size(512, 32768, 4096))
@@ -141,7 +142,7 @@ def packed(
     methods: Sequence[str] = ("int8", "fp8-e4m3", "fp4-e2m1"),
     durations: Sequence[float] = (1, 10),
 ) -> Iterator[Pair]:
-    """Decoders with packed weights beside the same ones as they are, in the same precision."""
+    """Decoders with packed weights that are kept decoded, beside the same ones as they are, in the same precision."""
     entry = registry.get(name)
     for precision in ("fp32", "bf16"):
         plain = random_model(entry, "cpu")
@@ -151,6 +152,7 @@ def packed(
         for method in methods:
             tokenizer = quantized_model(entry, "cpu", method)
             tokenizer.set_precision(precision)
+            set_resident(tokenizer, "auto")
             for seconds in durations:
                 count = round(seconds * token_rate)
                 ids = torch.randint(plain.spec.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))

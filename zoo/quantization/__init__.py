@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from zoo.quantization.conversion import quantize
     from zoo.quantization.learned import LearningConfig
     from zoo.quantization.methods import names
-    from zoo.quantization.packed import load, save
+    from zoo.quantization.packed import load, save, set_resident
     from zoo.quantization.policy import Policy, plan
     from zoo.quantization.report import LayerReport
 
@@ -22,9 +22,10 @@ _HOMES = {
     "plan": "zoo.quantization.policy",
     "quantize": "zoo.quantization.conversion",
     "save": "zoo.quantization.packed",
+    "set_resident": "zoo.quantization.packed",
 }
 
-__all__ = ["LayerReport", "LearningConfig", "Policy", "load", "names", "plan", "quantize", "save"]
+__all__ = ["LayerReport", "LearningConfig", "Policy", "load", "names", "plan", "quantize", "save", "set_resident"]
 
 
 def __getattr__(name: str) -> Any:

@@ -346,6 +346,7 @@ class PackedBinary(QuantizedLayer):
     """
 
     kind: ClassVar[str] = "binary"
+    multiplies_weight: ClassVar[bool] = False
     exact: ClassVar[tuple[str, ...]] = ("scale", "threshold", *_GAINS)
     packed: UInt8[Tensor, "outputs bytes"]
     scale: Float[Tensor, " outputs"]

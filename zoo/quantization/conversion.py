@@ -22,7 +22,7 @@ from zoo.quantization.journal import LayerJournal, inputs_digest, weights_digest
 from zoo.quantization.layers import Granularity, Grid, LowBitLayer, choose_grid, matrix_of
 from zoo.quantization.learned import Learned, LearningConfig, learn
 from zoo.quantization.methods import Scheme
-from zoo.quantization.packed import QuantizedLayer, replace_layer
+from zoo.quantization.packed import QuantizedLayer, replace_layer, require_resident, set_resident
 from zoo.quantization.policy import Choice, Policy, packed_class, plan
 from zoo.quantization.reconstruction import Reconstruction, Unit
 from zoo.quantization.report import LayerReport
@@ -53,6 +53,7 @@ def quantize(
     activations: str | None = None,
     rounding: str | None = None,
     learning: LearningConfig | None = None,
+    resident: str | bool = False,
     run: Run = default_run,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -73,6 +74,8 @@ def quantize(
             each row; ``"none"``. By default ``"static"`` where there are inputs to calibrate with.
         rounding: ``"nearest"``, or ``"learned"`` from ``calibrate``. By default learned for 4 bits where there are inputs.
         learning: how long to learn, and whether the layers of a block are learned together.
+        resident: whether layers keep their dequantized weights for speed, in the memory of both: see
+            `zoo.quantization.set_resident`.
         run: what to do with a batch; by default a tokenizer reconstructs it, or classifies it if it can, and a module is called
             with it.
         resume: a folder that finished layers are kept in; the same call with the same folder goes on from there and gives the
@@ -92,6 +95,7 @@ def quantize(
     >>> type(layer).__name__, sum(tensor.nbytes for tensor in layer.state_dict().values())
     ('LowBitLinear', 133120)
     """
+    require_resident(resident)
     policy = policy or Policy()
     if skip:
         policy = replace(policy, skip=(*policy.skip, *([skip] if isinstance(skip, str) else skip)))
@@ -124,10 +128,10 @@ def quantize(
                         advance(1)
                     on_layer(report)
     if "" in packed:
-        return packed[""]  # type: ignore[return-value]
+        return set_resident(packed[""], resident)  # type: ignore[return-value]
     for name, layer in packed.items():
         replace_layer(model, name, layer)
-    return model
+    return set_resident(model, resident)
 
 
 def _observe(

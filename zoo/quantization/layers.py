@@ -227,6 +227,8 @@ class LowBitLayer(QuantizedLayer):
         if self.convolution is None and x.shape[-1:] != self.weight_shape[1:]:
             raise InputError(f"inputs of {list(x.shape)} where the last axis must have {self.weight_shape[1]}")
         x = x.to(self.compute_dtype)
+        if self.resident and x.device.type == "cpu":
+            return self.with_weight(self.rounded_inputs(x), self.weight)
         if self.convolution is None and not (torch.is_grad_enabled() and x.requires_grad):
             y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(self.codes))
             return y if self.bias is None else y + self.bias

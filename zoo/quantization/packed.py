@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.errors import CorruptWeightsError, KeysError
+from zoo.derived import Derived
+from zoo.errors import CorruptWeightsError, InputError, KeysError
 from zoo.media import replacing
 from zoo.quantization.methods import KINDS, Scheme
 from zoo.state_dict import opening_safetensors, read_state
@@ -42,12 +44,16 @@ class QuantizedLayer(nn.Module, ABC):
     Attributes:
         compute_dtype: type of ``weight`` and of the results; follows ``.to(dtype)``.
         bias: as in the original layer.
+        resident: whether the dequantized weight is kept once it was made; see `zoo.quantization.set_resident`.
     """
 
     #: Key of the class in `zoo.quantization.methods.KINDS`.
     kind: ClassVar[str]
     #: Floating-point buffers that ``.to(dtype)`` leaves alone, because they are part of the packed form.
     exact: ClassVar[tuple[str, ...]] = ("scale",)
+
+    #: Whether the layer is its product with ``weight``; binary layers multiply bits.
+    multiplies_weight: ClassVar[bool] = True
 
     bias: nn.Parameter | None
 
@@ -65,6 +71,8 @@ class QuantizedLayer(nn.Module, ABC):
         bias = getattr(layer, "bias", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.convolution = convolution_settings(layer) if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
+        self.resident = False
+        self._kept: Derived[Tensor] = Derived()
 
     @classmethod
     def handles(cls, layer: nn.Module) -> bool:
@@ -96,7 +104,15 @@ class QuantizedLayer(nn.Module, ABC):
     @property
     def weight(self) -> Float[Tensor, "outputs inputs *kernel"]:
         """The dequantized weight in the precision of the layer."""
-        return self.dequantized().to(self.compute_dtype)
+        if not self.resident:
+            return self.dequantized().to(self.compute_dtype)
+        packed = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return self._kept.of(packed, lambda: self.dequantized().to(self.compute_dtype))
+
+    @property
+    def dequantized_bytes(self) -> int:
+        """Memory of ``weight``."""
+        return math.prod(self.weight_shape) * self.compute_dtype.itemsize
 
     def with_weight(
         self, x: Float[Tensor, "*shape"], weight: Float[Tensor, "outputs inputs *kernel"]
@@ -108,6 +124,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLayer:
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        self._kept = Derived()
         kept = {name: self._buffers[name] for name in self.exact if self._buffers.get(name) is not None}
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -147,6 +164,71 @@ def convolve(
         padding = 0
     function: Any = {3: nn.functional.conv1d, 4: nn.functional.conv2d, 5: nn.functional.conv3d}[weight.ndim]
     return function(x, weight, bias, settings["stride"], padding, settings["dilation"], settings["groups"])
+
+
+# ------------------------------------------------------------------------------------------------------------ time or memory
+
+# ``"auto"`` takes no more than the free memory over this.
+_SHARE = 4
+
+
+def set_resident(model: ModuleT, resident: str | bool = "auto") -> ModuleT:
+    """Decide whether packed layers keep their dequantized weights once they have made them, in place.
+
+    A layer that keeps it computes as the original layer does and is as quick, in the memory of both. In bfloat16 the kept
+    weight is rounded to it, as that of the original layer is. Files stay packed, and what was loaded starts without.
+
+    Args:
+        model: a quantized model, in the precision that it is going to be used in.
+        resident: ``True`` or ``False``, or ``"auto"``: all layers where the weights take no more than a quarter of the memory
+            that is free, none otherwise.
+
+    Raises:
+        InputError: another value.
+    """
+    require_resident(resident)
+    layers = [layer for layer in quantized_layers(model).values() if layer.multiplies_weight]
+    if resident == "auto" and layers:
+        needed = sum(layer.dequantized_bytes for layer in layers)
+        resident = _SHARE * needed <= _free_memory(next(layers[0].buffers()).device)
+    for layer in layers:
+        layer.resident = bool(resident)
+        layer._kept = Derived()
+        if layer.resident:
+            _count_writes(layer)
+    return model
+
+
+def _count_writes(layer: nn.Module) -> None:
+    """Replace tensors made in inference mode, whose writes PyTorch does not count: they would be compared in every call."""
+    with torch.inference_mode(False):
+        for name, buffer in layer.named_buffers(recurse=False):
+            if buffer.is_inference():
+                layer.register_buffer(name, buffer.clone())
+
+
+def require_resident(resident: object) -> None:
+    """Refuse what `set_resident` does not take.
+
+    Raises:
+        InputError: it is neither ``"auto"`` nor ``True`` nor ``False``.
+    """
+    if resident not in ("auto", True, False):
+        raise InputError(f"resident must be 'auto', True or False, not {resident!r}")
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    information = Path("/proc/meminfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    # What a container may have besides.
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.exists() and used.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, int(text) - int(used.read_text(encoding="utf-8")))
+    return max(free, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- save and load
