@@ -36,6 +36,7 @@ FLOORS = {
             "zoo.folders",
             "zoo.indexing",
             "zoo.machine",
+            "zoo.memory",
             "zoo.modality",
             "zoo.moved",
             "zoo.onnx_weights",

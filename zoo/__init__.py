@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from zoo.engine import TokenDataset
     from zoo.hub import convert, load, load_upstream, pull
     from zoo.latents import Latents
+    from zoo.memory import set_allocator
     from zoo.onnx_export import export
     from zoo.quantization import quantize
     from zoo.registry import Entry, info, register, register_family
@@ -73,6 +74,7 @@ _HOMES = {
     "info": "zoo.registry",
     "register": "zoo.registry",
     "register_family": "zoo.registry",
+    "set_allocator": "zoo.memory",
     "Latents": "zoo.latents",
     "Spec": "zoo.spec",
     "TokenDataset": "zoo.engine",
@@ -128,6 +130,7 @@ __all__ = [
     "quantize",
     "register",
     "register_family",
+    "set_allocator",
     "text",
 ]
 
