@@ -68,7 +68,7 @@ def test_equals_diffusers(reference: Reference, tokenizer: AutoencoderKL) -> Non
 
 
 @torch.no_grad()
-def test_blocks_equal_those_of_diffusers_bit_for_bit(reference: Reference) -> None:
+def test_blocks_equal_those_of_diffusers(reference: Reference) -> None:
     from diffusers.models.unets.unet_2d_blocks import AttnDownEncoderBlock2D, AttnUpDecoderBlock2D
 
     options = {"num_layers": 2, "resnet_groups": 4, "attention_head_dim": 16}
@@ -86,7 +86,10 @@ def test_blocks_equal_those_of_diffusers_bit_for_bit(reference: Reference) -> No
         ours.load_state_dict(theirs.state_dict(), strict=True)
         x = torch.randn(2, channels, 18, 13, generator=torch.Generator().manual_seed(0))
         for same in (x, x.to(memory_format=torch.channels_last)):
-            assert torch.equal(ours(same), theirs(same))
+            assert (ours(same) - theirs(same)).abs().max() < 2e-6 * theirs(same).abs().max()
+            # Bit for bit where PyTorch's operators do all of the work.
+            with torch.enable_grad():
+                assert torch.equal(ours(same), theirs(same))
 
 
 def test_images_of_any_size_keep_it(tokenizer: AutoencoderKL) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.kernels import native
-from zoo.nn.norm import GroupNorm, SiLU, exact_group_norms
+from zoo.nn.norm import GroupNorm, exact_group_norms
 from zoo.nn.vae import VAE, VAESizes
 
 
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_pytorch() -> None:
 
 def test_other_types_are_left_to_pytorch() -> None:
     x = torch.randn(1, 8, 20, 20).to(memory_format=torch.channels_last)
-    for dtype in (torch.bfloat16, torch.float64):
+    for dtype in (torch.float16, torch.float64):
         layer = norm(8, 2).to(dtype)
         assert torch.equal(layer(x.to(dtype)), F.group_norm(x.to(dtype), 2, layer.weight, layer.bias, 1e-6))
 
@@ -116,14 +116,6 @@ def test_networks_keep_their_state() -> None:
     assert (network(x) - expected).abs().max() < 1e-6
     with torch.no_grad():
         assert (network(x) - expected).abs().max() < 1e-6
-
-
-def test_activations_overwrite_where_no_gradient_is_recorded() -> None:
-    x = torch.randn(5)
-    kept, expected = x.clone(), F.silu(x)
-    assert torch.equal(SiLU()(x), expected) and torch.equal(x, kept)
-    with torch.no_grad():
-        assert SiLU()(x) is x and torch.equal(x, expected)
 
 
 def distance_from_double(vae: VAE, images: Tensor) -> float:

@@ -107,27 +107,44 @@ class DecoderBlock(nn.Module):
     ) -> Float[Tensor, "batch _ dim"]:
         """All tokens to all tokens, or to the patches alone where nothing else is needed any more."""
         gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = modulation.unbind(2)
-        h = self._affine(normalise(x), scale_attn, shift_attn, patches).to(compute_dtype(self.attn.wq))
+        h = _affine(normalise(x), scale_attn, shift_attn, patches).to(compute_dtype(self.attn.wq))
         keys, values = self.attn.keys_values(h)
         if patches_only:
             h, x = h[:, :patches], x[:, :patches]
         queries = self.attn.queries(h)
         if mask is not None:
             mask = mask.to(queries.dtype)
-        x = x + self._affine(self.attn.attend(queries, keys, values, mask), gate_attn, None, patches)
-        h = self._affine(normalise(x), scale_mlp, shift_mlp, patches)
-        return x + self._affine(self.mlp(h), gate_mlp, None, patches)
+        x = _plus_gated(x, self.attn.attend(queries, keys, values, mask), gate_attn, patches)
+        return _plus_gated(x, self.mlp(_affine(normalise(x), scale_mlp, shift_mlp, patches)), gate_mlp, patches)
 
-    @staticmethod
-    def _affine(
-        x: Activations, scale: Float[Tensor, "#batch 2 dim"], shift: Float[Tensor, "#batch 2 dim"] | None, patches: int
-    ) -> Activations:
-        """``x * scale + shift``, the first row of each for patches and the second one for registers."""
-        parts = []
-        for kind, part in enumerate(x.split([patches, x.shape[1] - patches], dim=1)):
-            own = scale[:, kind, None]
-            parts.append(part * own if shift is None else torch.addcmul(shift[:, kind, None], part, own))
-        return torch.cat(parts, dim=1)
+
+# Of two rows of factors, the first is for patches and the second one for registers.
+
+
+def _affine(
+    x: Activations, scale: Float[Tensor, "#batch 2 dim"], shift: Float[Tensor, "#batch 2 dim"], patches: int
+) -> Activations:
+    """``x * scale + shift``; without gradients it overwrites ``x``."""
+    parts = []
+    for kind, part in enumerate(x.split([patches, x.shape[1] - patches], dim=1)):
+        own = scale[:, kind, None], shift[:, kind, None]
+        if torch.is_grad_enabled():
+            parts.append(torch.addcmul(own[1], part, own[0]))
+        else:
+            part.mul_(own[0]).add_(own[1])
+    return torch.cat(parts, dim=1) if parts else x
+
+
+def _plus_gated(x: Activations, change: Activations, gate: Float[Tensor, "#batch 2 dim"], patches: int) -> Activations:
+    """``x + gate * change``; without gradients it overwrites ``change``."""
+    parts = []
+    sizes = [patches, x.shape[1] - patches]
+    for kind, (part, own) in enumerate(zip(x.split(sizes, dim=1), change.split(sizes, dim=1), strict=True)):
+        if torch.is_grad_enabled():
+            parts.append(torch.addcmul(part, own, gate[:, kind, None]))
+        else:
+            torch.addcmul(part, own, gate[:, kind, None], out=own)
+    return torch.cat(parts, dim=1) if parts else change
 
 
 class VelocityHead(nn.Module):

@@ -124,6 +124,9 @@ class FeedForward(nn.Module):
         self.fc3 = Linear(dim, hidden, bias=False)
 
     def forward(self, x: Activations) -> Activations:
-        gated: Tensor = F.silu(self.fc1(x)) * self.fc3(x)
+        # Without gradients, in the memory of the first product.
+        inplace = not torch.is_grad_enabled()
+        gated: Tensor = F.silu(self.fc1(x), inplace=inplace)
+        gated = gated.mul_(self.fc3(x)) if inplace else gated * self.fc3(x)
         out: Tensor = self.fc2(gated)
         return out.float()

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.ibq.config import GROUPS, IBQConfig
-from zoo.nn.norm import GroupNorm, SiLU
+from zoo.nn.conv2d import Conv2d, coarse_tiles, convolved, watched
+from zoo.nn.norm import GroupNorm, activated
 from zoo.nn.vqgan import ConvDecoder, ConvEncoder
 from zoo.precision import Float32Module, compute_dtype
 
@@ -28,7 +29,7 @@ class Encoder(ConvEncoder, Float32Module):
 
     def __init__(self, config: IBQConfig) -> None:
         super().__init__(config.stem, config.widths, config.blocks, config.latent_channels, config.attention, config.groups)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)
+        self.quant_conv = Conv2d(config.latent_channels, config.code_dim, 1)
 
     def forward(self, images: Images) -> Maps:
         """Latents, whose dot products with the codes decide."""
@@ -43,7 +44,7 @@ class Decoder(ConvDecoder):
         coarsest = len(config.widths) - 1
         attention = [coarsest - level for level in config.attention]
         super().__init__(config.latent_channels, config.widths[::-1], config.blocks + 1, attention, config.groups)
-        self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.code_dim, config.latent_channels, 1)
 
     def forward(self, codes: Maps) -> Images:
         """Images as float32, nominally in [-1, 1], not clamped."""
@@ -60,17 +61,15 @@ class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(GROUPS, inputs, eps=_EPS)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm2 = GroupNorm(GROUPS, outputs, eps=_EPS)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.activation = SiLU()
-        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = nn.Identity() if inputs == outputs else Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Maps) -> Maps:
-        h = self.conv1(self.activation(self.norm1(x)))
-        h = self.conv2(self.activation(self.norm2(h)))
-        found: Tensor = self.shortcut(x) + h
-        return found
+        changed = convolved(self.conv1, activated(self.norm1, x))
+        changed = activated(self.norm2, changed, overwrite=not watched(self.conv1))
+        return convolved(self.conv2, changed, added=self.shortcut(x))
 
 
 class EncoderLevel(nn.Module):
@@ -79,7 +78,7 @@ class EncoderLevel(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, downsample: bool) -> None:
         super().__init__()
         self.resnets = nn.Sequential(*(Residual(outputs if block else inputs, outputs) for block in range(blocks)))
-        self.downsample = nn.Conv2d(outputs, outputs, 3, stride=2, padding=1) if downsample else nn.Identity()
+        self.downsample = Conv2d(outputs, outputs, 3, stride=2, padding=1) if downsample else nn.Identity()
 
     def forward(self, x: Maps) -> Maps:
         found: Tensor = self.downsample(self.resnets(x))
@@ -93,7 +92,7 @@ class BitEncoder(Float32Module):
         super().__init__()
         widths = (config.stem, *config.widths)
         last = len(config.widths) - 1
-        self.conv_in = nn.Conv2d(3, config.stem, 3, padding=1, bias=False)
+        self.conv_in = Conv2d(3, config.stem, 3, padding=1, bias=False)
         self.levels = nn.Sequential(
             *(EncoderLevel(*pair, config.blocks, level < last) for level, pair in enumerate(pairwise(widths)))
         )
@@ -102,7 +101,7 @@ class BitEncoder(Float32Module):
 
     def forward(self, images: Images) -> Maps:
         x = self.conv_in(images.to(memory_format=torch.channels_last))
-        return F.silu(self.norm_out(self.mid(self.levels(x))))
+        return activated(self.norm_out, self.mid(self.levels(x)))
 
 
 class AdaptiveNorm(nn.Module):
@@ -128,7 +127,7 @@ class DecoderLevel(nn.Module):
         super().__init__()
         self.adaptive = AdaptiveNorm(bits, inputs)
         self.resnets = nn.Sequential(*(Residual(outputs if block else inputs, outputs) for block in range(blocks)))
-        self.upsample = nn.Conv2d(outputs, 4 * outputs, 3, padding=1) if upsample else None
+        self.upsample = Conv2d(outputs, 4 * outputs, 3, padding=1) if upsample else None
 
     def forward(self, x: Maps, codes: Float[Tensor, "batch bits cells"]) -> Maps:
         x = self.resnets(self.adaptive(x, codes))
@@ -151,14 +150,15 @@ class BitDecoder(nn.Module):
         super().__init__()
         widths = (config.widths[-1], *reversed(config.widths))
         last = len(config.widths) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid = nn.Sequential(*(Residual(widths[0], widths[0]) for _ in range(config.blocks)))
         self.levels = nn.ModuleList(
             DecoderLevel(config.latent_channels, *pair, config.blocks, level < last)
             for level, pair in enumerate(pairwise(widths))
         )
         self.norm_out = GroupNorm(GROUPS, widths[-1], eps=_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
+        coarse_tiles(self)
 
     def forward(self, codes: Maps) -> Images:
         """Images as float32, nominally in [-1, 1], not clamped."""
@@ -167,5 +167,5 @@ class BitDecoder(nn.Module):
         x = self.mid(self.conv_in(codes))
         for level in self.levels:
             x = level(x, cells)
-        images: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        images: Tensor = self.conv_out(activated(self.norm_out, x))
         return images.float().contiguous()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
 from zoo.codecs.tokenflow.encoder import resize, task_layer
+from zoo.nn.conv2d import Conv2d
 from zoo.nn.vit import ViTSizes, vit_blocks
 from zoo.nn.vqgan import ConvDecoder
 from zoo.precision import compute_dtype
@@ -29,7 +30,7 @@ class PixelDecoder(ConvDecoder):
             groups=config.norm_groups,
         )
         self.image_size = config.image_size
-        self.post_quant_conv = nn.Conv2d(config.pixel_code_dim, config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.pixel_code_dim, config.latent_channels, 1)
 
     def forward(self, latents: LatentTensor) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.codecs.tokenflow.config import TokenFlowConfig
+from zoo.nn.conv2d import Conv2d
 from zoo.nn.vit import Activation, ViTSizes, vit_blocks
 from zoo.nn.vqgan import ConvEncoder
 from zoo.precision import Float32Module
@@ -88,7 +89,7 @@ class PixelEncoder(ConvEncoder):
             attention=[coarsest],
             groups=config.norm_groups,
         )
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.pixel_code_dim, 1)
+        self.quant_conv = Conv2d(config.latent_channels, config.pixel_code_dim, 1)
 
     def forward(self, images: Images) -> LatentTensor:
         return self.quant_conv(super().forward(images)).contiguous()

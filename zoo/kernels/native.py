@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,10 @@ from zoo.media import replacing
 
 _log = logging.getLogger("zoo")
 
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-std=c11")
+# GCC takes half of an x86 processor's widest registers unless it is told otherwise.
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+_FLAGS = ("-O3", "-march=native", *_WIDE, "-shared", "-fPIC", "-std=c11")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 #: Operations that one thread does while others would only just have been started.
 LITTLE = 1 << 20
 #: Set to a non-empty value to do without compiled kernels.
@@ -42,6 +46,20 @@ def library(source: str) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("%s could not be compiled, slower code does its work: %s", source, error)
         return None
+
+
+def unwatched(*tensors: torch.Tensor) -> bool:
+    """Whether code that reads and writes the memory of these tensors alone does all there is to do.
+
+    Gradients, compilers, exports and modes that count or replace operators see PyTorch's operators only.
+    """
+    return (
+        all(type(tensor) in _PLAIN and tensor.device.type == "cpu" for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def _compiled(source: str, compiler: str) -> Path:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.kernels import native
 from zoo.kernels import norm as kernel
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -21,32 +22,45 @@ class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` with two-pass statistics where PyTorch adds up all numbers, and their squares, one after the other.
 
     That is on a CPU, in the layout in which convolutions are quick there (channels last). At 128 x 256 x 256, PyTorch's result
-    is off by 5e-5 of a standard deviation, 60 times as much as in the other layout, and that is enough to flip ids. Encoders
-    have this norm. Decoders have PyTorch's, which is faster; a difference that small cannot be seen.
+    is off by 5e-5 of a standard deviation, 60 times as much as in the other layout, and that is enough to flip ids.
     """
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
+        return self.activated(x, silu=False)
+
+    def activated(
+        self, x: Float[Tensor, "batch channels *size"], *, silu: bool = True, overwrite: bool = False
+    ) -> Float[Tensor, "batch channels *size"]:
+        """The norm, and ``x * sigmoid(x)`` of it, in one pass and rounded once.
+
+        Args:
+            x: maps.
+            silu: whether the result is activated.
+            overwrite: ``x`` is needed no more, and its memory may take the result.
+        """
         if not self._would_lose_digits(x):
-            return super().forward(x)
-        compiled = kernel.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            normed = super().forward(x)
+            return F.silu(normed, inplace=native.unwatched(normed)) if silu else normed
+        out = x if overwrite else None
+        compiled = kernel.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu, out=out)
         if compiled is not None:
             return compiled
-        out = torch.empty_like(x)
+        out = torch.empty_like(x) if out is None else out
         for item, result in zip(x, out, strict=True):
-            scale, shift = self._scale_and_shift(item.permute(1, 2, 0).flatten(0, 1))
-            torch.addcmul(shift[:, None, None], item, scale[:, None, None], out=result)
+            wide = item.float()
+            scale, shift = self._scale_and_shift(wide.permute(1, 2, 0).flatten(0, 1))
+            normed = torch.addcmul(shift[:, None, None], wide, scale[:, None, None])
+            result.copy_(F.silu(normed, inplace=True) if silu else normed)
         return out
 
     def _would_lose_digits(self, x: Tensor) -> bool:
         """Whether PyTorch would take that kernel. Compiled code and gradients have others."""
         return (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
+            x.dtype in (torch.float32, torch.bfloat16)
             and x.ndim == 4
             and x.is_contiguous(memory_format=torch.channels_last)
             and not x.is_contiguous()
-            and not torch.compiler.is_compiling()
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and native.unwatched(x, self.weight)
         )
 
     def _scale_and_shift(
@@ -70,20 +84,20 @@ class GroupNorm(nn.GroupNorm):
         mean = (means * weights).sum((0, 2)) / count
         within = torch.stack(squares).double().unflatten(1, by_group).sum((0, 2))
         between = ((means - mean[:, None]).square() * weights).sum((0, 2))
-        scale = ((within + between) / count + self.eps).rsqrt().repeat_interleave(by_group[1]) * self.weight
-        shift = self.bias - mean.repeat_interleave(by_group[1]) * scale
+        scale = ((within + between) / count + self.eps).rsqrt().repeat_interleave(by_group[1]) * self.weight.double()
+        shift = self.bias.double() - mean.repeat_interleave(by_group[1]) * scale
         return scale.float(), shift.float()
 
 
-class SiLU(nn.Module):
-    """``x * sigmoid(x)``; without gradients it overwrites its input, which must be needed no more."""
-
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return F.silu(x, inplace=not torch.is_grad_enabled())
+def activated(norm: nn.GroupNorm, x: Float[Tensor, "batch channels *size"], *, overwrite: bool = False) -> Tensor:
+    """``silu(norm(x))``, by `GroupNorm.activated` unless hooks watch the norm."""
+    if isinstance(norm, GroupNorm) and not norm._forward_hooks and not norm._forward_pre_hooks:
+        return norm.activated(x, overwrite=overwrite)
+    return F.silu(norm(x))
 
 
 def exact_group_norms(network: NetworkT) -> NetworkT:
-    """Put this `GroupNorm` into an encoder, in place, wherever it has PyTorch's."""
+    """Put this `GroupNorm` into a library's encoder, in place, wherever it has PyTorch's."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.GroupNorm:

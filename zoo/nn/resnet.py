@@ -1,8 +1,8 @@
 """Residual convolutional networks with attention at low resolutions: the two halves of VQGAN and of latent diffusion's VAE.
 
 Blocks follow the appendix of latent diffusion (arXiv 2112.10752), which took them from VQGAN (arXiv 2012.09841). Their state
-dicts have the names that diffusers gives them, and their results are diffusers' bit for bit. Importing diffusers for
-these few layers takes 5 seconds, more than all the rest of a start.
+dicts have the names that diffusers gives them, and their results are diffusers' but for rounding, bit for bit with gradients. Importing diffusers
+for these few layers takes 5 seconds, more than all the rest of a start.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.nn.norm import SiLU
+from zoo.nn.conv2d import Conv2d, coarse_tiles, convolved, watched
+from zoo.nn.norm import GroupNorm, activated
 
 Maps = Float[Tensor, "batch _channels _rows _columns"]
 
 EPS = 1e-6
-#: Numbers that PyTorch's upsampling in the layout of quick convolutions can count.
-_COUNTABLE = 1 << 31
 
 
 class ResidualBlock(nn.Module):
@@ -29,18 +28,16 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=EPS)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=EPS)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.nonlinearity = SiLU()
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.norm1 = GroupNorm(groups, inputs, eps=EPS)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = GroupNorm(groups, outputs, eps=EPS)
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Maps) -> Maps:
-        changed = self.conv1(self.nonlinearity(self.norm1(x)))
-        changed = self.conv2(self.nonlinearity(self.norm2(changed)))
-        straight: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return straight + changed
+        changed = convolved(self.conv1, activated(self.norm1, x))
+        straight = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return convolved(self.conv2, activated(self.norm2, changed, overwrite=not watched(self.conv1)), added=straight)
 
 
 class Attention(nn.Module):
@@ -48,7 +45,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, width, eps=EPS)
+        self.group_norm = GroupNorm(groups, width, eps=EPS)
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
@@ -64,7 +61,7 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.conv = Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Maps) -> Maps:
         smaller: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -76,13 +73,10 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Maps) -> Maps:
-        if 4 * x.numel() >= _COUNTABLE:
-            x = x.contiguous()
-        larger: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return larger
+        return convolved(self.conv, x, enlarged=True)
 
 
 class Level(nn.Module):
@@ -147,7 +141,7 @@ class Encoder(nn.Module):
 
     def __init__(self, outputs: int, widths: Sequence[int], blocks: int, groups: int) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             Level(
                 widths[max(level - 1, 0)],
@@ -160,15 +154,14 @@ class Encoder(nn.Module):
             for level, width in enumerate(widths)
         )
         self.mid_block = Middle(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_act = SiLU()
-        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Maps:
         x = self.conv_in(images)
         for level in self.down_blocks:
             x = level(x)
-        maps: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(self.mid_block(x))))
+        maps: Tensor = self.conv_out(activated(self.conv_norm_out, self.mid_block(x)))
         return maps
 
 
@@ -188,7 +181,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         coarse = widths[::-1]
-        self.conv_in = nn.Conv2d(inputs, coarse[0], 3, padding=1)
+        self.conv_in = Conv2d(inputs, coarse[0], 3, padding=1)
         middle = Middle(coarse[0], groups, attention=attention)
         self.up_blocks = nn.ModuleList(
             Level(
@@ -202,13 +195,13 @@ class Decoder(nn.Module):
             for level, width in enumerate(coarse)
         )
         self.mid_block = middle
-        self.conv_norm_out = nn.GroupNorm(groups, coarse[-1], eps=EPS)
-        self.conv_act = SiLU()
-        self.conv_out = nn.Conv2d(coarse[-1], outputs, 3, padding=1)
+        self.conv_norm_out = GroupNorm(groups, coarse[-1], eps=EPS)
+        self.conv_out = Conv2d(coarse[-1], outputs, 3, padding=1)
+        coarse_tiles(self)
 
     def forward(self, maps: Maps) -> Maps:
         x = self.mid_block(self.conv_in(maps))
         for level in self.up_blocks:
             x = level(x)
-        images: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        images: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return images

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import ArgumentError, KeysError
-from zoo.nn.norm import exact_group_norms
+from zoo.nn.conv2d import Conv2d
 from zoo.nn.resnet import Decoder, Encoder
 from zoo.precision import Float32Module, compute_dtype
 
@@ -87,11 +87,11 @@ class VAE(nn.Module):
     def __init__(self, sizes: VAESizes) -> None:
         super().__init__()
         widths, latent = sizes.widths, sizes.latent_channels
-        encoder = exact_group_norms(Encoder(2 * latent, widths, sizes.layers_per_block, sizes.groups))
+        encoder = Encoder(2 * latent, widths, sizes.layers_per_block, sizes.groups)
         decoder = Decoder(latent, 3, widths, sizes.layers_per_block, sizes.groups)
         convs = sizes.quant_convs
-        self.encoder = VAEEncoder(encoder, nn.Conv2d(2 * latent, 2 * latent, 1) if convs else nn.Identity())
-        self.decoder = VAEDecoder(decoder, nn.Conv2d(latent, latent, 1) if convs else nn.Identity())
+        self.encoder = VAEEncoder(encoder, Conv2d(2 * latent, 2 * latent, 1) if convs else nn.Identity())
+        self.decoder = VAEDecoder(decoder, Conv2d(latent, latent, 1) if convs else nn.Identity())
 
 
 def is_sampled(posterior: str) -> bool:

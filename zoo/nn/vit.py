@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.nn.linear import own_linear_layers
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
@@ -51,7 +53,7 @@ def vit_blocks(sizes: ViTSizes) -> nn.Sequential:
     if sizes.dim % sizes.heads:
         raise ValueError(f"{sizes.heads} heads do not divide a width of {sizes.dim}")
     activations = {"gelu": nn.GELU, "gelu_tanh": GELUTanh, "quick_gelu": QuickGELU}
-    return nn.Sequential(
+    blocks = nn.Sequential(
         *(
             Block(
                 sizes.dim,
@@ -65,6 +67,7 @@ def vit_blocks(sizes: ViTSizes) -> nn.Sequential:
             for _ in range(sizes.depth)
         )
     )
+    return own_linear_layers(blocks)
 
 
 def fuse_qkv_bias(q_bias: Float[Tensor, " dim"], v_bias: Float[Tensor, " dim"]) -> Float[Tensor, " three_dims"]:

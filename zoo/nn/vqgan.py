@@ -9,11 +9,11 @@ import re
 from collections.abc import Collection, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.nn.norm import GroupNorm, exact_group_norms
+from zoo.nn.conv2d import Conv2d, coarse_tiles
+from zoo.nn.norm import GroupNorm, activated
 from zoo.nn.resnet import EPS, Level, Maps, Middle
 from zoo.precision import compute_dtype
 
@@ -61,18 +61,17 @@ class ConvEncoder(nn.Module):
             )
             for level, width in enumerate(widths)
         ]
-        self.conv_in = nn.Conv2d(3, stem, 3, padding=1)
+        self.conv_in = Conv2d(3, stem, 3, padding=1)
         self.levels = nn.Sequential(*levels)
         self.mid = Middle(widths[-1], groups)
         self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
-        exact_group_norms(self)
+        self.conv_out = Conv2d(widths[-1], latent_channels, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Maps:
         # Convolutions on a CPU are several times quicker in this layout.
         x = self.conv_in(images.to(memory_format=torch.channels_last))
         x = self.mid(self.levels(x))
-        maps: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        maps: Tensor = self.conv_out(activated(self.norm_out, x))
         return maps
 
 
@@ -102,15 +101,16 @@ class ConvDecoder(nn.Module):
             )
             for level, width in enumerate(widths)
         ]
-        self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(latent_channels, widths[0], 3, padding=1)
         self.mid = Middle(widths[0], groups)
         self.levels = nn.Sequential(*levels)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.norm_out = GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
+        coarse_tiles(self)
 
     def forward(self, maps: Maps) -> Float[Tensor, "batch 3 height width"]:
         """Images as float32, nominally in [-1, 1], not clamped."""
         x = self.conv_in(maps.to(compute_dtype(self.conv_in), memory_format=torch.channels_last))
         x = self.levels(self.mid(x))
-        images: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        images: Tensor = self.conv_out(activated(self.norm_out, x))
         return images.float().contiguous()
