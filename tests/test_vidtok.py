@@ -21,8 +21,10 @@ from small_models_adapters_video import (
     vidtok_network,
     wrapped,
 )
+from zoo import media
 from zoo.codecs.vidtok import VidTok, VidTokConfig
 from zoo.errors import KeysError, WeightsError
+from zoo.tokenizer.films import ClipInFile, FrameReader
 
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "fsq": (small_vidtok, {}),
@@ -100,6 +102,37 @@ def test_blocks_decode_as_the_whole(settings: dict[str, Any]) -> None:
             assert max(seen) == min(block, latents)
             seen.clear()
     assert not any(getattr(module, "held", None) is not None for module in tokenizer.modules())
+
+
+def test_long_films_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small_vidtok()
+    long, short = (media.write_video(tmp_path / f"{frames}.mkv", clip(frames, 16, 20)) for frames in (39, 3))
+    items = [long, short, long.read_bytes(), clip(39)]
+    for options in ({}, {"fit": "crop", "size": 12}, {"fps": 12}):
+        whole = tokenizer.encode(items, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("zoo.tokenizer.video.MOST_HELD", 5_000)
+            prepared = tokenizer.prepare(items, **options)
+            assert [isinstance(item.tensors, ClipInFile) for item in prepared] == [True, False, True, False]
+            assert tokenizer.encode(items, **options).equal(whole)
+    prepared = [item for item in prepared if isinstance(item.tensors, ClipInFile)]
+    # No more than a block is there at a time.
+    held: list[int] = []
+    part = FrameReader.part
+    monkeypatch.setattr(FrameReader, "part", lambda self, *where: (part(self, *where), held.append(len(self._held)))[0])
+    tokenizer.block_frames = 4
+    tokens = tokenizer.encode_prepared(prepared)
+    assert max(held) == 4 and tokens.tolist() == [whole.tolist()[0], whole.tolist()[2]]
+    noncausal = small_vidtok_noncausal()
+    assert noncausal.encode_prepared(prepared[:1]).equal(noncausal.encode(long, fps=12))
+    # What travels takes its frames along; what stays notices when the film is another one.
+    sent = pickle.dumps(prepared[0])
+    for frames in (37, 41):
+        media.write_video(long, clip(frames, 16, 20))
+        with pytest.raises(zoo.ItemError, match=r"item 0: .*39\.mkv has changed since it was prepared"):
+            tokenizer.encode_prepared(prepared)
+    arrived = pickle.loads(sent)
+    assert list(arrived.tensors) == ["frames"] and tokenizer.encode_prepared([arrived]).tolist() == tokens.tolist()[:1]
 
 
 def test_little_is_kept_between_blocks() -> None:

@@ -208,6 +208,9 @@ def test_a_repository_with_code_in_it(
     monkeypatch.setenv("ZOO_REGISTRY", str(tmp_path / "catalogue.yaml"))
     assert torch.equal(zoo.load("one").encode(image).ids, expected)
     assert "used: library: codebook_size is 300, not 32768, channel_multiplier is [1, 2, 2], not" in caplog.text
+    for parts, absent in (("encoder", "decoder"), ("decoder", "encoder")):
+        half = zoo.load("one", parts=parts)
+        assert half.spec.parts == (parts,) and not any(key.startswith(absent) for key in half.state_dict())
     assert torch.equal(zoo.load("two").encode(image).ids, tokenizers["movq"].encode(image).ids)
     fetched = {path.rpartition("/")[2] for _, path, _ in server.requests if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", PREPROCESSOR, "diffusion_pytorch_model.safetensors"}

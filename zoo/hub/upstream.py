@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ def from_upstream_file(
             raw = cls.checkpoint.metadata(file.metadata() or {})
     with blaming(path):
         config = None if raw is None else cls.checkpoint.config(raw)
-    if config is not None and expected is not None and cls.checkpoint.settings:
-        config = replace(config, **{name: getattr(expected, name) for name in cls.checkpoint.settings})
-    elif config is not None and expected is not None and config != expected:
+    if config is not None and expected is not None:
+        # What is wanted of a checkpoint stands in no file of its authors.
+        ours = {*cls.checkpoint.settings, *({"parts"} & {field.name for field in fields(config)})}
+        config = replace(config, **{name: getattr(expected, name) for name in ours})
+    if config is not None and expected is not None and config != expected and not cls.checkpoint.settings:
         differing = _difference(asdict(config), asdict(expected), "; ")
         log.warning("%s: its own configuration differs from the catalogue and is used: %s", name, differing)
     with blaming(path):

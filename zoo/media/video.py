@@ -160,17 +160,82 @@ def prepare_video(
     >>> list(clip.frames.shape), clip.meta["fps_num"], clip.meta["fit"]
     ([9, 3, 33, 47], 25, 'none')
     """
+    stream = stream_video(
+        item, fit=fit, size=size, fps=fps, interpolation=interpolation, max_frames=max_frames, max_pixels=max_pixels
+    )
+    frames = stream.read()
+    assert frames is not None
+    return PreparedVideo(frames, stream.meta)
+
+
+class VideoStream:
+    """The frames of a clip at the size that is wanted, read once from front to back, with what is known when all are read.
+
+    Attributes:
+        name: for messages.
+        file: path or content of the file that they come from, which can be read again; ``None`` for arrays and images.
+        count: frames that were read so far.
+        fps: frames per second.
+        size: height and width of the frames as they come.
+    """
+
+    def __init__(self, source: _Source, file: Any, fit: str, size: tuple[int, int] | None, interpolation: str) -> None:
+        self.name, self.file, self.fps, self.count = source.name, file, source.fps, 0
+        self.size = size or (source.height, source.width)
+        self._source, self._fit, self._wanted, self._interpolation = source, fit, size, interpolation
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._source.frames:
+            self.count += 1
+            yield frame if self._wanted is None else _fitted(frame, self._wanted, self._fit, self._interpolation)
+        if not self.count:
+            raise InputError(f"{self.name} holds no frames")
+
+    def read(self, most: int | None = None) -> Tensor | None:
+        """All frames ``[frames, 3, height, width]``, or ``None`` where they have more than ``most`` numbers.
+
+        Then too, they are read to the end, so that what is damaged is found.
+
+        Raises:
+            InputError: as for `read_video`.
+        """
+        held: list[Tensor] | None = []
+        for frame in self:
+            if held is not None:
+                held.append(frame)
+            if most is not None and self.count * frame.numel() > most:
+                held = None
+        if held is None:
+            return None
+        if len({frame.dtype for frame in held}) > 1:
+            held = [pixels_of(frame) for frame in held]
+        return torch.stack(held)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """See `PreparedVideo`; of a clip that was read to its end."""
+        size = {"width": self._source.width, "height": self._source.height, "fit": self._fit}
+        return {"frames": self.count, "fps_num": self.fps.numerator, "fps_den": self.fps.denominator} | size
+
+
+def stream_video(
+    item: Any,
+    *,
+    fit: str = "none",
+    size: int | Sequence[int] | None = None,
+    fps: Any = None,
+    interpolation: str = "bilinear",
+    max_frames: int = MAX_FRAMES,
+    max_pixels: int = MAX_FRAME_PIXELS,
+) -> VideoStream:
+    """Open a clip whose frames are brought to a size as they are read; arguments and errors as for `prepare_video`."""
     wanted = _wanted_size(fit, size)
     if interpolation not in INTERPOLATIONS:
         raise ArgumentError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
-    source = _open(item, max_frames, max_pixels, fps)
-    frames = [frame if wanted is None else _fitted(frame, wanted, fit, interpolation) for frame in source.frames]
-    if not frames:
-        raise InputError(f"{source.name} holds no frames")
-    if len({frame.dtype for frame in frames}) > 1:
-        frames = [pixels_of(frame) for frame in frames]
-    meta = {"frames": len(frames), "fps_num": source.fps.numerator, "fps_den": source.fps.denominator}
-    return PreparedVideo(torch.stack(frames), meta | {"width": source.width, "height": source.height, "fit": fit})
+    content, rate = video_item(item)
+    file = content if isinstance(content, FILE_TYPES) else None
+    source = _open(content if rate is None else (content, rate), max_frames, max_pixels, fps)
+    return VideoStream(source, file, fit, wanted, interpolation)
 
 
 def restore_video(

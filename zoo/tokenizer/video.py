@@ -17,6 +17,7 @@ from zoo.errors import ArgumentError, InputError, ItemError, naming_item
 from zoo.latents import Latents
 from zoo.progress import progress_bar
 from zoo.tokenizer.base import ConfigT, EncodedT, Prepared, Tokenizer, as_items
+from zoo.tokenizer.films import MOST_HELD, ClipInFile, FrameReader
 from zoo.tokens import Tokens
 
 #: A decoded clip, nominally in [-1, 1].
@@ -47,7 +48,7 @@ class Fed:
     clip is there in floating point.
     """
 
-    def __init__(self, frames: Tensor, timing: Timing, cell: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, frames: FrameReader, timing: Timing, cell: tuple[int, int], device: torch.device) -> None:
         self._frames, self._timing, self._cell, self._device = frames, timing, cell, device
 
     def __len__(self) -> int:
@@ -56,7 +57,8 @@ class Fed:
     def __getitem__(self, places: slice) -> Float[Tensor, "1 3 frames rows columns"]:
         start, stop, _ = places.indices(len(self))
         shown = (torch.arange(start, stop) - self._timing.lead).clamp(0, len(self._frames) - 1)
-        pixels = media.pixels_of(self._frames[shown].to(self._device))
+        first, last = int(shown[0]), int(shown[-1])
+        pixels = media.pixels_of(self._frames.part(first, last + 1)[shown - first].to(self._device))
         height, width = pixels.shape[2:]
         rows, columns = self._cell
         pixels = F.pad(pixels, (0, -width % columns, 0, -height % rows), mode="replicate")
@@ -156,23 +158,20 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
     ) -> list[Prepared]:
         """Clips as the network takes them: ``frames`` ``[frames, 3, height, width]``, as levels of 8 bits where they are.
 
-        ``amount`` counts pixels. Arguments and errors as for `encode`.
+        ``amount`` counts pixels. A long film stays in its file: its frames are counted and checked, and decoded again when they
+        are asked for or the item is pickled. Arguments and errors as for `encode`.
         """
         prepared = []
+        options = {"fit": fit, "size": size, "fps": fps, "interpolation": interpolation}
+        options |= {"max_frames": max_frames, "max_pixels": max_pixels}
         for index, item in enumerate(as_items(items, batch_rank=5)):
             with naming_item(index):
-                clip = media.prepare_video(
-                    item,
-                    fit=fit,
-                    size=size,
-                    fps=fps,
-                    interpolation=interpolation,
-                    max_frames=max_frames,
-                    max_pixels=max_pixels,
-                )
-                count, _, height, width = clip.frames.shape
-                rows = -(-height // self.cell[0])
-                prepared.append(Prepared({"frames": clip.frames}, clip.meta | {"rows": rows}, count * height * width))
+                stream = media.stream_video(item, **options)
+                frames = stream.read(MOST_HELD if stream.file is not None else None)
+                tensors: Mapping[str, Tensor] = ClipInFile(stream, options) if frames is None else {"frames": frames}
+                height, width = stream.size
+                meta = stream.meta | {"rows": -(-height // self.cell[0])}
+                prepared.append(Prepared(tensors, meta, stream.count * height * width))
         return prepared
 
     def encode_prepared(
@@ -191,8 +190,8 @@ class VideoTokenizer(Tokenizer[ConfigT, EncodedT, Clip]):
         self.require("encoder", "encoding")
         found: list[Tensor] = []
         with progress_bar("encode", len(items), progress, unit="clip") as advance:
-            for item in items:
-                frames = item.tensors["frames"]
+            for index, item in enumerate(items):
+                frames = FrameReader(item, index)
                 clip = Fed(frames, self.timing(len(frames)), self.cell, self.device)
                 values = self.encode_clip(clip, generator, posterior == "sample")
                 found.append(values if self.spec.continuous else values.flatten())
