@@ -65,7 +65,7 @@ class ClipInFile(Mapping[str, Tensor]):
 
 
 class FrameReader:
-    """Frames of a prepared clip, of which no more than a part is held where it lies in a file.
+    """Frames of a prepared clip. Of one in a file no more than a part is held.
 
     Args:
         item: of `VideoTokenizer.prepare`.
