@@ -1,8 +1,8 @@
 """Residual convolutional networks with attention at low resolutions: the two halves of VQGAN and of latent diffusion's VAE.
 
 Blocks follow the appendix of latent diffusion (arXiv 2112.10752), which took them from VQGAN (arXiv 2012.09841). Their state
-dicts have the names that diffusers gives them, and their results are diffusers' but for rounding, bit for bit with gradients. Importing diffusers
-for these few layers takes 5 seconds, more than all the rest of a start.
+dicts have the names that diffusers gives them, and their results are diffusers' but for rounding, bit for bit with gradients.
+Importing diffusers for these few layers takes 5 seconds, more than all the rest of a start.
 """
 
 from __future__ import annotations
