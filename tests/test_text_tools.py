@@ -315,6 +315,58 @@ def test_tokenizers_and_texts_that_are_refused(tmp_path: Path) -> None:
         byte_probabilities(gpt2(300), tmp_path / "no.model", "a")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\ud800", "index 1 is the lone surrogate"),
+        ("the " * 200, "too long for it"),
+    ],
+)
+def test_texts_that_are_refused(text: Any, message: str) -> None:
+    with pytest.raises(zoo.InputError, match=message):
+        byte_probabilities(gpt2(300), byte_level(), text)
+
+
+@pytest.mark.parametrize("byte", [-1, 256])
+def test_bytes_that_are_refused(byte: int) -> None:
+    with pytest.raises(zoo.InputError, match="from 0 to 255"):
+        ByteModel(gpt2(300), byte_level()).start("a").advance(byte)
+
+
+@pytest.mark.parametrize(
+    ("logs", "message"),
+    [
+        (np.full(300, np.nan), "NaN or infinity"),
+        (np.full(300, np.inf), "NaN or infinity"),
+        (np.full(300, -np.inf), "no probability to anything"),
+        (np.zeros(10), "has 300 ids, and the model gives"),
+        (np.zeros((1, 300)), "has 300 ids, and the model gives"),
+    ],
+)
+def test_models_that_give_no_distribution(logs: Any, message: str) -> None:
+    with pytest.raises(zoo.InputError, match=message):
+        byte_probabilities(lambda ids: logs, byte_level(), "the ")
+
+
+def test_models_that_do_not_go_with_the_tokenizer_or_draw_at_random() -> None:
+    with pytest.raises(zoo.InputError, match="the tokenizer is another model's"):
+        byte_probabilities(gpt2(20), byte_level(), "the ")
+    training = GPT2LMHeadModel(gpt2(300).config).train()
+    with pytest.raises(zoo.InputError, match=r"model\.eval"):
+        byte_probabilities(training, byte_level(), "the ")
+
+
+def test_draws_and_weights_that_are_refused() -> None:
+    model = ByteModel(gpt2(300), byte_level()).start("the ")
+    with pytest.raises(zoo.InputError, match="counts from 0"):
+        model.sample(-1)
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(zoo.InputError, match="temperature"):
+            model.sample(1, temperature=temperature)
+    with pytest.raises(zoo.InputError, match="do not go with the weights"):
+        ByteEnsemble([model, model], [1.0, float("nan")])
+
+
 # --------------------------------------------------------------------------------------------------------------------- mixtures
 
 
@@ -389,8 +441,16 @@ def test_mixtures_of_a_tokenizers_own_words() -> None:
         ([], {"one": {"ab": 1}, "two": {"ab": 1}}, "no merges"),
         (Tokenizer(models.Unigram([("a", 0.0)])), {"one": "ab", "two": "ab"}, "Unigram, not BPE"),
         (3, {"one": "ab", "two": "ab"}, "not int"),
+        (["a b"], {"one": {"ab": 1}, "two": {"ab": -1}}, "'ab' -1 times"),
+        (["a b"], {"one": {"ab": 1}, "two": {"ab": float("nan")}}, "'ab' nan times"),
+        (byte_level(), {"one": "ab", "two": "a\ud800"}, "'two': the character at index 1 is the lone surrogate"),
     ],
 )
 def test_bad_mixtures(merges: Any, samples: Any, message: str) -> None:
     with pytest.raises(zoo.InputError, match=message):
         mixture(merges, samples)
+
+
+def test_a_mixture_of_no_merges() -> None:
+    with pytest.raises(zoo.InputError, match="at least one merge"):
+        mixture(["a b"], {"one": {"ab": 1}, "two": {"ab": 1}}, merges=0)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from zoo.errors import InputError
+from zoo.errors import ArgumentError, InputError
+from zoo.media.text import utf8
 from zoo.text.pieces import Pieces, pieces_of
 
 Floats = NDArray[np.float64]
@@ -126,9 +127,18 @@ class CachedModel:
         self._ids = wanted[-1]
 
     def _run(self, rows: list[list[int]]) -> Tensor:
+        if self.model.training:
+            raise ArgumentError("the model is in training mode, where dropout draws at random: call model.eval()")
         ids = torch.tensor(rows, device=next(self.model.parameters()).device)
-        with torch.inference_mode():
-            logits: Tensor = self.model(ids, past_key_values=self._cache, use_cache=True).logits
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self.model(ids, past_key_values=self._cache, use_cache=True).logits
+        except IndexError as error:
+            end = self._cache.get_seq_length() + len(rows[0])
+            raise InputError(
+                f"the model has no row for an id up to {int(ids.max())}, or for a place up to {end}: the tokenizer is "
+                f"another model's, or the text is too long for it"
+            ) from error
         return logits
 
     def _keep(self, count: int) -> None:
@@ -145,8 +155,8 @@ class ByteModel:
     on. So the bytes of a token that is taken cost one call. No prompt has to end where a token ends.
 
     Args:
-        model: a causal language model of ``transformers``; or a function from ids to the log-probabilities of the next token
-            ``[vocabulary]``.
+        model: a causal language model of ``transformers`` in evaluation mode; or a function from ids to the log-probabilities
+            of the next token ``[vocabulary]``.
         tokenizer: as for `zoo.text.pieces_of`: BPE with pieces for all bytes.
         context: ids in front of the text, whatever they are; the tokenizer's begin id by default.
         escaped: count a space as the three bytes of U+2581, as SentencePiece writes it.
@@ -179,10 +189,11 @@ class ByteModel:
         """Begin with a text, which may end inside of a word, a token or a character.
 
         Raises:
-            InputError: the text is no UTF-8, or the model has no begin marker and the text no place at which tokens always end.
+            InputError: the text is no UTF-8, or longer than the model reads; or the model has no begin marker and the text no
+                place at which tokens always end.
         """
         pieces = self.pieces
-        octets = text.encode() if isinstance(text, str) else bytes(text)
+        octets = _octets(text)
         octets = pieces.lead + (octets.replace(b" ", pieces.space) if isinstance(text, str) else octets)
         anchor = pieces.anchor(octets)
         if not anchor and not self.context:
@@ -228,8 +239,10 @@ class ByteModel:
         """Add a byte to the text.
 
         Raises:
-            InputError: the tokenizer never produces a text that goes on with it.
+            InputError: it is no byte, or the tokenizer never produces a text that goes on with it.
         """
+        if not isinstance(byte, int | np.integer) or not 0 <= byte < 256:
+            raise ArgumentError(f"a byte is a whole number from 0 to 255, not {byte!r}")
         pieces, (_, groups) = self.pieces, self._expanded()
         exact: list[tuple[tuple[int, ...], float]] = []
         kept = []
@@ -252,7 +265,8 @@ class ByteModel:
 
     def logprob(self, text: str | bytes) -> float:
         """Natural logarithm of the probability that a text comes next; the state stays as it is."""
-        octets = text.encode().replace(b" ", self.pieces.space) if isinstance(text, str) else bytes(text)
+        octets = _octets(text)
+        octets = octets.replace(b" ", self.pieces.space) if isinstance(text, str) else octets
         other, total = self.copy(), 0.0
         for place, byte in enumerate(octets):
             if place % _AT_ONCE == 0:
@@ -315,6 +329,9 @@ class ByteModel:
             seed: of the draws.
             temperature: 0 takes the most likely byte.
             stop: end behind these bytes.
+
+        Raises:
+            ArgumentError: the length or the temperature is below 0, or no number.
         """
         return _sampled(self, length, seed, temperature, stop)
 
@@ -323,6 +340,19 @@ class ByteModel:
         other = copy.copy(self)
         other._exact, other._groups = list(self._exact), list(self._groups)
         return other
+
+    def _logs(self, ids: Sequence[int]) -> Floats:
+        """Log-probabilities of the tokenizer's ids behind some ids ``[vocabulary]``."""
+        logs = np.asarray(self._logprobs(ids), dtype=np.float64)
+        if logs.ndim != 1 or len(logs) < len(self.pieces.octets):
+            raise InputError(
+                f"the tokenizer has {len(self.pieces.octets)} ids, and the model gives log-probabilities of shape {logs.shape}"
+            )
+        logs = logs[: len(self.pieces.octets)]
+        # A comparison with NaN is false.
+        if not np.all(logs < np.inf):
+            raise InputError(f"the model gives NaN or infinity as log-probabilities behind {len(ids)} ids")
+        return logs
 
     def _expanded(self) -> tuple[NextByte, list[_Group]]:
         """The distribution, and all covers with what may follow the exact ones."""
@@ -335,7 +365,7 @@ class ByteModel:
             ids = [*self.context, *tokens]
             if not ids:
                 raise InputError(_NOTHING_BEFORE)
-            logs = np.asarray(self._logprobs(ids), dtype=np.float64)[: len(pieces.octets)] + weight
+            logs = self._logs(ids) + weight
             allowed = pieces.follows(tokens)
             last = np.flatnonzero(allowed)
             groups.append(_Group(tokens, 0, last, logs[last]))
@@ -349,6 +379,8 @@ class ByteModel:
             invalid = float(np.logaddexp(invalid, _logsumexp(logs[wrong])))
         weights = [group.weights for group in groups]
         top = max([float(part.max()) for part in weights if len(part)] + list(specials.values()), default=-np.inf)
+        if top == -np.inf:
+            raise InputError("the model gives no probability to anything that the tokenizer would go on with")
         mass = np.zeros(256)
         for group in groups:
             values = pieces.table[group.last, group.used]
@@ -377,7 +409,8 @@ class ByteEnsemble:
     def __init__(self, models: Iterable[ByteModel], weights: Sequence[float] | None = None) -> None:
         self.models = list(models)
         given = [1.0] * len(self.models) if weights is None else list(weights)
-        if not self.models or len(given) != len(self.models) or min(given) < 0 or sum(given) <= 0:
+        fitting = len(given) == len(self.models) and all(0 <= weight < np.inf for weight in given)
+        if not self.models or not fitting or sum(given) <= 0:
             raise InputError(f"{len(self.models)} models do not go with the weights {given}")
         self.weights = [weight / sum(given) for weight in given]
 
@@ -449,7 +482,7 @@ def fill_in_the_middle(
     """
     pieces = pieces_of(tokenizer)
     before, behind, middle = markers
-    octets = suffix.encode() if isinstance(suffix, str) else suffix
+    octets = _octets(suffix)
     try:
         encoded = pieces.encode(pieces.lead + octets) if octets else []
     except UnicodeDecodeError as error:
@@ -459,6 +492,10 @@ def fill_in_the_middle(
 
 
 def _sampled(model: ByteModel | ByteEnsemble, length: int, seed: int | None, temperature: float, stop: bytes) -> bytes:
+    if not (isinstance(length, int | np.integer) and length >= 0):
+        raise ArgumentError(f"a number of bytes counts from 0, not {length!r}")
+    if not 0 <= temperature < np.inf:
+        raise ArgumentError(f"the temperature must be a number from 0 on, not {temperature}")
     generator, found = np.random.default_rng(seed), b""
     while len(found) < length:
         step = model.next()
@@ -477,6 +514,14 @@ def _sampled(model: ByteModel | ByteEnsemble, length: int, seed: int | None, tem
             break
         model.advance(byte)
     return found
+
+
+def _octets(text: Any) -> bytes:
+    if isinstance(text, str):
+        return utf8(text)
+    if not isinstance(text, bytes | bytearray | memoryview):
+        raise ArgumentError(f"a text is a string or bytes, not {type(text).__name__}")
+    return bytes(text)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

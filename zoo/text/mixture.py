@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import InputError, MissingExtraError
+from zoo.media.text import utf8
 
 Pair = tuple[str, str]
 
@@ -80,11 +82,17 @@ def mixture(
     (0.0, [0.5, 1.0])
     """
     pairs, split = _merges_of(tokenizer)
+    if not isinstance(samples, Mapping):
+        raise InputError(f"samples are a dictionary by category, not {type(samples).__name__}")
+    if merges is not None and merges < 1:
+        raise InputError(f"a mixture takes at least one merge, not {merges}")
     if len(samples) < 2:
         raise InputError(f"a mixture is of at least two categories, not {len(samples)}")
     counts = {}
     for name, sample in samples.items():
-        words = sample if isinstance(sample, Mapping) else _counted(sample, split)
+        words = sample if isinstance(sample, Mapping) else _counted(name, sample, split)
+        if odd := next((word for word, count in words.items() if not 0 <= count < math.inf), None):
+            raise InputError(f"the sample of {name!r} has the word {odd!r} {words[odd]} times")
         counts[name] = WordCounts(words)
         if not counts[name].pairs:
             raise InputError(f"the sample of {name!r} has no word of two symbols")
@@ -309,12 +317,20 @@ def _merges_of(tokenizer: Any) -> tuple[list[Pair], Any]:
     return pairs, split
 
 
-def _counted(sample: str | Iterable[str], split: Any) -> Counter[str]:
+def _counted(name: str, sample: Any, split: Any) -> Counter[str]:
     """Words of a sample as the tokenizer cuts them."""
     if split is None:
         raise InputError("a list of merges goes with samples of counted words, {word: count}")
     words: Counter[str] = Counter()
+    if isinstance(sample, bytes) or not isinstance(sample, Iterable):
+        raise InputError(f"the sample of {name!r} must be a text, texts or counted words, not {type(sample).__name__}")
     for text in [sample] if isinstance(sample, str) else sample:
+        if not isinstance(text, str):
+            raise InputError(f"the sample of {name!r} holds {type(text).__name__}: a text is a string")
+        try:
+            utf8(text)
+        except InputError as error:
+            raise InputError(f"the sample of {name!r}: {error.reason}") from error
         if split.normalizer is not None:
             text = split.normalizer.normalize_str(text)
         parts = [(text, None)] if split.pre_tokenizer is None else split.pre_tokenizer.pre_tokenize_str(text)
