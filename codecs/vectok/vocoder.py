@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.codecs.vectok.config import HiFiGANSizes, ISTFTSizes
-from zoo.nn.convnext import convnext, layer_norm
+from zoo.nn.convnext import Norm, convnext, layer_norm
 from zoo.nn.istft import InverseSTFT
 from zoo.precision import compute_dtype
 
@@ -146,7 +145,7 @@ class ConvNeXtBlock(nn.Module):
             x,
             inside,
             depthwise=self.conv,
-            normalise=partial(layer_norm, self.norm),
+            norm=Norm(self.norm.weight, self.norm.bias, self.norm.eps),
             expand=self.fc1,
             contract=self.fc2,
             scale=self.scale,

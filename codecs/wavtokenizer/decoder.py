@@ -16,9 +16,10 @@ from jaxtyping import Bool, Complex, Float, Shaped
 from torch import Tensor, nn
 
 from zoo.codecs.wavtokenizer.config import GROUPS, WavTokenizerConfig
-from zoo.nn.conv import conv1d
-from zoo.nn.convnext import convnext, layer_norm
+from zoo.kernels import frames as frames_kernel
+from zoo.nn.convnext import Norm, convnext, layer_norm
 from zoo.nn.istft import InverseSTFT
+from zoo.nn.prepared import convolve, linear, some_outputs
 from zoo.precision import Float32Module, compute_dtype
 
 # Fixed in the original code for every checkpoint.
@@ -108,14 +109,17 @@ class ResidualBlock(nn.Module):
         blocks = []
         for start, stop in blocks_of(frames, self.BLOCK):
             window, before = window_of(x, start, stop, halo=1)
-            active = F.silu(torch.addcmul(shift, window, scale), inplace=not torch.is_grad_enabled())
-            if mask is not None:
-                active = active * window_of(mask, start, stop, halo=1)[0]
-            if norm is self.norm2:
-                active = self.dropout(active)
-            after = window.shape[1] - before - (stop - start)
-            active = F.pad(active.to(compute_dtype(conv)), (0, 0, 1 - before, 1 - after))
-            blocks.append(conv1d(active, conv.weight, conv.bias).float())
+            inside = None if mask is None else window_of(mask, start, stop, halo=1)[0]
+            margins = 1 - before, 1 - (window.shape[1] - before - (stop - start))
+            active = frames_kernel.scaled_silu(window, inside, scale, shift, *margins, compute_dtype(conv))
+            if active is None:
+                active = F.silu(torch.addcmul(shift, window, scale), inplace=not torch.is_grad_enabled())
+                if inside is not None:
+                    active = active * inside
+                if norm is self.norm2:
+                    active = self.dropout(active)
+                active = F.pad(active.to(compute_dtype(conv)), (0, 0, *margins))
+            blocks.append(convolve(conv, active).float())
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
@@ -134,24 +138,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch frames channels"], mask: Mask | None) -> Float[Tensor, "batch frames channels"]:
         scale, shift = self.norm.coefficients(x, mask)
-        q_weight, kv_weight = self.qkv.weight.split([x.shape[2], 2 * x.shape[2]])
-        q_bias, kv_bias = self.qkv.bias.split([x.shape[2], 2 * x.shape[2]])
+        width = x.shape[2]
         spans = list(blocks_of(x.shape[1], min(self.BLOCK, max(16, self.SCORES // x.shape[1]))))
 
         def normalised(start: int, stop: int) -> Tensor:
             return torch.addcmul(shift, x[:, start:stop], scale).to(compute_dtype(self.qkv))
 
-        keys_values = torch.cat([F.linear(normalised(a, b), kv_weight, kv_bias) for a, b in spans], dim=1)
+        keys_values = torch.cat([some_outputs(self.qkv, normalised(a, b), width, 3 * width) for a, b in spans], dim=1)
         keys, values = keys_values.chunk(2, dim=2)
         hidden = None if mask is None else torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -math.inf)
         blocks = []
         for start, stop in spans:
-            queries = F.linear(normalised(start, stop), q_weight, q_bias) * x.shape[2] ** -0.5
+            queries = some_outputs(self.qkv, normalised(start, stop), 0, width) * width**-0.5
             scores = (queries @ keys.transpose(1, 2)).float()
             if hidden is not None:
                 scores = scores + hidden.transpose(1, 2)
             attended = scores.softmax(dim=2).to(values.dtype) @ values
-            blocks.append(x[:, start:stop] + self.proj_out(attended).float())
+            blocks.append(x[:, start:stop] + linear(self.proj_out, attended).float())
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
@@ -187,7 +190,7 @@ class ConvNeXtBlock(nn.Module):
             x,
             mask,
             depthwise=self.dwconv,
-            normalise=lambda mixed: self.norm(mixed, bandwidth_id),
+            norm=Norm(self.norm.scale[bandwidth_id], self.norm.shift[bandwidth_id], EPS),
             expand=self.pwconv1,
             contract=self.pwconv2,
             scale=self.gamma,
@@ -232,9 +235,7 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "batch frames channels"], tuple[Tensor, Tensor]]:
         """The part in which every frame depends on the whole sequence; also the coefficients of its last group norm."""
         padded = F.pad(latents.to(compute_dtype(self.embed)), (0, 0, self.HALO, self.HALO))
-        x = conv1d(
-            padded if mask is None else padded * F.pad(mask, (0, 0, self.HALO, self.HALO)), self.embed.weight, self.embed.bias
-        ).float()
+        x = convolve(self.embed, padded if mask is None else padded * F.pad(mask, (0, 0, self.HALO, self.HALO))).float()
         for layer in self.pos_net:
             x = layer(x, mask)
         return x, self.pos_norm.coefficients(x, mask)
@@ -263,7 +264,7 @@ class Head(nn.Module):
         self.out = nn.Linear(config.dim, self.istft.n_fft + 2)
 
     def spectrum(self, x: Float[Tensor, "batch frames channels"], mask: Mask | None) -> Complex[Tensor, "batch frames bins"]:
-        log_magnitude, phase = self.out(x.to(compute_dtype(self.out))).float().chunk(2, dim=2)
+        log_magnitude, phase = linear(self.out, x.to(compute_dtype(self.out))).float().chunk(2, dim=2)
         magnitude = log_magnitude.exp().clamp(max=MAGNITUDE_LIMIT)
         if mask is not None:
             magnitude = magnitude * mask

@@ -87,8 +87,9 @@ def run(
         raise InputError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if threads:
         torch.set_num_threads(threads)
-    with torch.inference_mode():
-        rates = {dtype: matmul_rate("cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rates = {dtype: matmul_rate("cpu", dtype) for dtype in (torch.float32, torch.bfloat16)}
+    # Models are made outside of inference mode, as programs make them: writes to tensors from inside are not counted.
+    with torch.no_grad():
         rows = [measured(pair, repetitions, rates) for name in chosen for pair in PARTS[name]()]
     content = {
         "machine": described()
@@ -129,12 +130,13 @@ def _likeness(row: Mapping[str, Any]) -> str:
 
 def measured(pair: Pair, repetitions: int, rates: Mapping[torch.dtype, float]) -> Row:
     """Both sides of a pair, in turns; ``rates`` are those of large matrix products."""
-    pair.original()
-    pair.ours()
-    with peak_memory("cpu") as ours_peak:
-        own = pair.ours()
-    with peak_memory("cpu") as original_peak:
-        theirs = pair.original()
+    with torch.inference_mode():
+        pair.original()
+        pair.ours()
+        with peak_memory("cpu") as ours_peak:
+            own = pair.ours()
+        with peak_memory("cpu") as original_peak:
+            theirs = pair.original()
     equal = apart = None
     if pair.alike and own.is_floating_point():
         apart = float((own - theirs).abs().max() / theirs.abs().max())
@@ -158,9 +160,10 @@ def measured(pair: Pair, repetitions: int, rates: Mapping[torch.dtype, float]) -
 
 
 def _seconds(work: Work) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+    with torch.inference_mode():
+        started = time.process_time()
+        work()
+        return time.process_time() - started
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts

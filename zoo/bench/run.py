@@ -64,10 +64,12 @@ def run(
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     results = []
     settings = benchmark.CASES | chosen
-    with torch.inference_mode():
+    # Models are made outside of inference mode, as programs make them: writes to tensors from inside are not counted.
+    with torch.no_grad():
         for job in benchmark.jobs(entry, device, peers, **settings):
             if job.work is not None:
-                results.append(measure(job, rates, repetitions, device))
+                with torch.inference_mode():
+                    results.append(measure(job, rates, repetitions, device))
     content: dict[str, Any] = {
         "name": name,
         "unit": benchmark.UNIT,
