@@ -45,6 +45,7 @@ FLOORS = {
             "zoo.spec",
             "zoo.state_dict",
             "zoo.streams",
+            "zoo.utf8",
         ),
         (),
     ),

@@ -18,11 +18,12 @@ from zoo.codecs.genome.letters import Reader, Residue, checked, folded_places, p
 from zoo.errors import ArgumentError, KeysError, naming_item
 from zoo.media.bytes import MAX_BYTES
 from zoo.media.genome import reverse_complement
-from zoo.media.text import characters, utf8
+from zoo.media.text import characters
 from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Prepared
 from zoo.tokenizer.text import Errors, Specials, TextTokenizer
+from zoo.utf8 import utf8
 from zoo.tokens import Meta, Tokens
 
 #: What becomes of lower case, which marks repeats in genomes: it is remembered beside the ids, or encoded as it is.

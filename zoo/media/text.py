@@ -12,6 +12,7 @@ import numpy as np
 from zoo.errors import InputError
 from zoo.media.bytes import MAX_BYTES, Octets, read_bytes
 from zoo.media.files import write_bytes
+from zoo.utf8 import utf8
 
 #: Longest name of a file that a text is taken for in a hint.
 _LONGEST_PATH = 4096
@@ -41,21 +42,6 @@ def read_text(item: Any, max_bytes: int = MAX_BYTES) -> tuple[Octets, bool]:
     if not holds_bytes and not callable(getattr(item, "read", None)):
         raise InputError(f"expected a text: a string, bytes, a pathlib.Path or an open file, not {type(item).__name__}")
     return read_bytes(item, max_bytes), False
-
-
-def utf8(text: str) -> bytes:
-    """The bytes of a string.
-
-    Raises:
-        InputError: it holds a lone surrogate, which UTF-8 has no bytes for; names its index.
-    """
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the character at index {error.start} is the lone surrogate U+{ord(text[error.start]):04X}, which has no bytes in "
-            "UTF-8"
-        ) from error
 
 
 def characters(octets: Octets) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from zoo.errors import ArgumentError, InputError
-from zoo.media.text import utf8
 from zoo.text.pieces import Pieces, pieces_of
+from zoo.utf8 import utf8
 
 Floats = NDArray[np.float64]
 

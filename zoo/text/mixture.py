@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import InputError, MissingExtraError
-from zoo.media.text import utf8
+from zoo.utf8 import utf8
 
 Pair = tuple[str, str]
 
