@@ -23,8 +23,8 @@ from zoo.progress import progress_bar
 from zoo.spec import Spec
 from zoo.tokenizer import Prepared
 from zoo.tokenizer.text import Errors, Specials, TextTokenizer
-from zoo.utf8 import utf8
 from zoo.tokens import Meta, Tokens
+from zoo.utf8 import utf8
 
 #: What becomes of lower case, which marks repeats in genomes: it is remembered beside the ids, or encoded as it is.
 Case = Literal["upper", "keep"]
