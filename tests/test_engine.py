@@ -252,7 +252,8 @@ def test_ctrl_c_finishes_the_unit_in_flight(tmp_path: Path) -> None:
         (Hazard(), {"new": True}, "holds a run already"),
         (Hazard(), {"encode": {"depth": 7}}, "takes no option 'depth'"),
         (Hazard(), {"max_seconds": 1.0}, "takes no --max-seconds"),
-        (Hazard(), {"unit_items": 0}, "unit_items must be more than 0"),
+        (Hazard(), {"unit_items": 0}, "unit_items must be a number above 0"),
+        (Hazard(), {"unit_mb": float("inf")}, "unit_mb must be a number above 0, not inf"),
     ],
 )
 def test_another_run_is_refused(tmp_path: Path, tokenizer: Hazard, options: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,9 +120,17 @@ def test_broken_records(tmp_path: Path, name: str, content: bytes, sound: int, r
     assert reason in found[-1]["error"]
 
 
+def test_reasons_are_the_same_in_every_run(tmp_path: Path) -> None:
+    """Without addresses of objects in memory, so that parts are the same byte for byte."""
+    (tmp_path / "a.fa").write_bytes(b"no header")
+    run(tmp_path / "a.fa", tmp_path / "out")
+    [row] = rows(tmp_path / "out")
+    assert "not sound FASTA" in row["error"] and not re.search("0x[0-9a-f]", row["error"])
+
+
 def test_records_have_names_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(b">x\nA\n>\nC\n>x other\nG\n")
-    with pytest.raises(ArgumentError, match=r"two items have the key 'a\.fa#x', .*a\.fa: it is named twice"):
+    with pytest.raises(ArgumentError, match=r"two items have the key 'a\.fa#x': .*a\.fa .*holds two items of that name"):
         run(tmp_path / "a.fa", tmp_path / "out")
     (tmp_path / "a.fa").write_bytes(b">x\nA\n>\nC\n")
     run(tmp_path / "a.fa", tmp_path / "out")
@@ -199,6 +208,11 @@ def test_strings_that_are_no_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
     run(tmp_path / "a.parquet", tmp_path / "table", "byte-ids")
     assert [row["error"] for row in rows(tmp_path / "table")] == [None, "the column holds nothing for it"]
+    (tmp_path / "some.jsonl").write_text('{"text": "a", "n": 1}\n{"n": 2}\n{"text": "b"}\n')
+    for column, reason in ((None, "it has no field that holds one"), ("text", "it has no field 'text'")):
+        run(tmp_path / "some.jsonl", tmp_path / f"some-{column}", "byte-ids", column=column)
+        assert [row["error"] for row in rows(tmp_path / f"some-{column}")] == [None, reason, None]
+        assert [row["n"] for row in rows(tmp_path / f"some-{column}")] == [1, 2, None]
     (tmp_path / "b.jsonl").write_text('{"words": "a"}\n')
     with pytest.raises(
         ArgumentError, match="no field that is known to hold a text or a path: say --column NAME; there are words"

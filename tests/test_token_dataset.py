@@ -325,6 +325,11 @@ def test_states_of_other_streams_are_refused(folder: Path) -> None:
     moved.load_state_dict(state | {"workers": 4})
     with pytest.raises(MismatchError, match="workers 4"):
         iter(moved)
+    for wrong in ({"position": -1}, {"position": 10**9}, {"position": 2.5}, {"position": None}, {"epoch": -1}):
+        with pytest.raises(ArgumentError, match="has no position"):
+            data.stream(shuffle=1).load_state_dict(state | wrong)
+    with pytest.raises(ArgumentError, match="which of the 2 ranks is this"):
+        data.stream(world=2)
     for wrong in ({}, {"position": 3}):
         with pytest.raises(ArgumentError, match="no state of a token stream"):
             data.stream().load_state_dict(wrong)
@@ -387,6 +392,9 @@ def test_to_webdataset(folder: Path, tmp_path: Path) -> None:
     before = [path.read_bytes() for path in paths]
     data.to_webdataset(tmp_path / "shards", shard_items=4)
     assert [path.read_bytes() for path in paths] == before
+    with pytest.raises(ArgumentError, match=r"has shard-000002\.tar, which is none of the 2 files"):
+        data.to_webdataset(tmp_path / "shards", shard_items=8)
+    assert [path.read_bytes() for path in paths] == before
     webdataset = pytest.importorskip("webdataset")
     samples = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False).decode())
     assert [sample["json"]["key"] for sample in samples] == keys(data)
@@ -438,6 +446,9 @@ def test_to_shar(folder: Path, tmp_path: Path) -> None:
         assert cut.load_codes().reshape(-1).tolist() == item.tokens.tolist()[0]
         assert cut.supervisions[0].text == item.columns["text"] and cut.fingerprint == data.fingerprint
         assert cut.duration == pytest.approx(item.tokens.meta[0]["samples"] / 16000)
+    data.to_shar(tmp_path / "shar", shard_items=8)
+    with pytest.raises(ArgumentError, match=r"has cuts\.000002\.jsonl\.gz, which is none"):
+        data.to_shar(tmp_path / "shar", shard_items=16)
 
 
 def test_shar_is_for_recordings(tmp_path: Path) -> None:

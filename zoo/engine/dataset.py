@@ -178,7 +178,7 @@ class TokenDataset(Selection, torch.utils.data.Dataset[Item]):
             epoch: another one has another order.
 
         Raises:
-            ArgumentError: there is no such rank.
+            ArgumentError: there is no such rank, or it is not known which one this is.
         """
         return TokenStream(self, shuffle=shuffle, rank=rank, world=world, epoch=epoch)
 
@@ -198,7 +198,7 @@ class TokenDataset(Selection, torch.utils.data.Dataset[Item]):
         Each item is ``000000000.npy``, its ids, and ``000000000.json``: key, meta, columns, tokenizer and fingerprint.
 
         Raises:
-            ArgumentError: a column has no place in JSON.
+            ArgumentError: a column has no place in JSON, or the folder has shards beyond these.
             OutputError: a file cannot be written.
         """
         return exports.to_webdataset(self, Path(path), shard_items)
@@ -217,7 +217,7 @@ class TokenDataset(Selection, torch.utils.data.Dataset[Item]):
         """Write Lhotse Shar: cuts of the durations of the recordings, with the ids as their array ``codes``.
 
         Raises:
-            ArgumentError: items are no sound.
+            ArgumentError: items are no sound, or the folder has shards beyond these.
             MissingExtraError: lhotse is not installed.
         """
         return exports.to_shar(self, Path(path), shard_items)

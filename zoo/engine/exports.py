@@ -22,6 +22,10 @@ from zoo.engine.store import Store
 from zoo.errors import ArgumentError, MissingExtraError, output_error
 
 
+#: Files of a shard of Lhotse Shar: field and ending.
+_SHAR = (("cuts", "jsonl.gz"), ("codes", "tar"))
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder that takes the place of ``path`` when the block ends without an error.
@@ -56,6 +60,7 @@ def to_webdataset(data: Selection, folder: Path, shard_items: int) -> list[Path]
     """See `zoo.TokenDataset.to_webdataset`."""
     if shard_items < 1:
         raise ArgumentError(f"a shard holds at least 1 item, not {shard_items}")
+    _require_no_other(folder, {f"shard-{number:06d}.tar" for number in range(-(-len(data) // shard_items))}, "shard-*.tar")
     items = enumerate(data)
     paths: list[Path] = []
     while chosen := list(islice(items, shard_items)):
@@ -69,6 +74,12 @@ def to_webdataset(data: Selection, folder: Path, shard_items: int) -> list[Path]
                     tar.addfile(member, io.BytesIO(content))
         paths.append(path)
     return paths
+
+
+def _require_no_other(folder: Path, own: set[str], pattern: str) -> None:
+    """Refuse a folder with shards that would not be replaced, since readers take all that there are."""
+    if other := next((path.name for path in sorted(folder.glob(pattern)) if path.name not in own), None):
+        raise ArgumentError(f"{folder} has {other}, which is none of the {len(own)} files to write: choose another folder")
 
 
 def _members(data: Selection, item: Item) -> Iterator[tuple[str, bytes]]:
@@ -114,6 +125,11 @@ def to_shar(data: Selection, folder: Path, shard_items: int) -> dict[str, list[s
         from lhotse.shar import SharWriter
     except ImportError as error:
         raise MissingExtraError("Lhotse Shar needs lhotse: pip install 'tokenizer-zoo[exports]'") from error
+    sound = int(np.count_nonzero(data.shelf.lengths()[data.all_rows()] >= 0))
+    shards = -(-sound // shard_items)
+    own = {f"{field}.{number:06d}.{ending}" for number in range(shards) for field, ending in _SHAR}
+    for field, ending in _SHAR:
+        _require_no_other(folder, own, f"{field}.*.{ending}")
     folder.mkdir(parents=True, exist_ok=True)
     with SharWriter(str(folder), fields={"codes": "numpy"}, shard_size=shard_items) as writer:
         for item in data:

@@ -401,13 +401,15 @@ def _require_unique(path: Path, hashes: NDArray[Any]) -> None:
     if not suspects:
         return
     seen: dict[str, str] = {}
-    for batch in pq.ParquetFile(path).iter_batches(columns=["key", "place"]):
-        for key, place in zip(batch.column("key").to_pylist(), batch.column("place").to_pylist(), strict=True):
+    for batch in pq.ParquetFile(path).iter_batches(columns=["key", "place", "kind"]):
+        for key, place, kind in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
             if hash(key) not in suspects:
                 continue
             place = os.fsdecode(place)
             if key in seen:
-                both = f"{seen[key]} and {place}"
-                advice = "it is named twice" if seen[key] == place else "pass the folder above both as one source"
-                raise ArgumentError(f"two items have the key {key!r}, {both}: {advice}")
+                if seen[key] != place:
+                    places = f"{seen[key]} and {place}"
+                    raise ArgumentError(f"two items have the key {key!r}, {places}: pass the folder above both as one source")
+                inside = " or holds two items of that name" if kind in ("record", "range", "cut") else ""
+                raise ArgumentError(f"two items have the key {key!r}: {place} is named twice{inside}")
             seen[key] = place

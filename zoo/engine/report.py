@@ -81,7 +81,9 @@ def _read(store: Store, unit: int, columns: list[str] | None = None) -> pa.Table
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise FormatError(f"{store.path(name)} is damaged: {error}") from error
+        raise FormatError(
+            f"{store.path(name)} is damaged ({error}): delete it, and the command that wrote it makes it anew"
+        ) from error
 
 
 def write_failures(store: Store, totals: Totals) -> None:
@@ -105,7 +107,10 @@ def plan_in(store: Store) -> Plan:
     """
     if part_names(store.names()) and NAME.partition("/")[0] not in store.names():
         raise ArgumentError(f"{store.place} has parts, but not the plan that they were made by")
-    plan = Plan.read(store)
+    try:
+        plan = Plan.read(store)
+    except ArgumentError as error:
+        raise ArgumentError(f"{store.place} holds other things, and no token data set") from error
     if plan is None:
         raise ArgumentError(f"{store.place} holds no token data set")
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -155,8 +156,8 @@ def tokenize(
         ("memory_mb", memory_mb),
         ("item_seconds", item_seconds),
     ):
-        if value is not None and not value > 0:
-            raise ArgumentError(f"{name} must be more than 0, not {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ArgumentError(f"{name} must be a number above 0, not {value}")
     store = Store(whole_place(out))
     if Plan.read(store) is not None and new:
         raise ArgumentError(f"{store.place} holds a run already: choose another folder for a new one")

@@ -121,6 +121,7 @@ class Listing:
         self._leave_out = None if leave_out is None else f"{leave_out.rstrip('/')}/"
         self.skipped = Skipped(extras=modality(choice.modality).extras)
         self._columns: dict[str, pa.DataType] = {}
+        self._with_field: str | None = None
         self._medium = modality(choice.modality)
         self._holds_sound = "samples" in dict(self._medium.meta)
 
@@ -376,12 +377,15 @@ class Listing:
         except (ValueError, RecursionError) as error:
             return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"the line is no JSON object: {error}")
         field = self._field(content, place)
-        is_value = isinstance(content.get(field), str) and is_item(field, self._medium)
+        is_value = field is not None and isinstance(content.get(field), str) and is_item(field, self._medium)
         for name, value in content.items():
             # The item itself is not carried over unless it is asked for.
             own = name == field and (is_value or isinstance(value, dict))
             if self.choice.keeps(name, not own) and not (own and isinstance(value, dict)):
                 self._carry_value(name, value, place)
+        if field is None:
+            missing = f"no field {self.choice.column!r}" if self.choice.column else "no field that holds one"
+            return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"it has {missing}")
         if is_value:
             return Row(key, "value", place, offset, len(line), bytes=len(line), stamp=stamp, more=field)
         other = content.get(field)
@@ -400,14 +404,17 @@ class Listing:
         more = json.dumps([media, media_stamp])
         return Row(key, "line", place, offset, len(line), bytes=size, stamp=stamp, more=more)
 
-    def _field(self, content: dict[str, Any], place: str) -> str:
-        """The field of the media, or of their path."""
+    def _field(self, content: dict[str, Any], place: str) -> str | None:
+        """The field of the media, or of their path; ``None`` of a line without one in a file that has had lines with one."""
         known = (self._medium.name, *_PATHS) if self._medium.strings else _PATHS
         column = self.choice.column or next((name for name in known if name in content), None)
         if column is None or column not in content:
+            if self._with_field == place:
+                return None
             what = f"a {self._medium.name} or a path" if self._medium.strings else "a path"
             wanted = f"no field {column!r}" if column else f"no field that is known to hold {what}: say --column NAME"
             raise ArgumentError(f"{place}: a line has {wanted}; there are {listing(list(content), 20)}")
+        self._with_field = place
         return column
 
     # ---- columns that are carried over

@@ -36,6 +36,11 @@ class TokenStream(IterableDataset[Item]):
 
     def __init__(self, data: Selection, *, shuffle: int | None, rank: int | None, world: int | None, epoch: int) -> None:
         in_use = distributed.is_available() and distributed.is_initialized()
+        for name, value in (("shuffle", shuffle), ("rank", rank), ("world", world), ("epoch", epoch)):
+            if value is not None and not _is_whole(value):
+                raise ArgumentError(f"{name} must be a whole number, not {value!r}")
+        if rank is None and world is not None and world > 1 and not in_use:
+            raise ArgumentError(f"which of the {world} ranks is this? torch.distributed is not in use: pass rank=")
         self._data = data
         self._rank = rank if rank is not None else distributed.get_rank() if in_use else 0
         self._world = world if world is not None else distributed.get_world_size() if in_use else 1
@@ -109,13 +114,16 @@ class TokenStream(IterableDataset[Item]):
         """Go on where a state was taken, with the next ``iter``.
 
         Raises:
-            ArgumentError: it is no state of a stream.
+            ArgumentError: it is no state of a stream, or its position lies beyond the stream's end.
             MismatchError: it is one of another data set, seed, rank or number of ranks; the number of workers is compared when
                 the iteration begins.
         """
-        if not {*self._setting(), "epoch", "position"} <= set(state):
+        if not isinstance(state, Mapping) or not {*self._setting(), "epoch", "position"} <= set(state):
             raise ArgumentError("this is no state of a token stream: pass what state_dict() gave")
         self._compare(state, ("version", "data", "shuffle", "rank", "world"))
+        epoch, position = state["epoch"], state["position"]
+        if not (_is_whole(epoch) and epoch >= 0 and _is_whole(position) and 0 <= position <= len(self)):
+            raise ArgumentError(f"a stream of {len(self)} items has no position {position!r} in an epoch {epoch!r}")
         self._epoch, self._order, self._resume = state["epoch"], None, dict(state)
 
     def _resumed(self, state: Mapping[str, Any]) -> int:
@@ -126,6 +134,10 @@ class TokenStream(IterableDataset[Item]):
         setting = self._setting()
         if other := next((name for name in names if state[name] != setting[name]), None):
             raise MismatchError(f"the state is one of {other} {state[other]!r}, but this stream has {setting[other]!r}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer)
 
 
 def _worker() -> tuple[int, int]:

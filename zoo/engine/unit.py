@@ -98,7 +98,7 @@ class _Encoder:
         """One item, or the reason why there is none."""
         bad = self.found.bad
         if content is None or index in self._job.bad:
-            bad[index] = self._job.bad.get(index) or broken or "it cannot be read"
+            bad[index] = in_a_line(self._job.bad.get(index) or broken or "it cannot be read")
             return
         self._watch("prepare", (index,))
         try:
@@ -140,7 +140,7 @@ class _Encoder:
             raise
         except Exception as error:
             if isinstance(error, ItemError):
-                self.found.bad[items[error.index][0]] = error.reason
+                self.found.bad[items[error.index][0]] = reason_of(error)
                 self._encode_rest([pair for place, pair in enumerate(items) if place != error.index])
             elif len(items) == 1:
                 self.found.bad[items[0][0]] = reason_of(error)
@@ -201,6 +201,11 @@ def reason_of(error: Exception) -> str:
         reason = str(error)
     else:
         reason = f"{type(error).__name__}: {error}"
+    return in_a_line(reason)
+
+
+def in_a_line(reason: str) -> str:
+    """A reason in one line, without addresses in memory, which are others in every run."""
     return re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x…", " ".join(reason.split())).removesuffix(": ")
 
 
