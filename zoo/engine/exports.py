@@ -21,7 +21,6 @@ from zoo.engine.selection import Item, Selection
 from zoo.engine.store import Store
 from zoo.errors import ArgumentError, MissingExtraError, output_error
 
-
 #: Files of a shard of Lhotse Shar: field and ending.
 _SHAR = (("cuts", "jsonl.gz"), ("codes", "tar"))
 

@@ -216,7 +216,7 @@ def read_header(source: Any, name: str | None = None) -> tuple[Header, pa.Schema
         if isinstance(error, FileNotFoundError):
             raise
         raise FormatError(
-            f"{name} cannot be read as Parquet ({error}): if it is a part, delete it, and the command that wrote it makes it anew"
+            f"{name} cannot be read as Parquet ({error}): if it is a part, delete it; the command that wrote it makes it anew"
         ) from error
     return header_of(schema, name), schema, metadata
 
