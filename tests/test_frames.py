@@ -69,6 +69,20 @@ def test_scaled_silu_between_margins(dtype: torch.dtype) -> None:
 
 @compiled
 @torch.no_grad()
+def test_elu() -> None:
+    x = torch.cat([4 * normal(2, 9, 33), torch.full((2, 1, 33), -1e30), torch.zeros(2, 1, 33)], dim=1)
+    x[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, -0.0, 3e38])
+    found = frames.elu(x, None)
+    assert found is not None
+    torch.testing.assert_close(found, F.elu(x), rtol=0, atol=2.4e-7)
+    padded = torch.zeros(2, 20, 33)
+    assert frames.elu(x[:, 2:8], padded[:, 3:9]) is not None
+    assert torch.equal(padded[:, 3:9], found[:, 2:8]) and not padded[:, :3].any() and not padded[:, 9:].any()
+    assert frames.elu(x.transpose(1, 2), None) is None
+
+
+@compiled
+@torch.no_grad()
 def test_add_scaled() -> None:
     x, y, scale = normal(2, 9, 33), normal(2, 9, 33, seed=1).bfloat16(), normal(33, seed=2)
     found = frames.add_scaled(x, y, scale)

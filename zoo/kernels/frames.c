@@ -148,3 +148,20 @@ void zoo_scaled_silu(int64_t first, int64_t last, const float *x, const uint8_t 
                 ((float *)out)[place + c] = silu(input[c] * factor[c] + addend[c]);
     }
 }
+
+/* Rows FIRST to LAST of the items' FRAMES through an exponential linear unit; items lie X_STRIDE and OUT_STRIDE numbers apart. */
+void zoo_elu(int64_t first, int64_t last, const float *x, float *out, int64_t frames, int64_t channels, int64_t x_stride,
+             int64_t out_stride)
+{
+    for (int64_t number = first; number < last;) {
+        int64_t item = number / frames, frame = number % frames;
+        int64_t rows = frames - frame < last - number ? frames - frame : last - number;
+        const float *input = x + item * x_stride + frame * channels;
+        float *result = out + item * out_stride + frame * channels;
+        for (int64_t n = 0; n < rows * channels; n++) {
+            float below = input[n] < 0.0f ? input[n] : 0.0f, curved = exponential(below) - 1.0f;
+            result[n] = input[n] <= 0.0f ? curved : input[n];
+        }
+        number += rows;
+    }
+}
