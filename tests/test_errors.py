@@ -33,6 +33,7 @@ def test_arguments_of_methods() -> None:
     for call in (
         lambda: tokenizer.encode(picture, fit="squeeze"),
         lambda: tokenizer.encode(picture, encoder_precision="fp16"),
+        lambda: zoo.load("byte-ids", dtype=torch.int32),
         lambda: tokenizer.set_precision("fp16"),
         lambda: small_wavtokenizer().set_precision(""),
     ):

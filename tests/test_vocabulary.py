@@ -127,6 +127,12 @@ def test_malformed_sequences(vocabulary: zoo.Vocabulary, ids: list[int], reason:
         vocabulary.split(ids)
 
 
+@pytest.mark.parametrize("ids", [torch.tensor([[1, 2]]), torch.tensor([1.0])])
+def test_what_is_no_sequence_of_ids(vocabulary: zoo.Vocabulary, ids: Any) -> None:
+    with pytest.raises(zoo.InputError, match="position 0: an id is a whole number"):
+        vocabulary.split.__wrapped__(vocabulary, ids)
+
+
 def test_foreign_tokens(vocabulary: zoo.Vocabulary) -> None:
     stranger = zoo.Spec("other", "seed", "image", 8192, 32, fingerprint="ffffffffffffffff", max_tokens=32)
     for use in (vocabulary.flatten, vocabulary.to_text, lambda tokens: vocabulary.join([tokens])):
@@ -336,6 +342,12 @@ def test_images_of_published_layouts(preset: str, key: str) -> None:
             assert vocabulary.to_text(tokens) == [sequence["text"]]
         assert vocabulary.from_text(f"see {vocabulary.to_text(tokens)[0]}")[1].equal(tokens)
     assert bound.split(sequence["ids"])[0].tokens.fingerprint == PICTURES.fingerprint
+
+
+def test_what_is_split_can_be_joined() -> None:
+    vocabulary = zoo.Vocabulary.preset("emu3.5")
+    ids = [5, 151852, 17, 9, 16, 151851, 151854, 151846, 151855, 151853, 6]
+    assert vocabulary.join(vocabulary.split(ids)).tolist() == ids
 
 
 def test_ids_of_published_layouts() -> None:

@@ -18,7 +18,7 @@ from zoo.memory import KEEPING, set_allocator
 
 app = typer.Typer(
     name="zoo",
-    help="Tokenizers for images, audio, speech, shapes and bytes.",
+    help="Tokenizers for images, audio, speech, video, shapes, text, genomes and bytes.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

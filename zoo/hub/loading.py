@@ -93,7 +93,8 @@ def load(
 
     Raises:
         RegistryError: no such name.
-        InputError: the model has no such part or piece, or there is no such method of quantization.
+        InputError: the model has no such part or piece, there is no such method of quantization, or the dtype is none of
+            floating-point numbers.
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
 
@@ -104,6 +105,8 @@ def load(
     with exact_float32(torch.device("cpu")):
         if precision is not None and precision not in PRECISIONS:
             raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ArgumentError(f"dtype must be a floating-point type of torch, such as torch.bfloat16, not {dtype!r}")
         device = None if device is None else usable_device(device)
         fetch = functools.partial(download, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
         request = Request(Sources(fetch, files or {}, revision), parts, dtype, precision)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -237,11 +238,11 @@ class Vocabulary:
             sequences.append(section.write(ids, section.rows_of(tokens, index) if section.grid else None))
         return sequences
 
-    def join(self, segments: Sequence[str | Sequence[int] | Tokens], text: Any = None) -> Int[Tensor, " length"]:
+    def join(self, segments: Sequence[str | Sequence[int] | Tokens | Segment], text: Any = None) -> Int[Tensor, " length"]:
         """One sequence of text and items in the given order.
 
         Args:
-            segments: strings, ids of text, and tokens with all their items.
+            segments: strings, ids of text, tokens with all their items, and what `split` gave.
             text: the text tokenizer, where there are strings; no special tokens are added to them.
 
         Raises:
@@ -254,6 +255,8 @@ class Vocabulary:
         """
         pieces: list[Tensor] = []
         for index, segment in enumerate(segments):
+            if isinstance(segment, Segment):
+                segment = segment.ids if segment.tokens is None else segment.tokens
             if isinstance(segment, Tokens):
                 pieces += [ids.cpu() for ids in self.flatten(segment)]
                 continue
@@ -276,8 +279,8 @@ class Vocabulary:
         """Take a sequence apart into text and items.
 
         Raises:
-            InputError: an id is outside the vocabulary, a marker is missing, something else stands between two markers, or an
-                item has too few tokens or too many; names the position.
+            InputError: an id is outside the vocabulary or no whole number, a marker is missing, something else stands between
+                two markers, or an item has too few tokens or too many; names the position.
 
         >>> vocabulary = Vocabulary.build(256, {"audio": zoo.load("wavtokenizer-tiny")})
         >>> words, item = vocabulary.split([72, 105, 1280, 261, 262, 1281])
@@ -289,6 +292,9 @@ class Vocabulary:
         inside: Section | None = None
         run: list[int] = []
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        odd = next((place for place, number in enumerate(numbers) if not isinstance(number, Integral)), None)
+        if odd is not None:
+            raise InputError(f"position {odd}: an id is a whole number, not {numbers[odd]!r}"[:200])
         for position, number in enumerate(numbers):
             try:
                 if inside is None and number in begins:
