@@ -7,7 +7,7 @@ side a sample is made (``halo``), so that long sound can be made block by block 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class ResidualBlock(nn.Module):
         for index, conv in enumerate(self.convs):
             y = _convolve(conv, _activate(x, inside))
             if self.plain is not None:
-                y = _convolve(self.plain[index], _activate(y, inside))
-            x = x + y
+                y = _convolve(self.plain[index], _activate(y, inside, own=True))
+            x = x + y if torch.is_grad_enabled() else y.add_(x)
         return x
 
     @property
@@ -57,10 +57,24 @@ class ResidualBlock(nn.Module):
         return sum(conv.padding[0] for conv in (*self.convs, *(self.plain or ())))
 
 
-def _activate(x: Signal, inside: Inside | None, slope: float = _SLOPE) -> Signal:
-    """Leaky ReLU, zero where an item has ended: there the next convolution must find its own padding."""
-    x = F.leaky_relu(x, slope)
+def _activate(x: Signal, inside: Inside | None, slope: float = _SLOPE, own: bool = False) -> Signal:
+    """Leaky ReLU, zero where an item has ended: there the next convolution must find its own padding.
+
+    What nobody else reads (``own``) may be overwritten.
+    """
+    x = F.leaky_relu(x, slope, inplace=own and not torch.is_grad_enabled())
     return x if inside is None else x * inside
+
+
+def _mean(signals: Iterable[Signal]) -> Signal:
+    """The mean of signals, added up one after the other."""
+    found = iter(signals)
+    total, count = next(found), 1
+    for signal in found:
+        # The first one may be somebody else's, of a block without convolutions.
+        total = total + signal if count == 1 or torch.is_grad_enabled() else total.add_(signal)
+        count += 1
+    return total / count if torch.is_grad_enabled() else total.div_(count)
 
 
 def _convolve(conv: nn.Conv1d, x: Signal) -> Float[Tensor, "batch channels_out 1 time"]:
@@ -120,11 +134,11 @@ class HiFiGAN(nn.Module):
         x = self.lin_pre(vectors.to(compute_dtype(self.lin_pre))).transpose(1, 2).unsqueeze(2)
         x = _convolve(self.conv_pre, x if within is None else x * within)
         for up, blocks in zip(self.ups, self.stages, strict=True):
-            x = _raise_rate(up, _activate(x, within))
+            x = _raise_rate(up, _activate(x, within, own=True))
             if within is not None:
                 within = within.repeat_interleave(up.stride[0], dim=3)
-            x = sum(block(x, within) for block in blocks) / len(blocks)
-        return torch.tanh(_convolve(self.conv_post, _activate(x, within, _LAST_SLOPE)))[:, 0, 0].float()
+            x = _mean(block(x, within) for block in blocks)
+        return torch.tanh(_convolve(self.conv_post, _activate(x, within, _LAST_SLOPE, own=True)))[:, 0, 0].float()
 
 
 class ConvNeXtBlock(nn.Module):
