@@ -157,7 +157,8 @@ def test_streams(tok: Genome, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ids == tok.encode(sequence, unknown=unknown).tolist()[0]
         assert "".join(tok.decode(zoo.Tokens.cat(stretches))) == sequence
     assert list(tok.encode_stream([])) == [] == list(tok.encode_stream([""]))
-    assert [tokens.tolist() for tokens in tok.encode_stream([b"AC", b"GT"])] == [tok.encode("ACGT").tolist()]
+    for pieces in ([b"AC", b"GT"], b"ACGT", "ACGT"):
+        assert [tokens.tolist() for tokens in tok.encode_stream(pieces)] == [tok.encode("ACGT").tolist()]
     with pytest.raises(zoo.InputError, match="'!' at position 1"):
         list(tok.encode_stream(["ACGT", "A!"]))
 

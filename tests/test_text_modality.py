@@ -17,6 +17,7 @@ from zoo.bench import text as bench
 from zoo.cli import main
 from zoo.eval.modality import text as measures
 from zoo.eval.reconstruct import run
+from zoo.eval.report.html import print_summary
 
 TEXT = "Müller saw 7 balls. наука καφές हिन्दी\n"
 
@@ -63,12 +64,15 @@ def test_words_of_each_script() -> None:
     assert measures.tokens_per_word("LATIN", genome, own, sequence) == int(own.lengths[0])
 
 
-def test_report(folder: Path, tmp_path: Path) -> None:
+def test_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run("byte-ids", [str(folder)], tmp_path / "report")
     assert summary["metrics"]["exactness"]["ours"]["mean"] == 1 and summary["failed"] == 0
     assert summary["bytes_per_token"] == 1 and summary["words"] == 6
     assert summary["metrics"]["tokens_per_latin_word"]["ours"]["mean"] == pytest.approx(5)
     assert "Müller saw" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    print_summary(summary, tmp_path / "report")
+    table, _, behind = capsys.readouterr().out.partition("undefined for these items: ")
+    assert "tokens_per_latin_word" in table and "tokens_per_khmer_word" not in table and "tokens_per_khmer_word" in behind
 
 
 def test_benchmark() -> None:

@@ -15,7 +15,7 @@ from zoo.checkpoint import Checkpoint, shape_of
 from zoo.codecs.genome.bpe import Merges, Windows
 from zoo.codecs.genome.config import GenomeConfig
 from zoo.codecs.genome.letters import Reader, Residue, checked, folded_places, put_together, taken_apart
-from zoo.errors import ArgumentError, KeysError, naming_item
+from zoo.errors import ArgumentError, InputError, KeysError, naming_item
 from zoo.media.bytes import MAX_BYTES
 from zoo.media.genome import reverse_complement
 from zoo.media.text import characters
@@ -220,7 +220,7 @@ class Genome(TextTokenizer[GenomeConfig]):
 
     def encode_stream(
         self,
-        pieces: Iterable[str | bytes],
+        pieces: Iterable[str | bytes] | str | bytes,
         *,
         case: Case = "upper",
         unknown: Unknown = "upstream",
@@ -230,7 +230,7 @@ class Genome(TextTokenizer[GenomeConfig]):
         """The ids of one sequence of any length that comes in pieces, in bounded memory.
 
         Args:
-            pieces: consecutive letters of the sequence, in pieces of any length.
+            pieces: consecutive letters of the sequence, in pieces of any length; or all of them as one string or bytes.
             case, unknown, rna, strip_whitespace: as `encode`.
 
         Yields:
@@ -240,6 +240,7 @@ class Genome(TextTokenizer[GenomeConfig]):
         Raises:
             InputError: as `encode`; positions count from the piece's beginning.
         """
+        pieces = [pieces] if isinstance(pieces, str | bytes) else pieces
         reader = self._reader(case, unknown, rna, strip_whitespace)
         windows, merges = Windows(self.merges), self.merges
         # Letters as they came that no ids were given for yet, and those of them that were not encoded.
@@ -256,6 +257,8 @@ class Genome(TextTokenizer[GenomeConfig]):
             return self.tokens([torch.tensor(ids, dtype=torch.int64)], [_meta({"text": text}, residue)])
 
         for piece in pieces:
+            if not isinstance(piece, str | bytes | bytearray | memoryview):
+                raise InputError(f"a piece of a sequence is a string or bytes, not {type(piece).__name__}")
             text |= isinstance(piece, str)
             octets = utf8(piece) if isinstance(piece, str) else bytes(piece)
             unread += checked(np.frombuffer(octets, np.uint8), strip_whitespace=strip_whitespace).tobytes()

@@ -65,10 +65,14 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     table = Table(title=f"{spec['name']}: {summary['items'] - summary['failed']} items, {heading}")
     for column in ("metric", "reconstruction", summary["baseline"]):
         table.add_column(column, justify="left" if column == "metric" else "right")
+    undefined = [name for name, figures in summary["metrics"].items() if not (figures["ours"] or figures["baseline"])]
     for name, figures in summary["metrics"].items():
-        table.add_row(name, _number(figures["ours"]), _number(figures["baseline"]))
+        if name not in undefined:
+            table.add_row(name, _number(figures["ours"]), _number(figures["baseline"]))
     console = Console()
     console.print(table)
+    if undefined:
+        console.print(f"[dim]undefined for these items: {', '.join(undefined)}[/dim]")
     for name, reason in summary["skipped"].items():
         console.print(f"[dim]{name} skipped: {escape(reason)}[/dim]")
     console.print(

@@ -181,5 +181,5 @@ def _alive(held: Mapping[str, Any]) -> str:
         if held.get("pid") == os.getpid() and held.get("id") not in _OWN:
             return ""
         same = _started(int(held.get("pid") or 0)) == held.get("started")
-        return f"which is running since tick {held['started']}" if same and held.get("started") else ""
+        return "which is running" if same and held.get("started") else ""
     return f"which gave a sign of life {silent:.0f} s ago" if silent < STALE else ""

@@ -68,13 +68,19 @@ def read(source: str | os.PathLike[str] | Any) -> Iterator[Record]:
                 yield Record(record.name, record.sequence, record.qualities)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
-    except (dnaio.FileFormatError, dnaio.UnknownFileFormat, ValueError, EOFError) as error:
+    except dnaio.UnknownFileFormat as error:
+        raise InputError(f"{name} is not sound FASTA or FASTQ: it begins neither with '>' nor with '@'") from error
+    except (dnaio.FileFormatError, ValueError, EOFError) as error:
         raise InputError(f"{name} is not sound FASTA or FASTQ: {error}") from error
 
 
 def one(content: bytes) -> Record:
     """The record that stands alone in some bytes; errors as for `read`, also if there are none or several."""
-    records = list(read(io.BytesIO(content)))
+    try:
+        records = list(read(io.BytesIO(content)))
+    except InputError as error:
+        # Lines are counted from the record's first one.
+        raise InputError(error.reason.replace("the file", "the record", 1).replace(" file at line", " at its line")) from error
     if len(records) != 1:
         raise InputError(f"there are {len(records)} records of FASTA or FASTQ where one should be")
     return records[0]
