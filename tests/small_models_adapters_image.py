@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderRAE, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 from transformers import Emu3VQVAE, Emu3VQVAEConfig, JanusVQVAE
 from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
@@ -99,6 +99,28 @@ def dc() -> AutoencoderDC:
 def tiny() -> AutoencoderTiny:
     widths = dict(encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8))
     return refilled(AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)))
+
+
+def rae(kind: str = "dinov2") -> AutoencoderRAE:
+    patch = (
+        {"encoder_patch_size": 14, "encoder_input_size": 56}
+        if kind == "dinov2"
+        else {"encoder_patch_size": 16, "encoder_input_size": 64}
+    )
+    encoder = dict(encoder_type=kind, encoder_hidden_size=64, encoder_num_hidden_layers=2)
+    decoder = dict(
+        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=64
+    )
+    means = torch.linspace(-0.5, 0.5, 64 * 16).reshape(64, 4, 4)
+    # Of one size, so that an encoder of patches of 14 sees images of 32 pixels at 56.
+    model = AutoencoderRAE(**encoder, **patch, **decoder, patch_size=8, latents_mean=means, latents_std=means.abs() + 0.5)
+    return refilled(model)
+
+
+def small_rae(kind: str = "dinov2") -> zoo.Tokenizer:
+    """Our tokenizer around one of the models: 4 x 4 latents of images of 32 x 32 pixels."""
+    model = rae(kind)
+    return zoo.load_upstream("rae", dict(model.config) | {"_class_name": "AutoencoderRAE"}, model.state_dict())
 
 
 DETERMINISTIC: dict[str, Callable[[], Any]] = {"dc": dc, "tiny": tiny}

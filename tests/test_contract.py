@@ -26,7 +26,7 @@ from torch import Tensor
 import zoo
 from small_models import small_flextok, small_seed, small_tokenflow
 from small_models_adapters import AUDIO_ADAPTERS
-from small_models_adapters_image import small_deterministic, small_vq
+from small_models_adapters_image import small_deterministic, small_rae, small_vq
 from small_models_adapters_video import (
     small_emu3_video,
     small_video_kl,
@@ -97,7 +97,7 @@ RELATIVES += ("vidtok-noncausal", "emu3-video")
 RELATIVES += ("encodec", "encodec-chunks", "xcodec", "xcodec2", "neucodec", "oobleck", "pocket_tts", "vibevoice")
 
 # Families around the networks of transformers and diffusers, which take long to import in every process of their own.
-AROUND_LIBRARIES = {"emu3": partial(small_vq, "emu3"), "dc-ae": partial(small_deterministic, "dc")}
+AROUND_LIBRARIES = {"emu3": partial(small_vq, "emu3"), "dc-ae": partial(small_deterministic, "dc"), "rae": small_rae}
 
 
 @pytest.fixture(
