@@ -94,6 +94,15 @@ def test_a_tokenizer_takes_under_40_lines() -> None:
     assert not re.findall(r"\b_[a-z]\w*", block)
 
 
+def test_names_of_the_readme_are_there() -> None:
+    """After ``import zoo`` alone, in a process where nothing else has been imported."""
+    names = re.findall(r"`zoo((?:\.[A-Za-z_]+)+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {".streams", ".media.genome.read", ".text.mixture"} <= set(names)
+    script = "import zoo, operator\nfor name in " + repr(sorted(set(names))) + ": operator.attrgetter(name[1:])(zoo)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 def test_every_model_is_in_the_readme() -> None:
     """By its name, or as the end of one; what has no weights is in its family's card."""
     import zoo

@@ -406,6 +406,8 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
         run(folder, folder)
     with pytest.raises(ArgumentError, match="is a file"):
         run(folder, folder / "00.bin")
+    with pytest.raises(ArgumentError, match="a path is empty"):
+        engine.tokenize(Hazard(), "", tmp_path / "out", workers=0)
     with pytest.raises(ArgumentError, match="no such file, or nothing for bytes in it"):
         run(tmp_path / "nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()

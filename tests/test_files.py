@@ -189,6 +189,8 @@ def test_what_folders_hold_besides(tmp_path: Path) -> None:
     with pytest.raises(zoo.InputError, match=r"no file with a known extension.*1 \.m4a"):
         media.expand_paths([tmp_path / "only"], (".wav",))
     assert [path.name for path in media.expand_paths([tmp_path / "._a.wav"], (".wav",))] == ["._a.wav"]
+    with pytest.raises(zoo.InputError, match="a path is empty"):
+        media.expand_paths([""], (".wav",))
 
 
 def test_links_to_folders(tmp_path: Path) -> None:

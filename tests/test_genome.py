@@ -134,7 +134,7 @@ def test_bad_sequences_are_named(tok: Genome, tmp_path: Path) -> None:
         ("ACGé", r"'é' at position 3"),
         ("ACGſ", r"'ſ' at position 3"),
         (b"ACG\xff", r"0xff at offset 3 does not belong to UTF-8"),
-        (fasta, r"this looks like FASTA, which zoo\.media\.genome\.read takes apart"),
+        (fasta, r"this looks like FASTA, which zoo\.media\.genome\.read and the command zoo tokenize take apart"),
         (str(fasta), r"a string is the text itself: pass pathlib\.Path"),
         ("\ud800", r"lone surrogate"),
     ):

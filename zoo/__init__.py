@@ -84,7 +84,7 @@ _HOMES = {
 }
 
 # Packages that are public names themselves.
-_PACKAGES = ("compress", "engine", "quantization", "quantizers", "text")
+_PACKAGES = ("compress", "engine", "media", "quantization", "quantizers", "streams", "text")
 
 __all__ = [
     "ArgumentError",

@@ -130,7 +130,11 @@ def checked(octets: Letters, *, strip_whitespace: bool) -> Letters:
     if text[position].isspace():
         raise InputError(f"white space at position {position} of the sequence: pass strip_whitespace=True to take it out")
     marks = {">": "FASTA", "@": "FASTQ"}
-    read = f"; this looks like {marks[text[0]]}, which zoo.media.genome.read takes apart" if text[0] in marks else ""
+    read = (
+        f"; this looks like {marks[text[0]]}, which zoo.media.genome.read and the command zoo tokenize take apart"
+        if text[0] in marks
+        else ""
+    )
     raise InputError(
         f"{text[position]!r} at position {position} is no letter of the IUPAC alphabet of nucleotides ({IUPAC}){read}"
         f"{file_hint(text)}"

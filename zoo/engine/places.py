@@ -165,7 +165,13 @@ def places_of(place: str) -> Places:
 
 
 def whole_place(place: str | os.PathLike[str]) -> str:
-    """A place under a name that does not depend on the working directory."""
+    """A place under a name that does not depend on the working directory.
+
+    Raises:
+        ArgumentError: it has no letters, which would be the working directory.
+    """
+    if not os.fspath(place):
+        raise ArgumentError("a path is empty")
     place = os.fspath(place).removeprefix("file://")
     return place if is_url(place) else os.path.abspath(place)
 

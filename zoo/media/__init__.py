@@ -1,6 +1,7 @@
 """Read and write media. Files, arrays and tensors go in; float tensors come out."""
 
 from zoo.folders import Skipped
+from zoo.media import genome
 from zoo.media.audio import (
     AUDIO_EXTENSIONS,
     READ_ONLY_AUDIO_EXTENSIONS,
@@ -91,6 +92,7 @@ __all__ = [
     "expand_paths",
     "file_content",
     "frame_of",
+    "genome",
     "image_info",
     "is_closed",
     "pixels_of",

@@ -299,6 +299,9 @@ def expand_paths(
     skipped = Skipped() if skipped is None else skipped
     found: dict[Path, None] = {}
     for argument in arguments:
+        # A path of no letters would be the working directory.
+        if not os.fspath(argument):
+            raise InputError("a path is empty")
         path, left_out = Path(argument), Skipped(extras=skipped.extras)
         try:
             if path.is_dir():
