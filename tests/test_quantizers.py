@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
+from zoo.errors import ArgumentError, InputError
 from zoo.quantizers import BSQ, FSQ, LFQ, VQ, ResidualVQ, SimVQ
 
 CASE = Path(__file__).parent / "golden" / "quantize" / "codebook-lib-a"
@@ -145,3 +147,17 @@ def test_first_codebooks_alone_and_codes_that_change() -> None:
     for wrong in (0, 63):
         with pytest.raises(zoo.InputError, match="1 to 62 bits"):
             LFQ(wrong)
+
+
+@pytest.mark.parametrize("quantizer", [FSQ([3, 5]), FSQ([4, 4], symmetric=True), LFQ(4), BSQ(4)])
+@pytest.mark.parametrize("number", [-1, 16])
+def test_ids_of_no_code(quantizer: Any, number: int) -> None:
+    with pytest.raises(InputError, match=r"outside of the 1\d codes"):
+        quantizer.vectors(torch.tensor([0, number]))
+    assert quantizer.vectors(torch.empty(0, dtype=torch.int64)).shape[0] == 0
+
+
+@pytest.mark.parametrize("levels", [[], [0], [3, 1], [-2]])
+def test_levels_of_no_grid(levels: list[int]) -> None:
+    with pytest.raises(ArgumentError, match="at least two levels"):
+        FSQ(levels)

@@ -26,7 +26,7 @@ from zoo.derived import Derived
 from zoo.errors import ArgumentError
 from zoo.kernels.codebook import CodebookSearch, nearest, prepare
 from zoo.kernels.screening import PreparedCodebook
-from zoo.nn.fsq import FSQ
+from zoo.nn.fsq import FSQ, require_codes
 from zoo.precision import Float32Module
 
 __all__ = ["BSQ", "FSQ", "LFQ", "VQ", "EntropyLoss", "ResidualVQ", "SimVQ"]
@@ -97,7 +97,12 @@ class LFQ(Float32Module):
         return ((self.projected(z) > 0) * self.mask).sum(-1)
 
     def vectors(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
-        """Vectors that ids stand for."""
+        """Vectors that ids stand for.
+
+        Raises:
+            InputError: an id is outside the codebook.
+        """
+        require_codes(ids, 1 << self.bits)
         set_bits = (ids[..., None] & self.mask) != 0
         found: Tensor = self.project_out(torch.where(set_bits, self.magnitude, -self.magnitude))
         return found

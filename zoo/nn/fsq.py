@@ -9,8 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.errors import ArgumentError, InputError
+
 # Keeps the outermost levels reachable: the bounding tanh would approach them only at infinity.
 _MARGIN = 1e-3
+
+
+def require_codes(ids: Int[Tensor, "*shape"], size: int) -> None:
+    """Refuse ids of no code, for quantizers that would work out a vector for any number.
+
+    Raises:
+        InputError: an id is outside of ``[0, size)``.
+    """
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < size:
+        raise InputError(f"ids from {int(ids.min())} to {int(ids.max())} are outside of the {size} codes")
 
 
 class FSQ(nn.Module):
@@ -21,10 +33,15 @@ class FSQ(nn.Module):
     Args:
         levels: number of values of each component.
         symmetric: whether an even number of values lies around 0 rather than one more below it (arXiv 2411.19842).
+
+    Raises:
+        ArgumentError: there is no component, or one has fewer than two values.
     """
 
     def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
         super().__init__()
+        if not levels or min(levels) < 2:
+            raise ArgumentError(f"each component has at least two levels, and there is at least one: not {list(levels)}")
         self.levels = tuple(levels)
         self.symmetric = symmetric
 
@@ -87,7 +104,12 @@ class FSQ(nn.Module):
         return 2 * digits.float() / self._steps(ids) - 1 if self.symmetric else (digits - half).float() / half
 
     def vectors(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape components"]:
-        """The same as `codes`, by the name that all of `zoo.quantizers` have for it."""
+        """The same as `codes`, by the name that all of `zoo.quantizers` have for it.
+
+        Raises:
+            InputError: an id is outside the codebook.
+        """
+        require_codes(ids, self.vocab_size)
         return self.codes(ids)
 
     def _steps(self, like: Tensor) -> Int[Tensor, " components"]:
