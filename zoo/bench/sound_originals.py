@@ -133,7 +133,6 @@ def _search(size: Size) -> Pair:
         str(size),
         lambda: nearest(x, prepared),
         lambda: torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0]),
-        operations=2 * size.dim * size.codes * size.queries,
     )
 
 
