@@ -92,7 +92,7 @@ RANDOM = {
 
 
 # What the slow tests run: small models of families that have an embedded one, and relatives of those that the fast ones run.
-RELATIVES = ("flextok", "vat", "vectok", "tokenflow", "seed", "ibq", "snac", "vidtok-kl", "video-kl")
+RELATIVES = ("flextok", "magnet", "vat", "vectok", "tokenflow", "seed", "ibq", "snac", "vidtok-kl", "video-kl")
 RELATIVES += ("vidtok-noncausal", "emu3-video")
 RELATIVES += ("encodec", "encodec-chunks", "xcodec", "xcodec2", "neucodec", "oobleck", "pocket_tts", "vibevoice")
 
