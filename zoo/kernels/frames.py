@@ -1,4 +1,4 @@
-"""What decoders of sound do to frames between their products, each frame's result in one pass: in C, where that compiles.
+"""Norms and activations of frames between the products of decoders of sound: a frame's result in one pass in C.
 
 Frames are float32 rows of channels on a CPU. Every function gives ``None`` where there is no compiled kernel or it does not
 take the input, as where a gradient is asked for; the caller then does the same by PyTorch's operators, equal but for rounding.
