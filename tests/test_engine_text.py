@@ -205,6 +205,12 @@ def test_strings_that_are_no_texts(tmp_path: Path) -> None:
     reasons = [row["error"] for row in rows(tmp_path / "out")]
     assert reasons[:3] == [None, "its 'text' is no text", "its 'text' is no text"]
     assert "lone surrogate U+D800" in reasons[3]
+    odd = ['{"text": "a", "n": "x\\ud800y", "\\ud800": 1, "o": ["\\udfff"]}', '{"path": "\\ud800"}', '{"path": "a\\u0000"}']
+    (tmp_path / "odd.jsonl").write_text("\n".join(odd))
+    run(tmp_path / "odd.jsonl", tmp_path / "odd", "byte-ids")
+    found = rows(tmp_path / "odd")
+    assert (found[0]["n"], found[0]["o"], found[0]["error"]) == ("x\ufffdy", '["\ufffd"]', None)
+    assert [row["error"] for row in found[1:]] == ["\ufffd does not exist", "its 'path' is no path"]
     pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
     run(tmp_path / "a.parquet", tmp_path / "table", "byte-ids")
     assert [row["error"] for row in rows(tmp_path / "table")] == [None, "the column holds nothing for it"]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from zoo.engine import shar
 from zoo.engine.packed import is_packed, opened, set_aside, taken_up
 from zoo.engine.places import beside, patiently, places_of
-from zoo.engine.sources import Carried, Row, arrow_batches, is_item
+from zoo.engine.sources import HALF, Carried, Row, arrow_batches, is_item
 from zoo.engine.store import is_url
 from zoo.errors import InputError
 from zoo.modality import Modality
@@ -335,4 +335,5 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
     """A value of JSON as the type of its column; text for what has no other."""
     if value is None or kind != pa.string():
         return float(value) if value is not None and kind == pa.float64() else value
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return HALF.sub("\ufffd", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from zoo.engine.places import Places, beside, places_of
 from zoo.errors import ArgumentError, InputError, listing
 from zoo.folders import Skipped
 from zoo.modality import Modality, modality
+
+#: Halves of characters, which JSON can spell and UTF-8 cannot.
+HALF = re.compile("[\ud800-\udfff]")
 
 #: Where the media of an item are: a file; a range of bytes of one, a record in such a range, or a cut of the recording there; a
 #: row of a table; a file that a line of JSON names, or the line itself. The last one is of items that cannot even be listed.
@@ -390,16 +394,16 @@ class Listing:
             return Row(key, "value", place, offset, len(line), bytes=len(line), stamp=stamp, more=field)
         other = content.get(field)
         other = other.get("path") if isinstance(other, dict) else other
-        if not isinstance(other, str) or not other:
+        if not isinstance(other, str) or not other or "\0" in other:
             wanted = "no text" if is_item(field, self._medium) else "no path"
             return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=f"its {field!r} is {wanted}")
         media = beside(place, other)
         try:
             size, media_stamp = places_of(media).status(media)
-        except OSError as error:
-            reason = (
-                f"{other} does not exist" if isinstance(error, FileNotFoundError) else f"{other}: {error.strerror or error}"
-            )
+        except (OSError, UnicodeEncodeError) as error:
+            shown = HALF.sub("\ufffd", other)
+            reason = f"{shown}: {getattr(error, 'strerror', None) or error}"
+            reason = f"{shown} does not exist" if isinstance(error, FileNotFoundError | UnicodeEncodeError) else reason
             return Row(key, "broken", place, offset, len(line), stamp=stamp, broken=reason)
         more = json.dumps([media, media_stamp])
         return Row(key, "line", place, offset, len(line), bytes=size, stamp=stamp, more=more)
@@ -428,6 +432,9 @@ class Listing:
 
     def _carry_value(self, name: str, value: Any, place: str) -> None:
         """The type that holds all values of a field so far: whole numbers widen to real ones, anything else to text."""
+        if HALF.search(name):
+            # No column can be called so.
+            return
         kind = _type_of(value)
         before = self._columns.get(name, pa.null())
         if before == kind or kind == pa.null():
