@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 import zoo
-from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW
+from small_models import SMALL, SMALL_FLEXTOK, SMALL_TOKENFLOW, small_flextok, small_tokenflow
 from small_models_adapters_video import small_emu3_video, small_video_kl, small_vidtok
 from small_models_s3tokenizer import SMALL_V2, small_s3tokenizer
 from small_models_snac import SMALL_SNAC
@@ -26,10 +27,12 @@ from small_models_vectok import SMALL_VECTOK
 from zoo import bench, registry
 from zoo.bench import against, audio, image, image_originals, originals, print_table, run, sound_originals, video
 from zoo.bench.codebook import Size
+from zoo.bench.image_networks import FlexTokNetworks, TokenFlowDecoder, TokenFlowEncoder
 from zoo.bench.measure import count_flops, peak_memory, random_model
 from zoo.bench.quantized import Call, footprints, quantized_model
 from zoo.cli import app
 from zoo.machine import described
+from zoo.nn.conv2d import Conv2d
 from zoo.quantization.packed import quantized_layers
 
 
@@ -243,6 +246,14 @@ def test_searches_beside_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (Size(8, 300, 70), Size(32, 500, 33), Size(100, 64, 5))
     monkeypatch.setattr(originals, "PARTS", {"search": lambda: sound_originals.search(sizes)})
     assert [row["equal"] for row in originals.run(repetitions=1)["rows"]] == [1.0] * 3
+
+
+def test_networks_of_their_authors_have_no_layers_of_ours() -> None:
+    tokenizer = small_tokenflow()
+    for network in (TokenFlowEncoder(tokenizer), TokenFlowDecoder(tokenizer), FlexTokNetworks(small_flextok())):
+        layers = [part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Linear | nn.GroupNorm)]
+        assert layers and all(type(part).__module__.startswith("torch.") for part in layers)
+    assert type(tokenizer.decoder.conv_in) is Conv2d
 
 
 def test_dense_lookups_multiply_what_they_found() -> None:

@@ -24,8 +24,12 @@ GUIDANCE = 7.5
 
 
 def plain_copy(module: nn.Module) -> Any:
-    """A copy whose weights lie as PyTorch makes them, whatever layout they have here."""
+    """A copy with PyTorch's own layers, whose weights lie as it makes them, whatever layout they have here."""
     copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for plain in (nn.Conv2d, nn.GroupNorm, nn.Linear):
+            if isinstance(part, plain):
+                part.__class__ = plain
     for tensor in copied.parameters():
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return copied
