@@ -85,8 +85,10 @@ def scaled_silu(
 def elu(x: Frames, out: Frames | None) -> Frames | None:
     """Exponential linear unit, to 2 units of float32 at 1; into ``out`` if it is given."""
     library = _library(x, x.dtype)
+    if library is None:
+        return None
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    if library is None or any(some.stride(2) != 1 or some.stride(1) != some.shape[2] for some in (x, out)):
+    if any(some.stride(2) != 1 or some.stride(1) != some.shape[2] for some in (x, out)):
         return None
     batch, frames, channels = x.shape
     arguments = [*map(_address, (x, out)), *map(ctypes.c_int64, (frames, channels, x.stride(0), out.stride(0)))]
