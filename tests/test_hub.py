@@ -433,3 +433,23 @@ def test_endpoint_variable_in_a_fresh_process(published: HubServer, tmp_path: Pa
     code = f"import zoo; print(zoo.load({NAME!r}).fingerprint)"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == load().fingerprint
+
+
+# Outside of pytest, which checks the types of arguments itself.
+WRONG_KINDS = """
+import pathlib, zoo
+vocabulary = zoo.Vocabulary.build(9, {"img": zoo.load("flextok-tiny")})
+names = (None, 3, pathlib.Path("flextok-tiny"))
+for call in (*(lambda name=name: zoo.load(name) for name in names), lambda: vocabulary.to_text([1])):
+    try:
+        call()
+    except zoo.InputError as error:
+        print(error)
+"""
+
+
+def test_arguments_of_another_kind() -> None:
+    done = subprocess.run([sys.executable, "-c", WRONG_KINDS], capture_output=True, text=True, check=True)
+    *names, tokens = done.stdout.splitlines()
+    assert len(names) == 3 and all(line.startswith("the name of a tokenizer is a string, not ") for line in names)
+    assert tokens == "tokens must be zoo.Tokens, which know their checkpoint, not list"

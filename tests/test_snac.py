@@ -359,6 +359,7 @@ def test_bad_noise() -> None:
         ({"noise": [torch.zeros(1, 1, 12 * step) for step in steps[:3]]}, "noise of 3 blocks"),
         ({"noise": [torch.zeros(1, 1, 11 * step) for step in steps]}, r"noise must be \[2, 1, 96\]"),
         ({"seed": [1, 2, 3]}, "3 seeds do not fit 2 items"),
+        ({"seed": 2**64}, "a seed is a whole number of 64 bits"),
     ):
         with pytest.raises(zoo.InputError, match=reason):
             tokenizer.decode(tokens, **options)

@@ -43,3 +43,10 @@ def test_bad_streams_are_refused():
     late[3, 1] = 9
     with pytest.raises(InputError, match="filler 9 stands where frame 1 has its code of codebook 1"):
         streams.undelay(late, (0, 2), 9)
+
+
+def test_counts_that_cannot_be():
+    for wrong in (lambda: streams.moshi(-1), lambda: streams.musicgen(0), lambda: streams.offsets(2, 0)):
+        with pytest.raises(ArgumentError, match="at least one codebook"):
+            wrong()
+    assert streams.offsets(2, 5) == (0, 5) and streams.moshi(1) == (0,)

@@ -21,18 +21,26 @@ DIA = (0, 8, 9, 10, 11, 12, 13, 14, 15)
 def musicgen(codebooks: int) -> tuple[int, ...]:
     """Each codebook one step behind the one before: MusicGen, AudioGen, Parler-TTS.
 
+    Raises:
+        ArgumentError: there are no codebooks.
+
     >>> musicgen(4)
     (0, 1, 2, 3)
     """
+    _require_counts(codebooks)
     return tuple(range(codebooks))
 
 
 def moshi(codebooks: int) -> tuple[int, ...]:
     """The codebook of words first, all others one step behind: Moshi.
 
+    Raises:
+        ArgumentError: there are no codebooks.
+
     >>> moshi(8)
     (0, 1, 1, 1, 1, 1, 1, 1)
     """
+    _require_counts(codebooks)
     return (0,) + (1,) * (codebooks - 1)
 
 
@@ -79,10 +87,19 @@ def undelay(streams: Int[Tensor, "steps codebooks"], delays: Sequence[int], fill
 def offsets(codebooks: int, codebook_size: int, special: int = 0) -> tuple[int, ...]:
     """The first id of each codebook in one table for all, where each has a few special ids of its own behind its codes.
 
+    Raises:
+        ArgumentError: there are no codebooks or no codes, or fewer than no special ids.
+
     >>> offsets(4, 2048, special=3)
     (0, 2051, 4102, 6153)
     """
+    _require_counts(codebooks, codebook_size, special + 1)
     return tuple(book * (codebook_size + special) for book in range(codebooks))
+
+
+def _require_counts(*counts: int) -> None:
+    if min(counts) < 1:
+        raise ArgumentError("there must be at least one codebook, one code in each, and no fewer than 0 special ids")
 
 
 def _require_delays(codes: Tensor, delays: Sequence[int]) -> None:

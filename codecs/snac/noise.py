@@ -38,12 +38,18 @@ class SeededNoise(NoiseSource):
     the same noise alone and in a batch, whole and in windows, on every device.
 
     Args:
-        seeds: of each item.
+        seeds: of each item, from -2⁶³ to what leaves a number of 64 bits for the last block.
         config: of the model.
+
+    Raises:
+        ArgumentError: a seed is no such number.
     """
 
     def __init__(self, seeds: Sequence[int], config: SNACConfig) -> None:
         self.seeds = list(seeds)
+        for seed in self.seeds:
+            if not isinstance(seed, int) or not -(1 << 63) <= seed <= (1 << 64) - len(config.decoder_rates):
+                raise ArgumentError(f"a seed is a whole number of 64 bits, not {seed!r}")
         self._streams = {seed: _Stream(seed, config) for seed in self.seeds}
 
     def window(self, items: Sequence[int], first: int, stop: int) -> list[Float[Tensor, "_ _ 1"]]:

@@ -205,7 +205,7 @@ class SNAC(AudioTokenizer[SNACConfig, Tokens]):
 
     @staticmethod
     def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
         if len(seeds) != count:
             raise ArgumentError(f"{len(seeds)} seeds do not fit {count} items")
         return seeds

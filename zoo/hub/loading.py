@@ -93,8 +93,8 @@ def load(
 
     Raises:
         RegistryError: no such name.
-        InputError: the model has no such part or piece, there is no such method of quantization, or the dtype is none of
-            floating-point numbers.
+        InputError: the name is no string, the model has no such part or piece, there is no such method of quantization, or the
+            dtype is none of floating-point numbers.
         HubError: the files cannot be had; each subclass says what to do next.
         WeightsError: the files cannot be used.
 
@@ -103,6 +103,8 @@ def load(
     (('encoder',), 32, 1024)
     """
     with exact_float32(torch.device("cpu")):
+        if not isinstance(name, str):
+            raise ArgumentError(f"the name of a tokenizer is a string, not {name!r}; of a folder, 'local-dir:path'")
         if precision is not None and precision not in PRECISIONS:
             raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

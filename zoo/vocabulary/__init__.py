@@ -217,7 +217,10 @@ class Vocabulary:
 
         Raises:
             MismatchError: they are of a checkpoint that the vocabulary does not know.
+            InputError: they are no `zoo.Tokens`.
         """
+        if not isinstance(tokens, Tokens):
+            raise InputError(f"tokens must be zoo.Tokens, which know their checkpoint, not {type(tokens).__name__}")
         for section in self.sections:
             unknown = not section.fingerprint and section.tokenizer == tokens.tokenizer
             if section.vocab_size == tokens.vocab_size and (section.fingerprint == tokens.fingerprint or unknown):
