@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint, renamed
-from zoo.errors import KeysError, WeightsError
+from zoo.errors import ItemError, KeysError, WeightsError
 from zoo.latents import Latents
 from zoo.nn.library import Exact, built, full_settings, known_settings
 from zoo.precision import Float32Module
@@ -195,6 +195,17 @@ class RAE(ImageTokenizer[RAEConfig, Latents]):
             fingerprint=self.fingerprint,
             image_size=(self.config.side, self.config.side),
         )
+
+    def check(self, tokens: Any) -> Latents:
+        """See `zoo.Tokenizer.check`; latents are a grid of the model's size."""
+        checked = super().check(tokens)
+        side = self.config.grid
+        for index, values in enumerate(checked.values):
+            if tuple(values.shape[1:]) != (side, side):
+                raise ItemError(
+                    f"latents of {self.name} are {side} x {side}, not {' x '.join(map(str, values.shape[1:]))}", index
+                )
+        return checked
 
     def encode_images(self, images: Images, dtype: torch.dtype) -> Sequence[Float[Tensor, "channels rows columns"]]:
         own, library = self.statistics, self.config.library
