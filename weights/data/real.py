@@ -11,7 +11,7 @@ it fetches what is missing; packages that already lie in ``FOLDER/packages`` are
 Recordings stay as they are, but for raw G.722, which names neither its kind nor its rate: it becomes FLAC at 16 kHz. Meshes
 that are not closed and recordings without a sample are left out and counted.
 
-Sources whose licence or speaker is in doubt, or whose files nothing here reads, are in `LEFT_OUT`, with the reason.
+`LEFT_OUT` lists sources of doubtful licence or speaker and those of unreadable files, each with the reason.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ LEFT_OUT: dict[str, str] = {
 
 
 def package_path(source: Source, folder: Path) -> Path:
-    """Where a package lies once fetched: ``NAME_VERSION`` with ``.deb`` or ``.whl``, a colon written as in Debian's names."""
+    """Path of a fetched package: ``NAME_VERSION`` with ``.deb`` or ``.whl``, a colon written as in Debian's names."""
     ending = ".deb" if source.index == "debian" else ".whl"
     return folder / "packages" / f"{source.package}_{source.version.replace(':', '%3a')}{ending}"
 
