@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint, layer_numbers, renamed, require_agreement, shape_of
 from zoo.errors import ArgumentError, InputError, KeysError, WeightsError, naming_item
 from zoo.media.bytes import MAX_BYTES
-from zoo.precision import undisturbed
+from zoo.precision import Float32Module, undisturbed
 from zoo.spec import Spec
 from zoo.tokenizer import Prepared
 from zoo.tokenizer.byte_text import FIRST_SENTINEL, ByteTextTokenizer
@@ -150,7 +150,7 @@ class BoundaryPredictor(nn.Module):
         return self.boundary_predictor(x)[..., 0]
 
 
-class Magnet(nn.Module):
+class Magnet(Float32Module):
     """The network, under the original's keys."""
 
     def __init__(self, config: MagnetConfig) -> None:
@@ -289,6 +289,10 @@ class MagnetTokenizer(ByteTextTokenizer[MagnetConfig]):
             lossless=True,
             fingerprint=self.fingerprint,
         )
+
+    def exact_parts(self) -> tuple[str, ...]:
+        """The network: the ends of words depend on it."""
+        return ("network",)
 
     def encode(
         self,

@@ -711,7 +711,9 @@ if plain.spec.modality == "shape":
     places = torch.sin(torch.arange(3000.0)).reshape(1000, 3)
     pairs = list(zip(compiled.occupancy(tokens, places), plain.occupancy(tokens, places), strict=True))
 else:
-    pairs = [] if "decoder" not in plain.spec.parts else list(zip(decode(compiled, tokens), decode(plain, tokens), strict=True))
+    quick = {"steps": 3} if plain.family in ("flextok", "seed") else {}
+    decoders = "decoder" in plain.spec.parts
+    pairs = list(zip(compiled.decode(tokens, **quick), plain.decode(tokens, **quick), strict=True)) if decoders else []
 if plain.spec.continuous:
     pairs += zip(found.values, tokens.values, strict=True)
 else:

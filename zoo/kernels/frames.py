@@ -98,9 +98,9 @@ def elu(x: Frames, out: Frames | None) -> Frames | None:
 
 def _library(x: Tensor, dtype: torch.dtype) -> Any | None:
     """The compiled kernels, if they take frames like these and give that type."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or dtype not in (torch.float32, _HALF) or not x.numel():
+    if x.dtype != torch.float32 or dtype not in (torch.float32, _HALF) or not x.numel():
         return None
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or not native.unwatched(x):
         return None
     return native.library("frames.c")
 

@@ -16,7 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.derived import Derived
+from zoo.kernels import native
 from zoo.nn.conv import conv1d
+from zoo.nn.conv2d import watched
 
 # Rows that the layout is chosen for; it serves any number.
 _ROWS = 1024
@@ -55,8 +57,11 @@ def _side_by_side(x: Float[Tensor, "batch time into"], kernel: int) -> Float[Ten
 
 
 def _serves(layer: nn.Linear | nn.Conv1d, x: Tensor) -> bool:
-    """Whether the product of a layer is computed here: on a CPU, with a weight that stays, where no gradient is asked for."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled:
+    """Whether the product of a layer is computed here: on a CPU, with a weight that stays, where nobody looks on.
+
+    Gradients, counters of operations and hooks want PyTorch's own operators.
+    """
+    if torch.is_grad_enabled() or not torch.backends.mkldnn.enabled or watched(layer) or not native.unwatched(x):
         return False
     if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and _products._is_mkldnn_bf16_supported()):
         return False
