@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.codecs.s3tokenizer.config import SECOND_STRIDE, S3TokenizerConfig
 from zoo.nn.conv import conv1d
+from zoo.nn.prepared import linear
 from zoo.precision import Float32Module
 
 Rows = Float[Tensor, "_rows _channels"]
@@ -117,6 +118,14 @@ class Attention(nn.Module):
         return found if self.memory is None else found + self.memory(values, layout)
 
 
+class FeedForward(nn.Sequential):
+    """Two products with a GELU between, on weights that are laid out once (see `zoo.nn.prepared`)."""
+
+    def forward(self, x: Rows) -> Rows:
+        inner, _, outer = self
+        return linear(outer, linear(inner, x, gelu=True))
+
+
 class Block(nn.Module):
     """Attention and feed-forward layers, each behind a layer norm and added to the stream."""
 
@@ -126,7 +135,7 @@ class Block(nn.Module):
         self.attn_ln = nn.LayerNorm(dim, eps=config.attention_eps)
         self.attn = Attention(config)
         self.mlp_ln = nn.LayerNorm(dim, eps=config.mlp_eps)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.mlp = FeedForward(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Rows, layout: Layout, rotation: tuple[Tensor, Tensor] | None) -> Rows:
         x = x + self.attn(self.attn_ln(x), layout, rotation)
