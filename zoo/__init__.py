@@ -12,10 +12,11 @@ Tokens(wavtokenizer-tiny, items=2, lengths=[75, 19], vocab_size=1024)
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
-from zoo import moved
 from zoo.errors import (
     ArgumentError,
     ChecksumError,
@@ -57,7 +58,22 @@ if TYPE_CHECKING:
     from zoo.tokens import Tokens
     from zoo.vocabulary import Vocabulary
 
-moved.install()
+
+class _Former:
+    """Finds modules under their former names; what knows these is loaded with the first module that is asked for."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if not name.startswith("zoo.") or name == "zoo.moved":
+            return None
+        from zoo import moved
+
+        return moved.find_spec(name)
+
+
+# Before Python's own search, which may find the empty folders of former packages.
+if not any(getattr(finder, "__qualname__", "") == _Former.__qualname__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _Former)
 
 __version__ = "0.1.0"
 

@@ -140,7 +140,5 @@ class _Importer:
         sys.modules[former] = getattr(present, function) if function else present
 
 
-def install() -> None:
-    """Make former modules importable. They come before Python's own search, which may find their empty folders."""
-    if _Importer not in sys.meta_path:
-        sys.meta_path.insert(0, _Importer)
+#: Gives the spec of a former module, and ``None`` for all others.
+find_spec = _Importer.find_spec

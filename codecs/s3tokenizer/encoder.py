@@ -123,6 +123,8 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Rows) -> Rows:
         inner, _, outer = self
+        assert isinstance(inner, nn.Linear)
+        assert isinstance(outer, nn.Linear)
         return linear(outer, linear(inner, x, gelu=True))
 
 
