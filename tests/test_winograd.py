@@ -174,7 +174,9 @@ def test_hooks_see_all_of_a_layer(calls: list[int]) -> None:
     own.register_forward_hook(lambda _, inputs, output: seen.extend([*inputs, output]))
     watched = convolved(own, x, added=added, enlarged=True)
     assert (fused - watched).abs().max() < 1e-5
-    assert seen[0].shape == added.shape and torch.equal(added + seen[1], watched) and calls == [4, 4]
+    assert seen[0].shape == added.shape and torch.equal(added + seen[1], watched)
+    # Whoever looks on may want the product by PyTorch's operator, as calibration does.
+    assert calls == [4]
 
 
 def test_low_precision_is_laid_out_once() -> None:
