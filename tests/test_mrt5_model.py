@@ -220,3 +220,12 @@ def test_the_rate_of_deletion_is_held() -> None:
     assert weights == [0.0, *(again.update(rate) for rate in rates[:-1])]
     assert model.encoder.delete_gate.linear.weight.grad.abs().sum() > 0
     assert abs(sum(rates[-10:]) / 10 - 0.5) < 0.2
+
+
+def test_what_is_kept_may_take_part_in_training() -> None:
+    model = small_mrt5()
+    [kept] = model.kept(model.encode("a few words"))
+    table = torch.nn.Embedding(model.spec.vocab_size, 2)
+    table(kept.ids).sum().backward()
+    assert not kept.ids.is_inference() and not kept.positions.is_inference()
+    assert int(table.weight.grad.sum()) == 2 * len(kept.ids)  # type: ignore[union-attr]  # there is one behind `backward`

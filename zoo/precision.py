@@ -268,8 +268,9 @@ def _ordinary(found: Any) -> Any:
             return found
         plain = type(found) is Tensor and found.device.type in ("cpu", "cuda") and found.layout == torch.strided
         return from_dlpack(found) if plain and not (found.is_conj() or found.is_neg()) else found.clone()
-    if isinstance(found, list | tuple) and not hasattr(found, "_fields"):
-        return type(found)([_ordinary(value) for value in found])
+    if isinstance(found, list | tuple):
+        values = [_ordinary(value) for value in found]
+        return type(found)(*values) if hasattr(found, "_fields") else type(found)(values)
     if isinstance(found, dict):
         return {key: _ordinary(value) for key, value in found.items()}
     if is_dataclass(found):

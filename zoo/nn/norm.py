@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import native
 from zoo.kernels import norm as kernel
+from zoo.nn.conv2d import watched
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -91,7 +92,7 @@ class GroupNorm(nn.GroupNorm):
 
 def activated(norm: nn.GroupNorm, x: Float[Tensor, "batch channels *size"], *, overwrite: bool = False) -> Tensor:
     """``silu(norm(x))``, by `GroupNorm.activated` unless hooks watch the norm."""
-    if isinstance(norm, GroupNorm) and not norm._forward_hooks and not norm._forward_pre_hooks:
+    if isinstance(norm, GroupNorm) and not watched(norm):
         return norm.activated(x, overwrite=overwrite)
     return F.silu(norm(x))
 
